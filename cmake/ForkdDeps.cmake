@@ -1,0 +1,16 @@
+# Libraries, all from Debian's own packages (tools/packages.txt).
+find_package(PkgConfig REQUIRED)
+find_package(Threads REQUIRED)
+
+foreach(dep IN ITEMS libevent:libevent_core msgpack:msgpack lz4:liblz4 zstd:libzstd xxhash:libxxhash
+                     jansson:jansson inih:inih)
+  string(REPLACE ":" ";" pair ${dep})
+  list(GET pair 0 name)
+  list(GET pair 1 module)
+  pkg_check_modules(${name} REQUIRED IMPORTED_TARGET ${module})
+endforeach()
+pkg_check_modules(libevent_extra REQUIRED IMPORTED_TARGET libevent_extra)
+pkg_check_modules(libevent_pthreads REQUIRED IMPORTED_TARGET libevent_pthreads)
+if(FORKD_TESTS)
+  pkg_check_modules(cmocka REQUIRED IMPORTED_TARGET cmocka)
+endif()

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+/* One virtual machine monitor, whatever its kind: QEMU today, Firecracker beside it.
+ *
+ * A driver is a table of functions. All of them that take time run in a coroutine (common/co.h) and return
+ * when the step is done, has failed, or its deadline has passed; the rest of forkd goes on meanwhile. A
+ * function returns 0 or -errno with *e filled. When the VMM dies in the middle of a step, the step returns
+ * -EPIPE with the end of the VMM's log in the message. */
+#pragma once
+
+#include <event2/event.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/err.h"
+
+#define VMM_MAX_DISKS 8
+#define VMM_MAX_VCPUS 64
+#define VMM_MIN_MEM (64ull << 20)
+#define VMM_MAX_MEM (1ull << 40)
+
+enum vmm_accel { VMM_ACCEL_TCG, VMM_ACCEL_KVM };
+
+/** What a VM is made of; the part of it that a snapshot must reproduce exactly. */
+struct vmm_machine {
+        uint64_t mem_bytes;
+        unsigned vcpus;
+        enum vmm_accel accel;
+        unsigned n_disks;
+};
+
+/** Everything to start a VMM with. Paths and descriptors stay the caller's. */
+struct vmm_start {
+        const struct vmm_machine *machine;
+        const char *run_dir;    /* private directory of this VM (0700): control and agent sockets go there */
+        const char *log_path;   /* the VMM's own stdout and stderr, appended */
+        int console_fd;         /* the guest's serial console goes there: a file open O_APPEND */
+        const char *disks[VMM_MAX_DISKS];
+        int cgroup_procs_fd;    /* -1: none */
+        const char *kernel, *initrd, *cmdline; /* for a boot; NULL when device state will be loaded */
+        bool incoming;          /* wait for load_state */
+
+        /* Guest memory. A fresh VM has image_fd -1: its RAM is private anonymous memory. Else image_fd is
+         * the image's memfd (read-only) and pager_sock the VMM's end of the handshake's socketpair. */
+        int image_fd;
+        int pager_sock;
+        const char *attach_lib; /* libuffd-attach.so */
+};
+
+struct vmm_region {
+        uint64_t host_addr, size, offset;
+};
+
+struct vmm; /* one running VMM; `struct vmm { const struct vmm_ops *ops; … }` in each driver */
+
+struct vmm_events {
+        /** The process has ended (@status: wait status, -1 unknown) and is reaped. Called once, from the
+         *  loop, unless the driver's object was freed before. */
+        void (*on_exit)(int status, void *arg);
+        /** The guest itself asked for an end ("shutdown", "reset", "panic"), or paused by itself ("io-error"). */
+        void (*on_guest_event)(const char *what, void *arg);
+};
+
+struct vmm_ops {
+        const char *name;
+
+        /** Version of the installed VMM ("7.2.22"), for manifests and doctor. Blocking but quick; cached by
+         *  the driver while the binary's inode and time stay the same. */
+        int (*version)(char *buf, size_t size, struct err *e);
+
+        /** Spawns the process and waits until its control channel answers. The guest's vCPUs do not run yet.
+         *  On failure nothing is left behind. */
+        int (*start)(struct event_base *base, const struct vmm_start *s, const struct vmm_events *ev, void *arg,
+                     struct vmm **ret, struct err *e);
+
+        /** Takes back a VMM that an earlier forkd started (pidfd is taken on success). */
+        int (*adopt)(struct event_base *base, const char *run_dir, const char *log_path, pid_t pid, int pidfd,
+                     const struct vmm_machine *machine, const struct vmm_events *ev, void *arg, struct vmm **ret,
+                     struct err *e);
+
+        int (*resume)(struct vmm *v, struct err *e); /* vCPUs run when it returns */
+        int (*pause)(struct vmm *v, struct err *e);  /* vCPUs stopped, disks drained when it returns */
+        /** Device state without RAM into @fd (a regular file or pipe). The VM must be paused; it stays paused
+         *  and can be resumed afterwards. */
+        int (*save_state)(struct vmm *v, int fd, struct err *e);
+        /** The opposite, into a VMM started with `incoming`; the VM is paused afterwards. */
+        int (*load_state)(struct vmm *v, int fd, struct err *e);
+        /** Path of the unix socket on which the agent's byte stream is reachable (in run_dir). */
+        const char *(*agent_socket)(struct vmm *v);
+        /** Is it running, as the VMM itself sees it? */
+        int (*is_running)(struct vmm *v, bool *ret, struct err *e);
+        /** The live process's guest-RAM mappings, for the worker that copies dirty pages: at most @max of
+         *  {host address, size, guest-RAM offset}. */
+        int (*ram_regions)(struct vmm *v, struct vmm_region *ret, size_t max, size_t *ret_n, struct err *e);
+
+        pid_t (*pid)(struct vmm *v);
+        int (*pidfd)(struct vmm *v);
+        /** SIGKILL and wait until reaped (a coroutine), at most 10 s. on_exit is not called for it. */
+        int (*kill)(struct vmm *v, struct err *e);
+        /** Frees the object. A living process is left alone (forkd's own exit); see kill. NULL is fine. */
+        void (*free)(struct vmm *v);
+};
+
+/** Drivers by name; NULL when this build has none of that name. */
+const struct vmm_ops *vmm_driver(const char *name);
+extern const struct vmm_ops vmm_qemu;
+
+/** The guest's kernel command line that fits this machine (console, reboot on panic, virtio-mmio). */
+const char *vmm_qemu_cmdline(void);
+
+/** Does KVM really run a Linux guest here? Boots @kernel with @initrd under KVM and waits (blocking, at most
+ *  @timeout_ms) for the agent's line on the console. 1 yes, 0 no with the reason in @e->message, -errno. */
+int vmm_kvm_probe(const char *kernel, const char *initrd, int timeout_ms, struct err *e) attr_warn_unused;
