@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: MIT */
+#include "common/mp.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* ---- scanning ---- */
+
+struct scan {
+        const uint8_t *p;
+        size_t len, pos;
+};
+
+/* Big-endian number of n bytes at the cursor, which stays where it is. The caller has checked the length. */
+static uint64_t scan_be(const struct scan *s, size_t n) {
+        uint64_t v = 0;
+
+        for (size_t i = 0; i < n; i++)
+                v = v << 8 | s->p[s->pos + i];
+        return v;
+}
+
+/* What the type byte says: bytes of a length field, fixed payload, elements that follow. */
+struct shape {
+        uint8_t len_bytes; /* 0, 1, 2, 4 */
+        uint8_t fixed;     /* payload without a length field */
+        uint8_t per_len;   /* 0: the length counts bytes; 1, 2: it counts elements or pairs */
+        uint32_t count;    /* of fix-array, fix-map (in elements) and fix-str (in bytes) */
+        bool is_container;
+};
+
+static int scan_shape(uint8_t t, struct shape *ret) {
+        struct shape s = { 0 };
+
+        if (t <= 0x7f || t >= 0xe0 || t == 0xc0 || t == 0xc2 || t == 0xc3) {
+                /* fixint, nil, booleans */
+        } else if (t <= 0x8f) {
+                s.is_container = true;
+                s.count = (t & 0x0fu) * 2;
+        } else if (t <= 0x9f) {
+                s.is_container = true;
+                s.count = t & 0x0fu;
+        } else if (t <= 0xbf) {
+                s.count = t & 0x1fu;
+        } else if (t >= 0xc4 && t <= 0xc6) { /* bin 8, 16, 32 */
+                s.len_bytes = (uint8_t) (1u << (t - 0xc4));
+        } else if (t >= 0xd9 && t <= 0xdb) { /* str 8, 16, 32 */
+                s.len_bytes = (uint8_t) (1u << (t - 0xd9));
+        } else if (t == 0xdc || t == 0xdd) {
+                s.is_container = true;
+                s.per_len = 1;
+                s.len_bytes = t == 0xdc ? 2 : 4;
+        } else if (t == 0xde || t == 0xdf) {
+                s.is_container = true;
+                s.per_len = 2;
+                s.len_bytes = t == 0xde ? 2 : 4;
+        } else if (t == 0xca) {
+                s.fixed = 4;
+        } else if (t == 0xcb) {
+                s.fixed = 8;
+        } else if (t >= 0xcc && t <= 0xcf) { /* uint 8 … 64 */
+                s.fixed = (uint8_t) (1u << (t - 0xcc));
+        } else if (t >= 0xd0 && t <= 0xd3) { /* int 8 … 64 */
+                s.fixed = (uint8_t) (1u << (t - 0xd0));
+        } else {
+                return -EBADMSG; /* ext types and the never-used 0xc1 */
+        }
+        *ret = s;
+        return 0;
+}
+
+/* Each open container is the number of elements still to come; every element needs at least one byte, so a
+ * count that the message cannot hold shows as "more bytes needed" with that many as the lower bound. */
+int mp_scan(const void *data, size_t len, size_t *ret_len) {
+        struct scan s = { .p = data, .len = len };
+        uint64_t open[MP_MAX_DEPTH + 1] = { 1 };
+        size_t depth = 0;
+
+        for (;;) {
+                struct shape sh;
+                uint64_t n;
+                int r;
+
+                while (open[depth] == 0) {
+                        if (depth == 0) {
+                                *ret_len = s.pos;
+                                return 1;
+                        }
+                        depth--;
+                }
+                if (s.pos >= s.len)
+                        break;
+                r = scan_shape(s.p[s.pos], &sh);
+                if (r < 0)
+                        return r;
+                if (s.len - s.pos < 1u + sh.len_bytes) {
+                        s.pos += 1u + sh.len_bytes;
+                        break;
+                }
+                s.pos++;
+                n = sh.len_bytes ? scan_be(&s, sh.len_bytes) : sh.count;
+                s.pos += sh.len_bytes;
+                open[depth]--;
+                if (sh.is_container) {
+                        if (sh.per_len == 2)
+                                n *= 2;
+                        if (n == 0)
+                                continue;
+                        if (depth == MP_MAX_DEPTH)
+                                return -EBADMSG;
+                        open[++depth] = n;
+                        continue;
+                }
+                n += sh.fixed;
+                if (n > s.len - s.pos) {
+                        s.pos += n;
+                        break;
+                }
+                s.pos += n;
+        }
+        for (size_t i = 0; i <= depth; i++)
+                s.pos += open[i];
+        *ret_len = s.pos > len ? s.pos : len + 1;
+        return 0;
+}
+
+int mp_parse(const void *data, size_t len, struct mp_doc *ret) {
+        msgpack_zone *zone;
+        msgpack_object root;
+        size_t n, off = 0;
+        int r;
+
+        r = mp_scan(data, len, &n);
+        if (r < 0)
+                return r;
+        if (r == 0 || n != len)
+                return -EBADMSG;
+        zone = msgpack_zone_new(MIN_OF(MAX_OF(len, (size_t) 256), (size_t) 8192));
+        if (!zone)
+                return -ENOMEM;
+        /* SUCCESS, or EXTRA_BYTES/CONTINUE which the scan has ruled out */
+        if (msgpack_unpack(data, len, &off, zone, &root) != MSGPACK_UNPACK_SUCCESS) {
+                msgpack_zone_free(zone);
+                return -EBADMSG;
+        }
+        ret->zone = zone;
+        ret->root = root;
+        return 0;
+}
+
+void mp_doc_clear(struct mp_doc *doc) {
+        if (doc->zone)
+                msgpack_zone_free(doc->zone);
+        doc->zone = NULL;
+        doc->root = (msgpack_object){ .type = MSGPACK_OBJECT_NIL };
+}
+
+/* ---- reading ---- */
+
+bool mp_is_str(const msgpack_object *o, const char *s) {
+        size_t n = strlen(s);
+
+        return o && o->type == MSGPACK_OBJECT_STR && o->via.str.size == n && memcmp(o->via.str.ptr, s, n) == 0;
+}
+
+const msgpack_object *mp_get(const msgpack_object *map, const char *key) {
+        if (!map || map->type != MSGPACK_OBJECT_MAP)
+                return NULL;
+        for (uint32_t i = 0; i < map->via.map.size; i++)
+                if (mp_is_str(&map->via.map.ptr[i].key, key))
+                        return &map->via.map.ptr[i].val;
+        return NULL;
+}
+
+static const msgpack_object *get_non_nil(const msgpack_object *map, const char *key) {
+        const msgpack_object *o = mp_get(map, key);
+
+        return o && o->type != MSGPACK_OBJECT_NIL ? o : NULL;
+}
+
+int mp_get_str(const msgpack_object *map, const char *key, char *buf, size_t size) {
+        const msgpack_object *o = get_non_nil(map, key);
+
+        if (!o)
+                return -ENOENT;
+        if (o->type != MSGPACK_OBJECT_STR || (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
+                return -EBADMSG;
+        if (o->via.str.size >= size)
+                return -ENAMETOOLONG;
+        if (o->via.str.size)
+                memcpy(buf, o->via.str.ptr, o->via.str.size);
+        buf[o->via.str.size] = '\0';
+        return 0;
+}
+
+int mp_get_strdup(const msgpack_object *map, const char *key, size_t max, char **ret) {
+        const msgpack_object *o = get_non_nil(map, key);
+        char *s;
+
+        if (!o)
+                return -ENOENT;
+        if (o->type != MSGPACK_OBJECT_STR || (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
+                return -EBADMSG;
+        if (o->via.str.size > max)
+                return -ENAMETOOLONG;
+        s = strndup(o->via.str.size ? o->via.str.ptr : "", o->via.str.size);
+        if (!s)
+                return -ENOMEM;
+        *ret = s;
+        return 0;
+}
+
+int mp_get_u64(const msgpack_object *map, const char *key, uint64_t *ret) {
+        const msgpack_object *o = get_non_nil(map, key);
+
+        if (!o)
+                return -ENOENT;
+        if (o->type != MSGPACK_OBJECT_POSITIVE_INTEGER)
+                return -EBADMSG;
+        *ret = o->via.u64;
+        return 0;
+}
+
+int mp_get_i64(const msgpack_object *map, const char *key, int64_t *ret) {
+        const msgpack_object *o = get_non_nil(map, key);
+
+        if (!o)
+                return -ENOENT;
+        if (o->type == MSGPACK_OBJECT_POSITIVE_INTEGER && o->via.u64 <= INT64_MAX)
+                *ret = (int64_t) o->via.u64;
+        else if (o->type == MSGPACK_OBJECT_NEGATIVE_INTEGER)
+                *ret = o->via.i64;
+        else
+                return -EBADMSG;
+        return 0;
+}
+
+int mp_get_double(const msgpack_object *map, const char *key, double *ret) {
+        const msgpack_object *o = get_non_nil(map, key);
+
+        if (!o)
+                return -ENOENT;
+        switch (o->type) {
+        case MSGPACK_OBJECT_FLOAT32:
+        case MSGPACK_OBJECT_FLOAT64:
+                *ret = o->via.f64;
+                return 0;
+        case MSGPACK_OBJECT_POSITIVE_INTEGER:
+                *ret = (double) o->via.u64;
+                return 0;
+        case MSGPACK_OBJECT_NEGATIVE_INTEGER:
+                *ret = (double) o->via.i64;
+                return 0;
+        default:
+                return -EBADMSG;
+        }
+}
+
+int mp_get_bool(const msgpack_object *map, const char *key, bool *ret) {
+        const msgpack_object *o = get_non_nil(map, key);
+
+        if (!o)
+                return -ENOENT;
+        if (o->type != MSGPACK_OBJECT_BOOLEAN)
+                return -EBADMSG;
+        *ret = o->via.boolean;
+        return 0;
+}
+
+int mp_get_bin(const msgpack_object *map, const char *key, const void **ret_data, size_t *ret_len) {
+        const msgpack_object *o = get_non_nil(map, key);
+
+        if (!o)
+                return -ENOENT;
+        if (o->type == MSGPACK_OBJECT_BIN) {
+                *ret_data = o->via.bin.ptr;
+                *ret_len = o->via.bin.size;
+        } else if (o->type == MSGPACK_OBJECT_STR) {
+                *ret_data = o->via.str.ptr;
+                *ret_len = o->via.str.size;
+        } else {
+                return -EBADMSG;
+        }
+        return 0;
+}
+
+const msgpack_object *mp_get_array(const msgpack_object *map, const char *key) {
+        const msgpack_object *o = mp_get(map, key);
+
+        return o && o->type == MSGPACK_OBJECT_ARRAY ? o : NULL;
+}
+
+/* ---- writing ---- */
+
+static int buf_write(void *data, const char *buf, size_t len) {
+        struct mp_buf *b = data;
+
+        if (msgpack_sbuffer_write(&b->sb, buf, len) != 0)
+                b->failed = true;
+        return b->failed ? -1 : 0;
+}
+
+void mp_buf_init(struct mp_buf *b) {
+        msgpack_sbuffer_init(&b->sb);
+        msgpack_packer_init(&b->pk, b, buf_write);
+        b->failed = false;
+}
+
+void mp_buf_clear(struct mp_buf *b) {
+        msgpack_sbuffer_destroy(&b->sb);
+        msgpack_sbuffer_init(&b->sb);
+        b->failed = false;
+}
+
+/* The packer keeps a pointer to its buffer; a struct mp_buf that was moved must not lead it astray. */
+static msgpack_packer *pk(struct mp_buf *b) {
+        b->pk.data = b;
+        return &b->pk;
+}
+
+void mp_map(struct mp_buf *b, size_t n) {
+        (void) msgpack_pack_map(pk(b), n);
+}
+
+void mp_array(struct mp_buf *b, size_t n) {
+        (void) msgpack_pack_array(pk(b), n);
+}
+
+void mp_strn(struct mp_buf *b, const char *s, size_t n) {
+        (void) msgpack_pack_str(pk(b), n);
+        if (n)
+                (void) msgpack_pack_str_body(pk(b), s, n);
+}
+
+void mp_str(struct mp_buf *b, const char *s) {
+        if (!s)
+                mp_nil(b);
+        else
+                mp_strn(b, s, strlen(s));
+}
+
+void mp_bin(struct mp_buf *b, const void *data, size_t n) {
+        (void) msgpack_pack_bin(pk(b), n);
+        if (n)
+                (void) msgpack_pack_bin_body(pk(b), data, n);
+}
+
+void mp_u64(struct mp_buf *b, uint64_t v) {
+        (void) msgpack_pack_uint64(pk(b), v);
+}
+
+void mp_i64(struct mp_buf *b, int64_t v) {
+        (void) msgpack_pack_int64(pk(b), v);
+}
+
+void mp_double(struct mp_buf *b, double v) {
+        (void) msgpack_pack_double(pk(b), v);
+}
+
+void mp_bool(struct mp_buf *b, bool v) {
+        (void) (v ? msgpack_pack_true(pk(b)) : msgpack_pack_false(pk(b)));
+}
+
+void mp_nil(struct mp_buf *b) {
+        (void) msgpack_pack_nil(pk(b));
+}
+
+void mp_raw(struct mp_buf *b, const void *data, size_t n) {
+        if (n)
+                (void) buf_write(b, data, n);
+}
+
+void mp_obj(struct mp_buf *b, const msgpack_object *o) {
+        (void) msgpack_pack_object(pk(b), *o);
+}
+
+void mp_key(struct mp_buf *b, const char *key) {
+        mp_str(b, key);
+}
+
+void mp_kv_str(struct mp_buf *b, const char *key, const char *v) {
+        mp_str(b, key);
+        mp_str(b, v);
+}
+
+void mp_kv_bin(struct mp_buf *b, const char *key, const void *data, size_t n) {
+        mp_str(b, key);
+        mp_bin(b, data, n);
+}
+
+void mp_kv_u64(struct mp_buf *b, const char *key, uint64_t v) {
+        mp_str(b, key);
+        mp_u64(b, v);
+}
+
+void mp_kv_i64(struct mp_buf *b, const char *key, int64_t v) {
+        mp_str(b, key);
+        mp_i64(b, v);
+}
+
+void mp_kv_double(struct mp_buf *b, const char *key, double v) {
+        mp_str(b, key);
+        mp_double(b, v);
+}
+
+void mp_kv_bool(struct mp_buf *b, const char *key, bool v) {
+        mp_str(b, key);
+        mp_bool(b, v);
+}

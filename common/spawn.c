@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation: vfork-like speed is not worth its rules here; a plain fork of a small daemon costs
+ * some hundred microseconds. The child first moves every descriptor it shall keep above the highest target
+ * number, then down to its place, so that no move overwrites one still needed, then closes all others.
+ * A CLOEXEC pipe tells the parent of a failed exec: end of file means it worked. */
+#include "common/spawn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "common/io.h"
+
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+
+static int pidfd_open_raw(pid_t pid) {
+        int fd = (int) syscall(SYS_pidfd_open, pid, 0u);
+
+        return fd < 0 ? -errno : fd;
+}
+
+/* Puts the listed descriptors where they belong. Returns the number above which nothing may stay open, with
+ * the report pipe moved to just below it. */
+static int child_place_fds(const struct spawn_params *p, int *report_fd) {
+        int moved[SPAWN_MAX_FDS], top = 3, null_fd;
+
+        for (size_t i = 0; i < p->n_fds; i++)
+                top = MAX_OF(top, p->fds[i].child_fd + 1);
+        for (size_t i = 0; i < p->n_fds; i++) {
+                moved[i] = fcntl(p->fds[i].parent_fd, F_DUPFD, top);
+                if (moved[i] < 0)
+                        return -errno;
+        }
+        *report_fd = fcntl(*report_fd, F_DUPFD_CLOEXEC, top);
+        null_fd = open("/dev/null", O_RDWR);
+        if (*report_fd < 0 || null_fd < 0)
+                return -errno;
+        for (int i = 0; i < 3; i++)
+                if (dup2(null_fd, i) < 0)
+                        return -errno;
+        for (size_t i = 0; i < p->n_fds; i++)
+                if (dup2(moved[i], p->fds[i].child_fd) < 0)
+                        return -errno;
+        return top;
+}
+
+static void child_close_others(const struct spawn_params *p, int top, int report_fd) {
+        for (int fd = 3; fd < top; fd++) {
+                bool keep = false;
+
+                for (size_t i = 0; i < p->n_fds; i++)
+                        keep |= p->fds[i].child_fd == fd;
+                if (!keep)
+                        (void) close(fd);
+        }
+        if (report_fd > top)
+                (void) syscall(SYS_close_range, (unsigned) top, (unsigned) report_fd - 1, 0u);
+        (void) syscall(SYS_close_range, (unsigned) report_fd + 1, ~0u, 0u);
+}
+
+static void child_reset_signals(void) {
+        struct sigaction dfl = { .sa_handler = SIG_DFL };
+        sigset_t none;
+
+        for (int s = 1; s < NSIG; s++)
+                (void) sigaction(s, &dfl, NULL);
+        (void) sigemptyset(&none);
+        (void) sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static int child_setup(const struct spawn_params *p, pid_t parent, int *report_fd) {
+        int top;
+
+        child_reset_signals();
+        if (p->new_session && setsid() < 0)
+                return -errno;
+        if (p->death_signal) {
+                if (prctl(PR_SET_PDEATHSIG, p->death_signal) < 0)
+                        return -errno;
+                if (getppid() != parent)
+                        return -ESRCH; /* it died before the signal was armed */
+        }
+        /* "0" means the writer itself; the whole process, so before exec nothing has run outside */
+        if (p->cgroup_procs_fd >= 0 && write(p->cgroup_procs_fd, "0", 1) < 0)
+                return -errno;
+        top = child_place_fds(p, report_fd);
+        if (top < 0)
+                return top;
+        child_close_others(p, top, *report_fd);
+        return 0;
+}
+
+static void __attribute__((noreturn)) child_run(const struct spawn_params *p, pid_t parent, int report_fd) {
+        int r = child_setup(p, parent, &report_fd);
+
+        if (r == 0) {
+                (void) execve(p->argv[0], (char *const *) p->argv, p->env ? (char *const *) p->env : environ);
+                r = -errno;
+        }
+        (void) !write(report_fd, &r, sizeof(r));
+        _exit(127);
+}
+
+int spawn_process(const struct spawn_params *p, pid_t *ret_pid, int *ret_pidfd) {
+        cleanup_fd int read_fd = -1, write_fd = -1, pidfd = -1;
+        int pipe_fds[2], child_r = 0, r;
+        pid_t parent = getpid(), pid;
+        sigset_t all, old;
+        ssize_t n;
+
+        if (p->n_fds > SPAWN_MAX_FDS)
+                return -EINVAL;
+        if (pipe2(pipe_fds, O_CLOEXEC) < 0)
+                return -errno;
+        read_fd = pipe_fds[0];
+        write_fd = pipe_fds[1];
+
+        /* No handler of ours may run in the child. */
+        (void) sigfillset(&all);
+        (void) pthread_sigmask(SIG_SETMASK, &all, &old);
+        pid = fork();
+        if (pid == 0)
+                child_run(p, parent, write_fd);
+        r = pid < 0 ? -errno : 0;
+        (void) pthread_sigmask(SIG_SETMASK, &old, NULL);
+        if (r < 0)
+                return r;
+        write_fd = close_fd(write_fd);
+
+        pidfd = pidfd_open_raw(pid);
+        n = io_read_full(read_fd, &child_r, sizeof(child_r));
+        if (n == 0 && pidfd >= 0) {
+                *ret_pid = pid;
+                *ret_pidfd = TAKE_FD(pidfd);
+                return 0;
+        }
+        if (pidfd < 0) {
+                r = pidfd;
+                (void) kill(pid, SIGKILL); /* our unreaped child: the number cannot be another's */
+        } else {
+                r = n == (ssize_t) sizeof(child_r) && child_r < 0 ? child_r : -EIO;
+        }
+        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+                ;
+        return r;
+}
+
+int spawn_start_time(pid_t pid, uint64_t *ret) {
+        cleanup_free char *text = NULL;
+        char path[64];
+        const char *p;
+        int r;
+
+        (void) snprintf(path, sizeof(path), "/proc/%d/stat", (int) pid);
+        r = io_read_file(AT_FDCWD, path, 8192, &text, NULL);
+        if (r < 0)
+                return r == -ENOENT ? -ESRCH : r;
+        /* The command name may hold anything, also ")": fields count from the last one. */
+        p = strrchr(text, ')');
+        if (!p)
+                return -EBADMSG;
+        p++;
+        for (int field = 3; field <= 22; field++) {
+                p = strchr(p, ' ');
+                if (!p)
+                        return -EBADMSG;
+                p++;
+        }
+        if (sscanf(p, "%" SCNu64, ret) != 1)
+                return -EBADMSG;
+        return 0;
+}
+
+int spawn_pidfd_open(pid_t pid, uint64_t start_time, int *ret_pidfd) {
+        cleanup_fd int fd = -1;
+        uint64_t started;
+        int r;
+
+        if (pid <= 0)
+                return -ESRCH;
+        fd = pidfd_open_raw(pid);
+        if (fd < 0)
+                return fd == -EINVAL ? -ESRCH : fd;
+        /* Opened first, compared after: from here on the descriptor cannot come to mean another process. */
+        if (start_time != 0) {
+                r = spawn_start_time(pid, &started);
+                if (r < 0)
+                        return r;
+                if (started != start_time)
+                        return -ESRCH;
+        }
+        *ret_pidfd = TAKE_FD(fd);
+        return 0;
+}
+
+int spawn_kill(int pidfd, int sig) {
+        return syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0u) < 0 ? -errno : 0;
+}
+
+int spawn_wait(int pidfd, int timeout_ms, int *ret_status) {
+        struct pollfd pfd = { .fd = pidfd, .events = POLLIN };
+        uint64_t end = timeout_ms < 0 ? 0 : now_ns() + (uint64_t) timeout_ms * 1000000u;
+        siginfo_t si = { 0 };
+        int status = -1;
+
+        for (;;) {
+                uint64_t now = now_ns();
+                int left = timeout_ms < 0 ? -1 : now >= end ? 0 : (int) ((end - now + 999999u) / 1000000u);
+                int n = poll(&pfd, 1, left);
+
+                if (n > 0)
+                        break;
+                if (n == 0)
+                        return -ETIMEDOUT;
+                if (errno != EINTR)
+                        return -errno;
+        }
+        if (waitid((idtype_t) P_PIDFD, (id_t) pidfd, &si, WEXITED | WNOHANG) == 0 && si.si_pid != 0)
+                status = si.si_code == CLD_EXITED ? (si.si_status & 0xff) << 8 : si.si_status & 0x7f;
+        if (ret_status)
+                *ret_status = status;
+        return 0;
+}
