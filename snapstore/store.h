@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT */
+/* The snapshot store, a directory:
+ *
+ *      <store>/snapshots/<id>/   manifest, memory.img, vmstate, disk-<n>.img, durable
+ *      <store>/tmp/              transactions under way and directories being removed
+ *
+ * A published snapshot never changes (but for the marker `durable`, which appears when it has been synced).
+ * Functions take ids, never paths; an id that is malformed is -EINVAL, one that is not there -ENOENT.
+ * A store may be used by several threads and processes at once. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/cleanup.h"
+#include "common/ids.h"
+#include "snapstore/manifest.h"
+
+#define SNAP_FILE_MANIFEST "manifest"
+#define SNAP_FILE_MEMORY "memory.img"
+#define SNAP_FILE_VMSTATE "vmstate"
+#define SNAP_FILE_DURABLE "durable"
+#define SNAP_STORE_MAX_SNAPSHOTS 65536u
+
+struct snap_store;
+
+/** Opens the store at @path; missing folders are made (0700). */
+int snap_store_open(const char *path, struct snap_store **ret) attr_warn_unused;
+void snap_store_close(struct snap_store *s); /* NULL is fine */
+DEFINE_CLEANUP(struct snap_store, snap_store_close)
+#define cleanup_snap_store attr_cleanup(snap_store_close_p)
+
+/** Removes what crashed transactions and removals left in tmp/; those that live (their directory is locked
+ *  by a process) are left alone. *ret_removed may be NULL. */
+int snap_store_sweep(struct snap_store *s, unsigned *ret_removed) attr_warn_unused;
+
+/* ---- reading ---- */
+
+struct snap_list {
+        size_t n;
+        id_str *ids; /* sorted by id */
+};
+void snap_list_clear(struct snap_list *l);
+#define cleanup_snap_list attr_cleanup(snap_list_clear)
+
+/** The published snapshots. -EMFILE beyond SNAP_STORE_MAX_SNAPSHOTS. */
+int snap_store_list(struct snap_store *s, struct snap_list *ret) attr_warn_unused;
+
+/** *ret_durable may be NULL. -EBADMSG: the manifest is corrupt, or is another snapshot's. */
+int snap_store_load(struct snap_store *s, const char *id, struct snap_manifest *ret, bool *ret_durable)
+        attr_warn_unused;
+
+/** "<store>/snapshots/<id>", with "/<file>" behind it if @file is not NULL. -ENAMETOOLONG. Need not exist. */
+int snap_store_path(struct snap_store *s, const char *id, const char *file, char *buf, size_t size)
+        attr_warn_unused;
+
+/** Opens one of the snapshot's files read-only (O_NOFOLLOW, regular files only). */
+int snap_store_open_file(struct snap_store *s, const char *id, const char *file, int *ret_fd) attr_warn_unused;
+
+/** Opens memory.img and checks that it is the image the manifest names. @m may be NULL (then it is loaded). */
+int snap_store_open_image(struct snap_store *s, const char *id, const struct snap_manifest *m,
+                          struct snap_image **ret) attr_warn_unused;
+
+/** Writes the device state, decompressed and verified first, to @out_fd (a file, pipe or memfd, at its
+ *  position). -ENODATA: the snapshot has none; -EBADMSG: corrupt. */
+int snap_store_read_vmstate(struct snap_store *s, const char *id, int out_fd) attr_warn_unused;
+
+/** Bytes that would be free if the snapshot were removed: extents no other file shares. Where the file
+ *  system cannot tell, all of its bytes. */
+int snap_store_unique_bytes(struct snap_store *s, const char *id, uint64_t *ret) attr_warn_unused;
+
+/** Checks everything that has a checksum or a recorded size. As snap_image_verify. */
+int snap_store_verify(struct snap_store *s, const char *id, snap_verify_fn *on_error, void *arg,
+                      uint64_t *ret_frames) attr_warn_unused;
+
+/* ---- changing ---- */
+
+/** Crash safe: after a crash the snapshot is there as before, or gone. */
+int snap_store_remove(struct snap_store *s, const char *id) attr_warn_unused;
+
+/** Syncs a snapshot that was published without it, then marks it durable. Already durable is no error. */
+int snap_store_make_durable(struct snap_store *s, const char *id) attr_warn_unused;
+
+/** After a crash of the host: every snapshot without the marker `durable` is verified, made durable if
+ *  it is sound and removed if it is torn. *ret_removed may be NULL. */
+int snap_store_recover(struct snap_store *s, unsigned *ret_removed) attr_warn_unused;
+
+struct snap_txn;
+
+/** Begins snapshot @id: a directory in tmp/, locked for this process. -EEXIST: @id is published. */
+int snap_txn_begin(struct snap_store *s, const char *id, struct snap_txn **ret) attr_warn_unused;
+
+/** Creates memory.img, open for reading and writing, the caller's. For snap_writer_new(). */
+int snap_txn_create_image(struct snap_txn *t, int *ret_fd) attr_warn_unused;
+
+/** Reflinks (or copies: *ret_reflinked, may be NULL) the disk at @src_path as the next disk: @n counts
+ *  from 0. Nobody may write to the source meanwhile. */
+int snap_txn_add_disk(struct snap_txn *t, unsigned n, const char *src_path, bool *ret_reflinked)
+        attr_warn_unused;
+
+/** Stores the device state, compressed. -EFBIG beyond SNAP_MAX_VMSTATE, -EINVAL if empty or set before. */
+int snap_txn_set_vmstate(struct snap_txn *t, const void *raw, size_t len) attr_warn_unused;
+/** The same from a file or memfd, from its beginning to its end; its position does not matter. */
+int snap_txn_set_vmstate_fd(struct snap_txn *t, int fd) attr_warn_unused;
+
+/** Fills the second half of @m, writes the manifest and makes the snapshot visible under its id. With @sync
+ *  it survives a crash of the host from then on, and is marked so. -EEXIST: @id has been published
+ *  meanwhile; -EBADMSG: no complete image; -EINVAL: @m contradicts the image. On failure nothing is
+ *  visible. The transaction is over in any case but must still be freed. */
+int snap_txn_publish(struct snap_txn *t, struct snap_manifest *m, bool sync) attr_warn_unused;
+
+/** Frees the transaction; what was not published is removed. NULL is fine. */
+void snap_txn_free(struct snap_txn *t);
+DEFINE_CLEANUP(struct snap_txn, snap_txn_free)
+#define cleanup_snap_txn attr_cleanup(snap_txn_free_p)
