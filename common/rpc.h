@@ -87,8 +87,8 @@ int rpc_call(struct rpc_conn *c, const char *method, const struct mp_buf *params
              rpc_result_fn fn, void *arg, uint32_t *ret_msgid) attr_warn_unused;
 /** Forgets a call: its @fn will not be called any more. */
 void rpc_call_cancel(struct rpc_conn *c, uint32_t msgid);
-int rpc_notify(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds)
-        attr_warn_unused;
+/** A lost notification is not an error the sender can mend; the result tells of -EMSGSIZE and -ENOTCONN. */
+int rpc_notify(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds);
 
 /** rpc_call for coroutines: waits for the answer at most @timeout_ms. On success *ret_doc (may be NULL) owns
  *  the result, whose bytes are in *ret_raw (to be freed after the document), and up to *n_fds descriptors
