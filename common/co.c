@@ -227,3 +227,52 @@ void co_sleep(int ms) {
 
         (void) co_wait(&w, ms);
 }
+
+struct co_sem_waiter {
+        struct co_sem_waiter *next;
+        struct co_wait wait;
+};
+
+void co_sem_init(struct co_sem *s, unsigned n) {
+        *s = (struct co_sem){ .free = n };
+}
+
+int co_sem_acquire(struct co_sem *s, int timeout_ms) {
+        struct co_sem_waiter w = { .wait = CO_WAIT_INIT };
+        int r;
+
+        if (s->free > 0 && !s->first) {
+                s->free--;
+                return 0;
+        }
+        if (s->last)
+                s->last->next = &w;
+        else
+                s->first = &w;
+        s->last = &w;
+        r = co_wait(&w.wait, timeout_ms);
+        if (r == -ETIMEDOUT && !w.wait.done) {
+                struct co_sem_waiter **p = &s->first, *prev = NULL;
+
+                for (; *p != &w; p = &(*p)->next)
+                        prev = *p;
+                *p = w.next;
+                if (s->last == &w)
+                        s->last = prev;
+        }
+        return r;
+}
+
+void co_sem_release(struct co_sem *s) {
+        struct co_sem_waiter *w = s->first;
+
+        /* The slot is handed over, not freed: a newcomer cannot overtake the queue. */
+        if (!w) {
+                s->free++;
+                return;
+        }
+        s->first = w->next;
+        if (!s->first)
+                s->last = NULL;
+        co_wake(&w->wait, 0);
+}

@@ -47,3 +47,14 @@ void co_sleep(int ms);
 
 /** Coroutines that have not ended yet. */
 unsigned co_alive(void);
+
+/** A counting semaphore for coroutines, first come, first served: bounds how many do heavy work at once. */
+struct co_sem_waiter;
+struct co_sem {
+        unsigned free;
+        struct co_sem_waiter *first, *last;
+};
+void co_sem_init(struct co_sem *s, unsigned n);
+/** Waits for a slot, at most @timeout_ms: 0 or -ETIMEDOUT. */
+int co_sem_acquire(struct co_sem *s, int timeout_ms) attr_warn_unused;
+void co_sem_release(struct co_sem *s);

@@ -640,69 +640,84 @@ int rpc_conn_new(struct event_base *base, int fd, const struct rpc_handlers *han
 
 /* ---- calls from coroutines ---- */
 
-struct co_call {
-        struct co_wait wait;
-        struct mp_doc *doc;
-        void **raw;
-        int *fds;
-        size_t *n_fds;
-        struct err *e;
-};
-
 static void on_co_result(const struct rpc_result *res, void *arg) {
-        struct co_call *call = arg;
-        size_t n = 0;
-        void *raw;
-        int r;
+        struct rpc_co *call = arg;
 
         if (res->r < 0) {
-                if (call->e)
-                        *call->e = res->e;
+                call->e = res->e;
                 co_wake(&call->wait, res->r);
                 return;
         }
-        if (call->doc) {
-                raw = malloc(res->raw_len + 1);
-                if (!raw) {
-                        co_wake(&call->wait, err_errno(call->e, -ENOMEM, "keeping an answer"));
-                        return;
-                }
-                if (res->raw_len)
-                        memcpy(raw, res->raw, res->raw_len);
-                r = mp_parse(raw, res->raw_len, call->doc);
-                if (r < 0) {
-                        free(raw);
-                        co_wake(&call->wait, err_errno(call->e, r, "reading an answer"));
-                        return;
-                }
-                *call->raw = raw;
+        call->raw = malloc(res->raw_len + 1);
+        if (!call->raw) {
+                co_wake(&call->wait, err_errno(&call->e, -ENOMEM, "keeping the answer to %s", call->method));
+                return;
         }
-        if (call->n_fds) {
-                for (; n < res->n_fds && n < *call->n_fds; n++)
-                        call->fds[n] = TAKE_FD(res->fds[n]);
-                *call->n_fds = n;
-        }
+        if (res->raw_len)
+                memcpy(call->raw, res->raw, res->raw_len);
+        call->raw_len = res->raw_len;
+        for (; call->n_fds < res->n_fds && call->n_fds < RPC_CO_MAX_FDS; call->n_fds++)
+                call->fds[call->n_fds] = TAKE_FD(res->fds[call->n_fds]);
         co_wake(&call->wait, 0);
 }
 
-int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *send_fds,
-                size_t n_send_fds, int timeout_ms, struct mp_doc *ret_doc, void **ret_raw, int *fds, size_t *n_fds,
-                struct err *e) {
-        struct co_call call = { .doc = ret_doc, .raw = ret_raw, .fds = fds, .n_fds = n_fds, .e = e };
-        uint32_t msgid;
+void rpc_answer_clear(struct rpc_answer *a) {
+        mp_doc_clear(&a->doc);
+        free(a->raw);
+        close_fds(a->fds, a->n_fds);
+        *a = (struct rpc_answer){ 0 };
+}
+
+int rpc_co_begin(struct rpc_co *call, struct rpc_conn *c, const char *method, const struct mp_buf *params,
+                 const int *fds, size_t n_fds, struct err *e) {
         int r;
 
-        r = rpc_call(c, method, params, send_fds, n_send_fds, on_co_result, &call, &msgid);
+        *call = (struct rpc_co){ .method = method };
+        r = rpc_call(c, method, params, fds, n_fds, on_co_result, call, &call->msgid);
         if (r < 0)
                 return err_errno(e, r, "sending %s", method);
-        rpc_conn_ref(c);
-        r = co_wait(&call.wait, timeout_ms);
-        if (r == -ETIMEDOUT && !call.wait.done) {
-                rpc_call_cancel(c, msgid);
-                (void) err_set(e, ERR_TIMEOUT, r, "no answer to %s within %d ms", method, timeout_ms);
+        call->conn = rpc_conn_ref(c);
+        return 0;
+}
+
+int rpc_co_end(struct rpc_co *call, int timeout_ms, struct rpc_answer *ret, struct err *e) {
+        struct rpc_answer a = { 0 };
+        int r;
+
+        r = co_wait(&call->wait, timeout_ms);
+        if (!call->wait.done) {
+                rpc_call_cancel(call->conn, call->msgid);
+                (void) err_set(&call->e, ERR_TIMEOUT, r, "no answer to %s within %d ms", call->method, timeout_ms);
         }
-        rpc_conn_unref(c);
-        return r;
+        rpc_conn_unref(call->conn);
+        if (r < 0) {
+                if (e)
+                        *e = call->e;
+                return r;
+        }
+        a.raw = call->raw;
+        a.raw_len = call->raw_len;
+        memcpy(a.fds, call->fds, sizeof(a.fds));
+        a.n_fds = call->n_fds;
+        r = mp_parse(a.raw, a.raw_len, &a.doc);
+        if (r < 0) {
+                rpc_answer_clear(&a);
+                return err_errno(e, r, "reading the answer to %s", call->method);
+        }
+        if (ret)
+                *ret = a;
+        else
+                rpc_answer_clear(&a);
+        return 0;
+}
+
+int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
+                int timeout_ms, struct rpc_answer *ret, struct err *e) {
+        struct rpc_co call;
+        int r;
+
+        r = rpc_co_begin(&call, c, method, params, fds, n_fds, e);
+        return r < 0 ? r : rpc_co_end(&call, timeout_ms, ret, e);
 }
 
 /* ---- listening ---- */

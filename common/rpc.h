@@ -17,12 +17,14 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+#include "common/co.h"
 #include "common/err.h"
 #include "common/mp.h"
 
 #define RPC_MAX_MESSAGE (4u << 20)
 #define RPC_MAX_METHOD 64
 #define RPC_MAX_PENDING_FDS 32
+#define RPC_CO_MAX_FDS 4 /* descriptors in an answer that a coroutine takes */
 
 struct rpc_conn;
 
@@ -90,12 +92,38 @@ void rpc_call_cancel(struct rpc_conn *c, uint32_t msgid);
 /** A lost notification is not an error the sender can mend; the result tells of -EMSGSIZE and -ENOTCONN. */
 int rpc_notify(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds);
 
-/** rpc_call for coroutines: waits for the answer at most @timeout_ms. On success *ret_doc (may be NULL) owns
- *  the result, whose bytes are in *ret_raw (to be freed after the document), and up to *n_fds descriptors
- *  are moved to @fds. */
-int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *send_fds,
-                size_t n_send_fds, int timeout_ms, struct mp_doc *ret_doc, void **ret_raw, int *fds, size_t *n_fds,
-                struct err *e) attr_warn_unused;
+/** A call by a coroutine, begun and waited for separately so that it can do something else meanwhile. Lives on
+ *  the caller's stack; what was begun must be ended. */
+struct rpc_co {
+        struct rpc_conn *conn;
+        const char *method;
+        uint32_t msgid;
+        struct co_wait wait;
+        struct err e;
+        void *raw;            /* the encoded result */
+        size_t raw_len;
+        int fds[RPC_CO_MAX_FDS];
+        size_t n_fds;
+};
+/** The result of a call: free with rpc_answer_clear. Descriptors: take one with TAKE_FD. */
+struct rpc_answer {
+        struct mp_doc doc;
+        void *raw;
+        size_t raw_len;
+        int fds[RPC_CO_MAX_FDS];
+        size_t n_fds;
+};
+void rpc_answer_clear(struct rpc_answer *a);
+#define cleanup_rpc_answer attr_cleanup(rpc_answer_clear)
+
+/** Sends the call. On failure there is nothing to end. */
+int rpc_co_begin(struct rpc_co *call, struct rpc_conn *c, const char *method, const struct mp_buf *params,
+                 const int *fds, size_t n_fds, struct err *e) attr_warn_unused;
+/** Waits for the answer at most @timeout_ms (-1: for ever); *ret may be NULL. */
+int rpc_co_end(struct rpc_co *call, int timeout_ms, struct rpc_answer *ret, struct err *e) attr_warn_unused;
+/** Both. */
+int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
+                int timeout_ms, struct rpc_answer *ret, struct err *e) attr_warn_unused;
 
 /* ---- the answering side; a connection that is gone swallows the answer ---- */
 
