@@ -62,9 +62,10 @@ DEFINE_CLEANUP(struct snap_image, snap_image_close)
 /** Lives as long as the image. */
 const struct snap_image_info *snap_image_info(const struct snap_image *img);
 
-/** Where a page lives. For a zero page only @zero is meaningful. Two pages with equal @frame_off come
- *  with one decode. */
+/** Where a page lives. For a zero page only @page and @zero are meaningful. Two pages with equal
+ *  @frame_off come with one decode. */
 struct snap_loc {
+        uint64_t page;      /* the page that was looked up */
         uint64_t frame_off; /* offset in the file; identifies the frame */
         uint32_t frame_len; /* bytes in the file */
         uint8_t slot;       /* which of the frame's pages */
@@ -82,7 +83,7 @@ int snap_image_zero_run(struct snap_image *img, uint64_t page, uint64_t max, uin
 int snap_image_next_region(struct snap_image *img, uint64_t region, uint64_t *ret) attr_warn_unused;
 
 /** The live frames of @region, in the order in which the region's pages name them first: at most
- *  SNAP_REGION_PAGES. In each loc, slot is the lowest live one. For prefetch and walks. */
+ *  SNAP_REGION_PAGES. In each loc, page is the lowest that the frame has. For prefetch and walks. */
 int snap_image_region_frames(struct snap_image *img, uint64_t region, struct snap_loc ret[SNAP_REGION_PAGES],
                              unsigned *ret_n) attr_warn_unused;
 
@@ -104,9 +105,9 @@ struct snap_frame {
 
 /** Reads, verifies and decompresses the frame at @loc (of lookup or region_frames) into @buf, which has
  *  SNAP_FRAME_BYTES: slot i at @buf + i × SNAP_PAGE_SIZE. Nothing is written to @buf before the checksum
- *  was verified; after an error @buf's content is undefined, *ret untouched. It is also an error if the
- *  frame does not hold the page that @loc was looked up for, i.e. if @loc's slot is not live.
- *  -EBADMSG: corrupt; -EIO and other errors of pread. */
+ *  was verified; after an error @buf's content is undefined, *ret untouched. After success the frame holds
+ *  @loc's page in @loc's slot, live: a frame that does not is -EBADMSG, like a corrupt one.
+ *  -EBADMSG: corrupt; -EINVAL: @loc is a zero page or none of this image; -EIO and other errors of pread. */
 int snap_image_decode(struct snap_image *img, struct snap_decoder *d, const struct snap_loc *loc, void *buf,
                       struct snap_frame *ret) attr_warn_unused;
 

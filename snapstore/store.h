@@ -105,6 +105,10 @@ int snap_txn_set_vmstate(struct snap_txn *t, const void *raw, size_t len) attr_w
 /** The same from a file or memfd, from its beginning to its end; its position does not matter. */
 int snap_txn_set_vmstate_fd(struct snap_txn *t, int fd) attr_warn_unused;
 
+/** Hands the files written so far to the disk without waiting, so that a publish with @sync waits less.
+ *  For after snap_writer_finish(), when something else is still to be done. Errors show at publish. */
+void snap_txn_start_writeback(struct snap_txn *t);
+
 /** Fills the second half of @m, writes the manifest and makes the snapshot visible under its id. With @sync
  *  it survives a crash of the host from then on, and is marked so. -EEXIST: @id has been published
  *  meanwhile; -EBADMSG: no complete image; -EINVAL: @m contradicts the image. On failure nothing is
