@@ -1,0 +1,417 @@
+/* SPDX-License-Identifier: MIT */
+/* libuffd-attach: makes a VMM's guest memory a private view of an image.
+ *
+ * Theory of operation. forkd starts QEMU with this library preloaded and guest RAM on a memory backend file
+ * that is a dummy: an empty memfd of the right size, told `share=on` so that QEMU leaves RAM out of its
+ * device state. The library sees QEMU map that file and puts something else in its place:
+ *
+ *   with an image    a MAP_PRIVATE mapping of the image's memfd, registered with a userfaultfd for missing
+ *                    pages; descriptor and layout go to uffd-pager over the session socket, and the mapping
+ *                    is handed to QEMU only when the pager has said "ok"
+ *   without one      private anonymous memory: a fresh VM, which needs no pager
+ *
+ * The library keeps its own copy of the userfaultfd open for ever. When the last descriptor of a userfaultfd
+ * is closed the kernel lets waiting faults through to zeros; with this copy a guest whose pager has died
+ * waits, until forkd kills it. It also keeps the session socket: its hang-up tells the pager that the VMM is
+ * gone. And the dummy's descriptor, so that its inode number stays taken and a second mapping is noticed.
+ *
+ * Rules. Any failure ends the process with one line on stderr: there is no guest that runs on zeros. The
+ * mmap path neither allocates nor uses stdio, and calls the kernel directly: mmap is called from within
+ * allocators and before other libraries are set up. */
+#include "pager/attach/attach.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "pager/uffd_compat.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define ANSWER_DEADLINE_MS 10000
+#define ANSWER_MAX 256
+#define LINE_MAX_LEN 512
+
+struct attach attach_state = {
+        .ram_fd = -1, .image_fd = -1, .sock_fd = -1, .layout_fd = -1, .dev_fd = -1, .uffd = -1,
+};
+
+/* ---- saying things without stdio ---- */
+
+struct line {
+        char s[LINE_MAX_LEN];
+        size_t n;
+};
+
+static void line_str(struct line *l, const char *s) {
+        size_t n = strlen(s);
+
+        if (n > sizeof(l->s) - l->n)
+                n = sizeof(l->s) - l->n;
+        memcpy(l->s + l->n, s, n);
+        l->n += n;
+}
+
+static void line_u64(struct line *l, uint64_t v) {
+        char digits[24];
+        size_t i = sizeof(digits) - 1;
+
+        digits[i] = '\0';
+        do {
+                digits[--i] = (char) ('0' + v % 10);
+                v /= 10;
+        } while (v > 0);
+        line_str(l, digits + i);
+}
+
+_Noreturn void attach_die(const char *what, const char *why) {
+        struct line l = { .n = 0 };
+
+        line_str(&l, "uffd-attach: ");
+        line_str(&l, what);
+        line_str(&l, ": ");
+        line_str(&l, why);
+        if (l.n == sizeof(l.s))
+                l.n--;
+        line_str(&l, "\n");
+        if (write(STDERR_FILENO, l.s, l.n) < 0) {
+                /* nobody listens; the exit code still tells */
+        }
+        _exit(ATTACH_EXIT_CODE);
+}
+
+_Noreturn void attach_die_errno(const char *what, int err) {
+        const char *why = strerrordesc_np(err); /* unlike strerror: no locale, no allocation */
+
+        attach_die(what, why ? why : "unknown error");
+}
+
+/* ---- the kernel, directly ---- */
+
+void *attach_raw_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off) {
+        /* the six-argument call takes bytes here; 32-bit hosts (mmap2) are refused below */
+        return (void *) syscall(SYS_mmap, addr, len, prot, flags, fd, off);
+}
+_Static_assert(sizeof(void *) == 8 && sizeof(off_t) == 8, "64-bit hosts only");
+
+int attach_raw_madvise(void *addr, size_t len, int advice) {
+        return (int) syscall(SYS_madvise, addr, len, advice);
+}
+
+bool attach_overlaps(const void *addr, size_t len) {
+        const struct attach *a = &attach_state;
+
+        if (atomic_load_explicit(&a->phase, memory_order_acquire) != ATTACH_ATTACHED)
+                return false;
+        uintptr_t start = (uintptr_t) addr, base = a->base;
+        size_t ram = a->len;
+        return ram > 0 && len > 0 && start < base + ram && (start + len > base || start + len < start);
+}
+
+bool attach_contains(const void *addr, size_t len) {
+        uintptr_t start = (uintptr_t) addr, base = attach_state.base;
+
+        return attach_overlaps(addr, len) && start >= base && len <= attach_state.len &&
+               start - base <= attach_state.len - len;
+}
+
+/* ---- what forkd passed ---- */
+
+static int env_fd(const char *name) {
+        const char *s = getenv(name);
+        char *end;
+
+        if (!s)
+                return -1;
+        errno = 0;
+        long v = strtol(s, &end, 10);
+        if (errno || end == s || *end || v < 0 || v > 1 << 20)
+                attach_die(name, "is not a descriptor's number");
+        if (fcntl((int) v, F_SETFD, FD_CLOEXEC) < 0)
+                attach_die_errno(name, errno);
+        return (int) v;
+}
+
+__attribute__((constructor)) static void attach_arm(void) {
+        struct attach *a = &attach_state;
+        struct stat st;
+
+        a->ram_fd = env_fd("FORKD_ATTACH_RAM_FD");
+        a->image_fd = env_fd("FORKD_ATTACH_IMAGE_FD");
+        a->sock_fd = env_fd("FORKD_ATTACH_SOCK_FD");
+        a->layout_fd = env_fd("FORKD_ATTACH_LAYOUT_FD");
+        a->dev_fd = env_fd("FORKD_ATTACH_UFFD_DEV_FD");
+
+        /* A child of the VMM has no guest memory of its own. */
+        unsetenv("LD_PRELOAD");
+        unsetenv("FORKD_ATTACH_RAM_FD");
+        unsetenv("FORKD_ATTACH_IMAGE_FD");
+        unsetenv("FORKD_ATTACH_SOCK_FD");
+        unsetenv("FORKD_ATTACH_LAYOUT_FD");
+        unsetenv("FORKD_ATTACH_UFFD_DEV_FD");
+
+        if (a->ram_fd < 0) {
+                if (a->image_fd >= 0 || a->sock_fd >= 0 || a->layout_fd >= 0)
+                        attach_die("environment", "FORKD_ATTACH_RAM_FD is missing");
+                return;
+        }
+        if ((a->image_fd >= 0) != (a->sock_fd >= 0))
+                attach_die("environment", "FORKD_ATTACH_IMAGE_FD and FORKD_ATTACH_SOCK_FD go together");
+        if (fstat(a->ram_fd, &st) < 0)
+                attach_die_errno("guest memory file", errno);
+        if (!S_ISREG(st.st_mode) || st.st_size <= 0 || (uint64_t) st.st_size % ATTACH_PAGE)
+                attach_die("guest memory file", "is no file of whole pages");
+        a->ram_dev = st.st_dev;
+        a->ram_ino = st.st_ino;
+        a->ram_size = (uint64_t) st.st_size;
+        atomic_store_explicit(&a->phase, ATTACH_ARMED, memory_order_release);
+}
+
+/* ---- userfaultfd ---- */
+
+static int uffd_new(int dev_fd) {
+        return dev_fd >= 0 ? ioctl(dev_fd, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK)
+                           : (int) syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+}
+
+/** A descriptor whose features are agreed on. The device first: access to it is granted with file
+ *  permissions, while the system call wants CAP_SYS_PTRACE or a sysctl. */
+static int uffd_open_agreed(int inherited_dev) {
+        int dev = inherited_dev >= 0 ? inherited_dev : open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
+
+        /* Asking for a feature that the kernel lacks spoils the descriptor: ask with a throw-away first. */
+        int probe = uffd_new(dev);
+        if (probe < 0 && dev >= 0) {
+                dev = -1;
+                probe = uffd_new(dev);
+        }
+        if (probe < 0)
+                attach_die_errno("userfaultfd", errno);
+        struct uffdio_api api = { .api = UFFD_API };
+        if (ioctl(probe, UFFDIO_API, &api) < 0)
+                attach_die_errno("userfaultfd: UFFDIO_API", errno);
+        (void) close(probe);
+        if ((api.features & UFFD_FEATURES_NEEDED) != UFFD_FEATURES_NEEDED)
+                attach_die("userfaultfd", "the kernel cannot report missing shmem pages, or removed or moved memory");
+        if (!(api.features & UFFD_FEATURE_PROVES_CONTINUE))
+                attach_die("userfaultfd", "the kernel has no UFFDIO_CONTINUE for shmem (needs 5.14)");
+
+        int fd = uffd_new(dev);
+        if (fd < 0)
+                attach_die_errno("userfaultfd", errno);
+        api = (struct uffdio_api){ .api = UFFD_API, .features = UFFD_FEATURES_NEEDED };
+        if (ioctl(fd, UFFDIO_API, &api) < 0)
+                attach_die_errno("userfaultfd: UFFDIO_API", errno);
+        if (dev >= 0)
+                (void) close(dev);
+        attach_state.dev_fd = -1;
+        return fd;
+}
+
+static int uffd_register(int dev_fd, void *base, size_t len) {
+        const uint64_t needed = 1ull << _UFFDIO_WAKE | 1ull << _UFFDIO_COPY | 1ull << _UFFDIO_ZEROPAGE;
+        struct uffdio_register reg = {
+                .range = { .start = (uintptr_t) base, .len = len },
+                .mode = UFFDIO_REGISTER_MODE_MISSING,
+        };
+        int fd = uffd_open_agreed(dev_fd);
+
+        if (ioctl(fd, UFFDIO_REGISTER, &reg) < 0)
+                attach_die_errno("userfaultfd: UFFDIO_REGISTER", errno);
+        if ((reg.ioctls & needed) != needed)
+                attach_die("userfaultfd", "the kernel cannot resolve faults of this mapping");
+        return fd;
+}
+
+/* ---- the handshake ---- */
+
+static void send_layout(int sock, const struct line *msg, int uffd) {
+        union {
+                struct cmsghdr align;
+                char buf[CMSG_SPACE(sizeof(int))];
+        } control = { 0 };
+        struct iovec iov = { .iov_base = (void *) msg->s, .iov_len = msg->n };
+        struct msghdr mh = {
+                .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf, .msg_controllen = sizeof(control.buf),
+        };
+        struct cmsghdr *cm = CMSG_FIRSTHDR(&mh);
+
+        cm->cmsg_level = SOL_SOCKET;
+        cm->cmsg_type = SCM_RIGHTS;
+        cm->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(cm), &uffd, sizeof(int));
+        while (iov.iov_len > 0) {
+                ssize_t n = sendmsg(sock, &mh, MSG_NOSIGNAL);
+                if (n < 0 && errno == EINTR)
+                        continue;
+                if (n < 0)
+                        attach_die_errno("pager: sending the layout", errno);
+                iov.iov_base = (char *) iov.iov_base + n;
+                iov.iov_len -= (size_t) n;
+                mh.msg_control = NULL; /* the descriptor went with the first byte */
+                mh.msg_controllen = 0;
+        }
+}
+
+static int64_t clock_ms(void) {
+        struct timespec ts;
+
+        (void) clock_gettime(CLOCK_MONOTONIC, &ts);
+        return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/** Waits for "ok\n". Everything else ends the process: a refusal with the pager's own words. */
+static void await_ok(int sock) {
+        char answer[ANSWER_MAX + 1];
+        size_t n = 0;
+        int64_t end = clock_ms() + ANSWER_DEADLINE_MS;
+
+        while (n == 0 || answer[n - 1] != '\n') {
+                int64_t left = end - clock_ms();
+                struct pollfd p = { .fd = sock, .events = POLLIN };
+                int r = left > 0 ? poll(&p, 1, (int) left) : 0;
+                if (r < 0 && errno == EINTR)
+                        continue;
+                if (r < 0)
+                        attach_die_errno("pager: waiting for its answer", errno);
+                if (r == 0)
+                        attach_die("pager", "no answer within 10 seconds");
+                if (n == ANSWER_MAX)
+                        attach_die("pager", "its answer is too long");
+                ssize_t k = recv(sock, answer + n, 1, MSG_DONTWAIT);
+                if (k < 0 && (errno == EINTR || errno == EAGAIN))
+                        continue;
+                if (k < 0)
+                        attach_die_errno("pager: reading its answer", errno);
+                if (k == 0)
+                        attach_die("pager", "hung up during the handshake");
+                n++;
+        }
+        answer[n - 1] = '\0';
+        if (strcmp(answer, "ok") != 0)
+                attach_die("pager refused", answer);
+}
+
+static void handshake(int sock, int uffd, void *base, size_t len) {
+        struct line msg = { .n = 0 };
+
+        line_str(&msg, "[{\"base_host_virt_addr\":");
+        line_u64(&msg, (uintptr_t) base);
+        line_str(&msg, ",\"size\":");
+        line_u64(&msg, len);
+        line_str(&msg, ",\"offset\":0,\"page_size\":4096,\"page_size_kib\":4096,"
+                       "\"forkd\":{\"mode\":\"memfd\",\"version\":1}}]");
+        send_layout(sock, &msg, uffd);
+        await_ok(sock);
+}
+
+static void write_layout(int fd, void *base, size_t len) {
+        struct line l = { .n = 0 };
+
+        line_str(&l, "{\"host_addr\":");
+        line_u64(&l, (uintptr_t) base);
+        line_str(&l, ",\"size\":");
+        line_u64(&l, len);
+        line_str(&l, ",\"offset\":0}\n");
+        ssize_t n = write(fd, l.s, l.n);
+        if (n < 0)
+                attach_die_errno("layout file", errno);
+        if ((size_t) n != l.n)
+                attach_die("layout file", "short write");
+}
+
+/* ---- the mapping ---- */
+
+static void *map_image(void *addr, size_t len, int prot, int fixed) {
+        struct attach *a = &attach_state;
+        struct stat st;
+
+        if (fstat(a->image_fd, &st) < 0)
+                attach_die_errno("image", errno);
+        if (!S_ISREG(st.st_mode) || (uint64_t) st.st_size != len)
+                attach_die("image", "its size is not the guest memory's");
+        void *p = attach_raw_mmap(addr, len, prot, MAP_PRIVATE | MAP_NORESERVE | fixed, a->image_fd, 0);
+        if (p == MAP_FAILED)
+                attach_die_errno("mapping the image", errno);
+        /* Before the first touch. A child made by fork() would not be registered: it would read zeros where
+         * the image has a hole, and the kernel would put these zeros into the image for all its siblings. */
+        if (attach_raw_madvise(p, len, MADV_DONTFORK) < 0)
+                attach_die_errno("guest memory: MADV_DONTFORK", errno);
+        a->uffd = uffd_register(a->dev_fd, p, len);
+        handshake(a->sock_fd, a->uffd, p, len);
+        (void) close(a->image_fd);
+        a->image_fd = -1;
+        return p;
+}
+
+static void *attach_guest_ram(void *addr, size_t len, int prot, int flags, off_t off) {
+        struct attach *a = &attach_state;
+        int type = flags & MAP_TYPE, fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
+        int armed = ATTACH_ARMED;
+        void *p;
+
+        if (!atomic_compare_exchange_strong(&a->phase, &armed, ATTACH_INERT))
+                attach_die("guest memory", "is mapped a second time");
+        if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
+                attach_die("guest memory", "is not mapped shared (memory backend without share=on)");
+        if (off != 0 || len != a->ram_size)
+                attach_die("guest memory", "is not mapped as a whole");
+
+        if (a->image_fd >= 0) {
+                p = map_image(addr, len, prot, fixed);
+        } else {
+                p = attach_raw_mmap(addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
+                if (p == MAP_FAILED)
+                        attach_die_errno("mapping guest memory", errno);
+        }
+        /* What the guest writes is found page by page; a huge page would make 512 of one. A kernel without
+         * huge pages says EINVAL. */
+        if (attach_raw_madvise(p, len, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)
+                attach_die_errno("guest memory: MADV_NOHUGEPAGE", errno);
+
+        if (a->layout_fd >= 0) {
+                write_layout(a->layout_fd, p, len);
+                (void) close(a->layout_fd);
+                a->layout_fd = -1;
+        }
+        if (a->dev_fd >= 0)
+                (void) close(a->dev_fd);
+        a->dev_fd = -1;
+        a->prot = prot;
+        a->base = (uintptr_t) p;
+        a->len = len;
+        atomic_store_explicit(&a->phase, ATTACH_ATTACHED, memory_order_release);
+        return p;
+}
+
+static bool is_guest_ram(int flags, int fd) {
+        const struct attach *a = &attach_state;
+        struct stat st;
+        int saved = errno;
+
+        if (a->ram_fd < 0 || fd < 0 || flags & MAP_ANONYMOUS)
+                return false;
+        if (fstat(fd, &st) < 0) { /* the real mmap will say what is wrong with it */
+                errno = saved;
+                return false;
+        }
+        return st.st_dev == a->ram_dev && st.st_ino == a->ram_ino;
+}
+
+EXPORT void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off) {
+        if (__builtin_expect(is_guest_ram(flags, fd), false))
+                return attach_guest_ram(addr, len, prot, flags, off);
+        return attach_raw_mmap(addr, len, prot, flags, fd, off);
+}
+
+EXPORT void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t off) {
+        return mmap(addr, len, prot, flags, fd, off);
+}

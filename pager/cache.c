@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+#include "pager/cache.h"
+
+#include <errno.h>
+
+#include "common/io.h"
+
+struct pager_cache {
+        struct event_base *base;
+        unsigned idle_seconds, n;
+        struct pager_cached *first;
+        struct pager_image_stats past;
+};
+
+static void drop(struct pager_cached *entry) {
+        struct pager_cached **p = &entry->cache->first;
+        struct pager_image_stats st;
+
+        while (*p != entry)
+                p = &(*p)->next;
+        pager_image_get_stats(entry->image, &st);
+        entry->cache->past.decodes += st.decodes;
+        entry->cache->past.decoded_bytes += st.decoded_bytes;
+        entry->cache->past.compressed_bytes += st.compressed_bytes;
+        *p = entry->next;
+        entry->cache->n--;
+        pager_image_cancel_fill(entry->image);
+        pager_image_unref(entry->image);
+        event_free(entry->expiry);
+        free(entry);
+}
+
+static void on_expiry(evutil_socket_t fd, short what, void *arg) {
+        drop(arg);
+}
+
+int pager_cache_new(struct event_base *base, unsigned idle_seconds, struct pager_cache **ret) {
+        struct pager_cache *c = calloc(1, sizeof(*c));
+
+        if (!c)
+                return -ENOMEM;
+        c->base = base;
+        c->idle_seconds = idle_seconds;
+        *ret = c;
+        return 0;
+}
+
+void pager_cache_free(struct pager_cache *c) {
+        if (!c)
+                return;
+        while (c->first)
+                drop(c->first);
+        free(c);
+}
+
+/** Makes room for one more image by letting go of the one that was idle for longest. */
+static int make_room(struct pager_cache *c, struct err *e) {
+        struct pager_cached *oldest = NULL;
+
+        if (c->n < PAGER_MAX_IMAGES)
+                return 0;
+        for (struct pager_cached *i = c->first; i; i = i->next)
+                if (i->n_sessions == 0 && (!oldest || i->idle_since_ns < oldest->idle_since_ns))
+                        oldest = i;
+        if (!oldest)
+                return err_set(e, ERR_LIMIT, -EMFILE, "%u images are in use, which is the limit", PAGER_MAX_IMAGES);
+        drop(oldest);
+        return 0;
+}
+
+static struct pager_cached *find(struct pager_cache *c, const struct pager_image_key *key) {
+        for (struct pager_cached *i = c->first; i; i = i->next) {
+                if (i->stale || !pager_image_matches(i->image, key))
+                        continue;
+                if (!pager_image_is_bad(i->image))
+                        return i;
+                /* What its memory holds is in doubt: whoever comes new reads the file anew. */
+                i->stale = true;
+                if (i->n_sessions == 0)
+                        drop(i);
+                return NULL;
+        }
+        return NULL;
+}
+
+static int open_entry(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) {
+        cleanup_free struct pager_cached *entry = calloc(1, sizeof(*entry));
+        int r;
+
+        if (!entry)
+                return err_errno(e, -ENOMEM, "opening an image");
+        r = make_room(c, e);
+        if (r < 0)
+                return r;
+        r = pager_image_open(fd, &entry->image);
+        if (r == -EBADMSG)
+                return err_set(e, ERR_CORRUPT, r, "the memory image is torn or corrupt");
+        if (r == -EPROTONOSUPPORT)
+                return err_set(e, ERR_VERSION, r, "the memory image has a format version that this pager does not know");
+        if (r == -EOPNOTSUPP)
+                return err_set(e, ERR_UNSUPPORTED, r, "this kernel's userfaultfd cannot serve shared memory");
+        if (r < 0)
+                return err_errno(e, r, "opening the memory image");
+        entry->expiry = evtimer_new(c->base, on_expiry, entry);
+        if (!entry->expiry) {
+                pager_image_unref(entry->image);
+                return err_errno(e, -ENOMEM, "opening an image");
+        }
+        entry->cache = c;
+        entry->next = c->first;
+        c->first = entry;
+        c->n++;
+        *ret = TAKE_PTR(entry);
+        return 0;
+}
+
+int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) {
+        struct pager_image_key key;
+        struct pager_cached *entry;
+        int r;
+
+        r = pager_image_key_of_fd(fd, &key);
+        if (r < 0)
+                return err_errno(e, r, "looking at the memory image");
+        entry = find(c, &key);
+        if (!entry) {
+                r = open_entry(c, fd, &entry, e);
+                if (r < 0)
+                        return r;
+        }
+        entry->n_sessions++;
+        (void) event_del(entry->expiry);
+        *ret = entry;
+        return 0;
+}
+
+void pager_cache_put(struct pager_cached *entry) {
+        struct timeval idle = { .tv_sec = entry->cache->idle_seconds };
+
+        if (--entry->n_sessions > 0)
+                return;
+        entry->idle_since_ns = now_ns();
+        if (entry->stale || pager_image_is_bad(entry->image) || idle.tv_sec == 0 ||
+            event_add(entry->expiry, &idle) < 0)
+                drop(entry);
+}
+
+struct pager_cached *pager_cache_first(const struct pager_cache *c) {
+        return c->first;
+}
+
+const struct pager_image_stats *pager_cache_past(const struct pager_cache *c) {
+        return &c->past;
+}
+
+unsigned pager_cache_count(const struct pager_cache *c) {
+        return c->n;
+}

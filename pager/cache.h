@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: MIT */
+/* The open images, by file. An image that no session uses any more is kept for a while: the next fork of the
+ * same snapshot finds its pages decoded. Control thread only. */
+#pragma once
+
+#include <event2/event.h>
+
+#include "common/err.h"
+#include "pager/image.h"
+
+struct pager_cache;
+
+struct pager_cached {
+        struct pager_cached *next;
+        struct pager_image *image;
+        struct pager_cache *cache;
+        unsigned n_sessions;
+        uint64_t idle_since_ns; /* valid while n_sessions is 0 */
+        struct event *expiry;
+        bool stale; /* found by no one any more; goes with its last session */
+};
+
+int pager_cache_new(struct event_base *base, unsigned idle_seconds, struct pager_cache **ret) attr_warn_unused;
+/** No entry may be in use. */
+void pager_cache_free(struct pager_cache *c);
+
+/** The image in @fd (stays the caller's), opened if it is not there. The entry is in use until put. */
+int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) attr_warn_unused;
+void pager_cache_put(struct pager_cached *entry);
+
+struct pager_cached *pager_cache_first(const struct pager_cache *c);
+unsigned pager_cache_count(const struct pager_cache *c);
+/** What images did that are not open any more, so that totals never go back; present_bytes is 0. */
+const struct pager_image_stats *pager_cache_past(const struct pager_cache *c);

@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: MIT */
+/* The methods of the control socket: docs/protocol.md, section 2. */
+#include <errno.h>
+#include <string.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "pager/pager_internal.h"
+
+#define PROTOCOL_VERSION 1
+
+/* ---- notifications and late answers ---- */
+
+void pager_notify(struct pager *p, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds) {
+        for (struct pager_conn *c = p->conns; c; c = c->next) {
+                int r = rpc_notify(c->rpc, method, params, fds, n_fds);
+
+                if (r == 0 && rpc_conn_queued(c->rpc) <= PAGER_MAX_CONN_QUEUE)
+                        continue;
+                if (!rpc_conn_is_open(c->rpc))
+                        continue;
+                /* Better no connection than one that has missed a guest's failure. */
+                log_warning("closing a control connection that does not read its notifications");
+                rpc_conn_close(c->rpc);
+        }
+}
+
+void pager_answer_ended(struct pager_waiter *close, struct pager_waiter *sync) {
+        struct err e = { 0 };
+
+        if (sync->conn) {
+                (void) err_set(&e, ERR_NOT_FOUND, -ENOENT, "the session ended");
+                (void) rpc_reply_err(sync->conn, sync->msgid, &e);
+                rpc_conn_unref(TAKE_PTR(sync->conn));
+        }
+        if (close->conn) {
+                (void) rpc_reply(close->conn, close->msgid, NULL, NULL, 0);
+                rpc_conn_unref(TAKE_PTR(close->conn));
+        }
+}
+
+static void encode_removed(const struct pager_session *s, struct mp_buf *b) {
+        uint64_t page = s->sync_first_page, first, n;
+        size_t count = 0;
+
+        while (count < PAGER_MAX_RANGES && pager_session_next_removed(s, page, &first, &n)) {
+                page = first + n;
+                count++;
+        }
+        bool more = pager_session_next_removed(s, page, &first, &n);
+
+        mp_map(b, more ? 2 : 1);
+        mp_key(b, "ranges");
+        mp_array(b, count);
+        page = s->sync_first_page;
+        for (; count > 0 && pager_session_next_removed(s, page, &first, &n); count--) {
+                mp_array(b, 2);
+                mp_u64(b, first);
+                mp_u64(b, n);
+                page = first + n;
+        }
+        for (; count > 0; count--) { /* cannot be: bits are never cleared */
+                mp_array(b, 2);
+                mp_u64(b, 0);
+                mp_u64(b, 0);
+        }
+        if (more)
+                mp_kv_u64(b, "next", page);
+}
+
+void pager_answer_removed(struct pager_session *s) {
+        cleanup_mp_buf struct mp_buf b;
+
+        if (!s->sync_waiter.conn)
+                return;
+        mp_buf_init(&b);
+        encode_removed(s, &b);
+        (void) rpc_reply(s->sync_waiter.conn, s->sync_waiter.msgid, &b, NULL, 0);
+        rpc_conn_unref(TAKE_PTR(s->sync_waiter.conn));
+}
+
+/* ---- methods: 0 when answered (now or later), else -errno with *e filled ---- */
+
+static int find_session(struct pager *p, const struct rpc_msg *msg, struct pager_session **ret, struct err *e) {
+        id_str id;
+        struct pager_session *s;
+
+        if (mp_get_str(msg->params, "session", id, sizeof(id)) < 0 || !id_valid(id))
+                return err_set(e, ERR_INVALID, -EINVAL, "session is not an id of %d hex digits", ID_LEN);
+        s = pager_find_session(p, id);
+        if (!s)
+                return err_set(e, ERR_NOT_FOUND, -ENOENT, "no session %s is open", id);
+        if (s->ending)
+                return err_set(e, ERR_BUSY, -EBUSY, "session %s is being closed", id);
+        *ret = s;
+        return 0;
+}
+
+static int do_hello(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        cleanup_mp_buf struct mp_buf b;
+
+        mp_buf_init(&b);
+        mp_map(&b, 3);
+        mp_kv_i64(&b, "pid", getpid());
+        mp_kv_str(&b, "version", p->cfg.version);
+        mp_kv_u64(&b, "protocol", PROTOCOL_VERSION);
+        return rpc_reply(msg->conn, msg->msgid, &b, NULL, 0);
+}
+
+static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        cleanup_mp_buf struct mp_buf b;
+        char uuid[2 * SNAP_UUID_LEN + 1];
+        struct pager_image_stats stats;
+        struct pager_session *s;
+        uint64_t ram_bytes;
+        int64_t vm_pid = 0;
+        id_str id;
+        int fd, r;
+
+        mp_buf_init(&b);
+        if (mp_get_str(msg->params, "session", id, sizeof(id)) < 0 || !id_valid(id))
+                return err_set(e, ERR_INVALID, -EINVAL, "session is not an id of %d hex digits", ID_LEN);
+        if (mp_get_u64(msg->params, "ram_bytes", &ram_bytes) < 0)
+                return err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is missing or no number");
+        if (msg->n_fds != 2)
+                return err_set(e, ERR_INVALID, -EINVAL, "%zu descriptors came, not two: memory.img, a socket", msg->n_fds);
+        (void) mp_get_i64(msg->params, "vm_pid", &vm_pid);
+        r = pager_open_session(p, id, ram_bytes, vm_pid, TAKE_FD(msg->fds[0]), TAKE_FD(msg->fds[1]), &s, e);
+        if (r < 0)
+                return r;
+        log_info("session %s: opened", s->id);
+
+        hex_encode(pager_image_info(s->image)->uuid, SNAP_UUID_LEN, uuid);
+        pager_image_get_stats(s->image, &stats);
+        mp_map(&b, 4);
+        mp_kv_str(&b, "image", uuid);
+        mp_kv_u64(&b, "ram_bytes", ram_bytes);
+        mp_kv_u64(&b, "present_bytes", stats.present_bytes);
+        mp_kv_u64(&b, "fds", 1);
+        fd = pager_image_readonly_fd(s->image);
+        r = rpc_reply(msg->conn, msg->msgid, &b, &fd, 1);
+        if (r < 0) {
+                /* The caller does not have the memfd, so nobody can use this session. */
+                pager_end_session(p, s);
+                return err_errno(e, r, "handing out the image's memory");
+        }
+        return 0;
+}
+
+static int do_close(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        struct pager_session *s;
+        int r = find_session(p, msg, &s, e);
+
+        if (r < 0)
+                return r;
+        s->close_waiter = (struct pager_waiter){ rpc_conn_ref(msg->conn), msg->msgid };
+        pager_end_session(p, s);
+        return 0;
+}
+
+static int do_removed(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        struct pager_session *s;
+        uint64_t first = 0;
+        int r = find_session(p, msg, &s, e);
+
+        if (r < 0)
+                return r;
+        if (s->sync_waiter.conn)
+                return err_set(e, ERR_BUSY, -EBUSY, "session.removed of session %s is under way", s->id);
+        if (mp_get_u64(msg->params, "first_page", &first) == -EBADMSG)
+                return err_set(e, ERR_INVALID, -EINVAL, "first_page is no page number");
+        s->sync_first_page = first;
+        s->sync_waiter = (struct pager_waiter){ rpc_conn_ref(msg->conn), msg->msgid };
+        /* Through the worker: what the VMM discarded before this call is then in the answer. */
+        if (s->worker)
+                pager_worker_sync(s->worker, s);
+        else
+                pager_answer_removed(s);
+        return 0;
+}
+
+static int do_prefetch(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        struct pager_session *s;
+        int r = find_session(p, msg, &s, e);
+
+        if (r < 0)
+                return r;
+        pager_filler_start(p->filler, s->image);
+        return rpc_reply(msg->conn, msg->msgid, NULL, NULL, 0);
+}
+
+static int do_status(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        cleanup_mp_buf struct mp_buf b;
+
+        mp_buf_init(&b);
+        pager_status(p, &b);
+        return rpc_reply(msg->conn, msg->msgid, &b, NULL, 0);
+}
+
+static int do_shutdown(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        bool force = false;
+        int r;
+
+        if (mp_get_bool(msg->params, "force", &force) == -EBADMSG)
+                return err_set(e, ERR_INVALID, -EINVAL, "force is neither true nor false");
+        if (p->n_sessions > 0 && !force) {
+                r = err_set(e, ERR_BUSY, -EBUSY, "%u sessions are open: their guests would hang", p->n_sessions);
+                (void) err_hint(e, "stop their guests first, or pass force");
+                return r;
+        }
+        if (p->n_sessions > 0)
+                log_warning("ending by force: %u sessions are open, their guests wait for pages from now on",
+                            p->n_sessions);
+        r = rpc_reply(msg->conn, msg->msgid, NULL, NULL, 0);
+        pager_end(p);
+        return r;
+}
+
+static const struct {
+        const char *name;
+        int (*fn)(struct pager *p, struct rpc_msg *msg, struct err *e);
+} methods[] = {
+        { "hello", do_hello },
+        { "session.open", do_open },
+        { "session.close", do_close },
+        { "session.removed", do_removed },
+        { "image.prefetch", do_prefetch },
+        { "status", do_status },
+        { "shutdown", do_shutdown },
+};
+
+/* ---- connections ---- */
+
+static void on_message(struct rpc_msg *msg, void *arg) {
+        struct pager_conn *c = arg;
+        struct err e = { 0 };
+
+        if (!msg->is_request)
+                return;
+        for (size_t i = 0; i < ARRAY_LEN(methods); i++)
+                if (strcmp(msg->method, methods[i].name) == 0) {
+                        int r = methods[i].fn(c->pager, msg, &e);
+
+                        if (r < 0 && e.r < 0)
+                                (void) rpc_reply_err(msg->conn, msg->msgid, &e);
+                        return;
+                }
+        (void) err_set(&e, ERR_INVALID, -ENOSYS, "no method %s", msg->method);
+        (void) rpc_reply_err(msg->conn, msg->msgid, &e);
+}
+
+static void conn_free(struct pager_conn *c) {
+        struct pager_conn **at = &c->pager->conns;
+
+        while (*at != c)
+                at = &(*at)->next;
+        *at = c->next;
+        c->pager->n_conns--;
+        rpc_conn_unref(c->rpc);
+        free(c);
+}
+
+static void on_close(struct rpc_conn *conn, int r, void *arg) {
+        /* Sessions stay: forkd may come back. */
+        conn_free(arg);
+}
+
+static const struct rpc_handlers handlers = { .on_message = on_message, .on_close = on_close };
+
+static bool peer_allowed(int fd) {
+        struct ucred peer;
+        socklen_t len = sizeof(peer);
+
+        return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0 && (peer.uid == 0 || peer.uid == geteuid());
+}
+
+void pager_accept(int fd, void *arg) {
+        struct pager *p = arg;
+        struct pager_conn *c;
+
+        if (p->n_conns >= PAGER_MAX_CONNECTIONS || !peer_allowed(fd)) {
+                log_warning("refused a control connection: %s",
+                            p->n_conns >= PAGER_MAX_CONNECTIONS ? "too many" : "another user's");
+                (void) close_fd(fd);
+                return;
+        }
+        c = calloc(1, sizeof(*c));
+        if (!c) {
+                (void) close_fd(fd);
+                return;
+        }
+        c->pager = p;
+        if (rpc_conn_new(p->base, fd, &handlers, c, &c->rpc) < 0) {
+                free(c);
+                return;
+        }
+        c->next = p->conns;
+        p->conns = c;
+        p->n_conns++;
+}
+
+void pager_close_conns(struct pager *p) {
+        while (p->conns)
+                conn_free(p->conns);
+}

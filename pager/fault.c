@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation. A round reads all that the userfaultfd has (the kernel hands out faults before layout
+ * events), applies the events to the bitmap of removed pages, and then answers the faults that were read with
+ * them: so no answer uses the state from before an event that stands beside it. The kernel helps: while an
+ * event is unread or its cause still under way, every request is -EAGAIN.
+ *
+ *   page was removed      UFFDIO_ZEROPAGE; never the image's old content
+ *   page not stored       UFFDIO_ZEROPAGE for the zero pages around it
+ *   page stored           its frame is decoded into the memfd if it is not there, then UFFDIO_CONTINUE for the
+ *                         whole run of the frame's pages
+ *
+ * What an errno of these requests tells:
+ *   EEXIST  the page is mapped already, by another vCPU's fault or the kernel's fault-around. Nobody was woken
+ *           for it: wake the range, or the waiter sleeps on
+ *   EAGAIN  the layout changes: read the events, try again, a little later if need be
+ *   ENOENT  (a part of) the range is not registered any more, its event is on the way. The one page that
+ *           faulted is tried alone; if that is gone too its waiter is woken to find out for itself
+ *   EFAULT  (continue) the page was punched out of the memfd: decode it again
+ *   ESRCH   the process is gone
+ * A fault that cannot be answered with verified content is not answered at all. */
+#include "pager/fault.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+
+#include "common/io.h"
+#include "pager/uffd.h"
+
+static int fail(struct pager_session *s, int r, const char *reason) {
+        (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "%s", reason);
+        return r;
+}
+
+/* ---- reading ---- */
+
+static void add_fault(struct pager_session *s, uint64_t addr, uint64_t now) {
+        s->pending[s->n_pending++] = (struct pager_pending){ addr & ~(PAGER_PAGE - 1), now };
+        if (!atomic_load_explicit(&s->oldest_ns, memory_order_relaxed))
+                atomic_store_explicit(&s->oldest_ns, now, memory_order_relaxed);
+}
+
+static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint64_t now) {
+        switch (m->event) {
+        case UFFD_EVENT_PAGEFAULT:
+                if (m->arg.pagefault.flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_MINOR))
+                        return fail(s, -EPROTO, "the VMM registered its memory in another mode than for missing pages");
+                add_fault(s, m->arg.pagefault.address, now);
+                return 0;
+        case UFFD_EVENT_REMOVE:
+        case UFFD_EVENT_UNMAP:
+                if (m->arg.remove.start >= m->arg.remove.end)
+                        return fail(s, -EPROTO, "the kernel reported an empty range");
+                pager_session_mark_removed(s, m->arg.remove.start, m->arg.remove.end);
+                /* Whoever waits for a page of the old mapping is not woken by its end. */
+                (void) uffd_wake(s->uffd, m->arg.remove.start, m->arg.remove.end - m->arg.remove.start);
+                return 0;
+        case UFFD_EVENT_REMAP:
+                return fail(s, -EPROTO, "the VMM moved guest memory to another address");
+        default:
+                return fail(s, -EPROTO, "the VMM's userfaultfd sent an event that was not agreed on");
+        }
+}
+
+/** Reads until nothing is left or `pending` is full. */
+static int read_events(struct pager_session *s) {
+        struct uffd_msg msgs[PAGER_EVENT_BATCH];
+
+        while (s->n_pending < PAGER_MAX_PENDING) {
+                int n = uffd_read(s->uffd, msgs, MIN_OF(ARRAY_LEN(msgs), PAGER_MAX_PENDING - s->n_pending));
+
+                if (n == -EAGAIN)
+                        return 0;
+                if (n < 0)
+                        return fail(s, n, "the VMM's userfaultfd cannot be read");
+                uint64_t now = now_ns();
+                for (int i = 0; i < n; i++) {
+                        int r = apply_message(s, &msgs[i], now);
+                        if (r < 0)
+                                return r;
+                }
+        }
+        return 0;
+}
+
+/** Makes room for events when `pending` is full of faults that wait for one: they are raised again. */
+static void drop_pending(struct pager_session *s) {
+        for (unsigned i = 0; i < s->n_pending; i++)
+                (void) uffd_wake(s->uffd, s->pending[i].addr, PAGER_PAGE);
+        s->n_pending = 0;
+}
+
+/* ---- answering ---- */
+
+typedef int range_fn(int fd, uint64_t start, uint64_t len, uint64_t *ret_done);
+
+/** Resolves [@lo, @hi), which holds the fault at @addr, with @fn. Returns 0 when the fault needs no more
+ *  attention, and adds the pages that were mapped to *@count. */
+static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t hi, uint64_t addr,
+                   _Atomic uint64_t *count) {
+        uint64_t done;
+        int r = fn(s->uffd, lo, hi - lo, &done);
+
+        (void) atomic_fetch_add_explicit(count, done / PAGER_PAGE, memory_order_relaxed);
+        if (r == 0)
+                return 0;
+        if (r == -EEXIST || r == -ENOENT) {
+                /* The range stops before the fault, or at it. */
+                if (addr >= lo + done && (addr > lo + done || r == -ENOENT) && (lo != addr || hi != addr + PAGER_PAGE)) {
+                        r = fn(s->uffd, addr, PAGER_PAGE, &done);
+                        (void) atomic_fetch_add_explicit(count, done / PAGER_PAGE, memory_order_relaxed);
+                }
+                if (r == -EEXIST || r == -ENOENT)
+                        r = 0;
+                if (r == 0)
+                        (void) uffd_wake(s->uffd, lo, hi - lo);
+        }
+        return r;
+}
+
+/** The guest pages of [first, first + n) that lie in @g and were not removed, as addresses around @page. */
+static void clip(const struct pager_session *s, const struct pager_region *g, uint64_t page, uint64_t first,
+                 uint64_t n, uint64_t *ret_lo, uint64_t *ret_hi) {
+        uint64_t region_first = g->offset / PAGER_PAGE, region_end = region_first + g->size / PAGER_PAGE;
+        uint64_t lo = page, hi = page + 1, min = MAX_OF(first, region_first), max = MIN_OF(first + n, region_end);
+
+        while (lo > min && !pager_session_removed(s, lo - 1))
+                lo--;
+        while (hi < max && !pager_session_removed(s, hi))
+                hi++;
+        *ret_lo = g->base + lo * PAGER_PAGE - g->offset;
+        *ret_hi = g->base + hi * PAGER_PAGE - g->offset;
+}
+
+/** The zero pages around @page, within its window. Windows are aligned, so that a guest that goes down
+ *  through its memory is served as well as one that goes up. */
+static void zero_window(struct pager_image *img, uint64_t page, uint64_t *ret_first, uint64_t *ret_n) {
+        uint64_t start = page - page % PAGER_ZERO_WINDOW, end = start + PAGER_ZERO_WINDOW;
+
+        for (uint64_t p = start; p <= page;) {
+                uint64_t n = pager_image_zero_run(img, p, end - p);
+
+                if (p + n > page) {
+                        *ret_first = p;
+                        *ret_n = n;
+                        return;
+                }
+                p += n + 1; /* the page behind a run is stored */
+        }
+        *ret_first = page;
+        *ret_n = 1;
+}
+
+static int answer(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page,
+                  uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
+        struct pager_fill_result fill;
+        uint64_t first, n;
+        int r;
+
+        if (pager_session_removed(s, page)) {
+                *ret_kind = PAGER_FAULT_REMOVED;
+                *ret_lo = addr;
+                *ret_hi = addr + PAGER_PAGE;
+                return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
+        }
+        r = pager_image_fill(s->image, scratch, page, &fill);
+        if (r < 0)
+                return fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r));
+        if (fill.kind == PAGER_PAGE_ZERO) {
+                *ret_kind = PAGER_FAULT_ZERO;
+                zero_window(s->image, page, &first, &n);
+                clip(s, g, page, first, n, ret_lo, ret_hi);
+                return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
+        }
+        *ret_kind = fill.kind == PAGER_PAGE_DECODED ? PAGER_FAULT_MISSING : PAGER_FAULT_PRESENT;
+        clip(s, g, page, fill.first, fill.n, ret_lo, ret_hi);
+        r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed);
+        if (r == -EFAULT) {
+                for (uint64_t p = fill.first; p < fill.first + fill.n; p++)
+                        pager_image_forget(s->image, p);
+                return -EAGAIN;
+        }
+        return r;
+}
+
+static void count(struct pager_session *s, struct pager_worker_stats *stats, enum pager_fault_kind kind, uint64_t ns) {
+        unsigned bucket = 0;
+
+        for (uint64_t us = ns / 1000; us > 0 && bucket < PAGER_SERVICE_BUCKETS - 1; us >>= 1)
+                bucket++;
+        (void) atomic_fetch_add_explicit(&stats->service[bucket], 1, memory_order_relaxed);
+        (void) atomic_fetch_add_explicit(&stats->service_ns, ns, memory_order_relaxed);
+        (void) atomic_fetch_add_explicit(&s->faults[kind], 1, memory_order_relaxed);
+}
+
+/** Answers one fault. [*ret_lo, *ret_hi) is what was resolved, and its waiters woken. */
+static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, struct pager_worker_stats *stats,
+                       const struct pager_pending *p, uint64_t *ret_lo, uint64_t *ret_hi) {
+        const struct pager_region *g = pager_layout_find(s->layout, p->addr);
+        enum pager_fault_kind kind;
+        int r;
+
+        if (!g)
+                return fail(s, -EPROTO, "the VMM faulted at an address that it had not told of");
+        r = answer(s, g, scratch, (p->addr - g->base + g->offset) / PAGER_PAGE, p->addr, ret_lo, ret_hi, &kind);
+        if (r == 0)
+                count(s, stats, kind, now_ns() - p->since_ns);
+        if (r == -ENOMEM && !s->fail_reason[0])
+                return fail(s, r, "out of memory for the VMM's page tables");
+        if (r < 0 && r != -EAGAIN && r != -ESRCH && !s->fail_reason[0])
+                return fail(s, r, "the kernel refused to map a page into the VMM");
+        return r;
+}
+
+static void sort_pending(struct pager_session *s) {
+        for (unsigned i = 1; i < s->n_pending; i++) {
+                struct pager_pending p = s->pending[i];
+                unsigned j = i;
+
+                for (; j > 0 && s->pending[j - 1].addr > p.addr; j--)
+                        s->pending[j] = s->pending[j - 1];
+                s->pending[j] = p;
+        }
+}
+
+/** Answers all that is pending, in the order of addresses, so that faults in one frame are one answer. */
+static int serve_pending(struct pager_session *s, struct pager_scratch *scratch, struct pager_worker_stats *stats) {
+        unsigned i = 0;
+        int r = 0;
+
+        sort_pending(s);
+        while (i < s->n_pending && r == 0) {
+                uint64_t lo, hi;
+
+                if (atomic_load_explicit(&s->dropping, memory_order_relaxed))
+                        return -ECANCELED;
+                r = serve_fault(s, scratch, stats, &s->pending[i], &lo, &hi);
+                if (r < 0)
+                        break;
+                while (i < s->n_pending && s->pending[i].addr >= lo && s->pending[i].addr < hi)
+                        i++;
+        }
+        s->n_pending -= i;
+        memmove(s->pending, s->pending + i, s->n_pending * sizeof(s->pending[0]));
+        return r;
+}
+
+static void set_oldest(struct pager_session *s) {
+        uint64_t oldest = 0;
+
+        for (unsigned i = 0; i < s->n_pending; i++)
+                if (!oldest || s->pending[i].since_ns < oldest)
+                        oldest = s->pending[i].since_ns;
+        atomic_store_explicit(&s->oldest_ns, oldest, memory_order_relaxed);
+}
+
+int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch, struct pager_worker_stats *stats) {
+        int r = 0;
+
+        s->fail_reason[0] = '\0';
+        for (unsigned round = 0; round < PAGER_SERVE_ROUNDS; round++) {
+                r = read_events(s);
+                if (r < 0 || s->n_pending == 0)
+                        break;
+                r = serve_pending(s, scratch, stats);
+                if (r == -EAGAIN && s->n_pending == PAGER_MAX_PENDING)
+                        drop_pending(s);
+                else if (r == -EAGAIN)
+                        (void) sched_yield(); /* lets the thread whose event we read go on */
+                else if (r < 0)
+                        break;
+        }
+        if (r != -ECANCELED)
+                set_oldest(s);
+        return r;
+}

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: MIT */
+/* An open image: its compressed file, and the memfd that its decoded pages are put into, once per host, for
+ * all clones. See image.c for how a page gets there. */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#include "pager/limits.h"
+#include "pager/mailbox.h"
+#include "snapstore/image.h"
+
+/** One thread's tools: nothing is allocated while a fault waits. */
+struct pager_scratch {
+        struct snap_decoder *decoder;
+        uint8_t *frame; /* SNAP_FRAME_BYTES */
+};
+int pager_scratch_init(struct pager_scratch *s) attr_warn_unused;
+void pager_scratch_clear(struct pager_scratch *s);
+
+/** What names an image: the file itself. While we hold it open no other file can have its inode, and a
+ *  published image never changes. Not its uuid: a crafted file could claim another's, and share its memory. */
+struct pager_image_key {
+        dev_t dev;
+        ino_t ino;
+        off_t size;
+        struct timespec mtime;
+};
+int pager_image_key_of_fd(int fd, struct pager_image_key *ret) attr_warn_unused;
+
+struct pager_image;
+
+/** Opens @fd (stays the caller's). The errors of snap_image_open; -ENOMEM, -EMFILE; -EOPNOTSUPP: the kernel
+ *  cannot do it. One reference belongs to the caller. */
+int pager_image_open(int fd, struct pager_image **ret) attr_warn_unused;
+struct pager_image *pager_image_ref(struct pager_image *img);
+/** Any thread. The last reference frees all memory that no clone maps. NULL is fine. */
+void pager_image_unref(struct pager_image *img);
+DEFINE_CLEANUP(struct pager_image, pager_image_unref)
+#define cleanup_pager_image attr_cleanup(pager_image_unref_p)
+
+bool pager_image_matches(const struct pager_image *img, const struct pager_image_key *key);
+
+const struct snap_image_info *pager_image_info(const struct pager_image *img);
+
+/** The memfd, open read-only: what a VMM gets. Stays the image's. */
+int pager_image_readonly_fd(const struct pager_image *img);
+
+enum pager_page {
+        PAGER_PAGE_ZERO,    /* not stored: map the zero page */
+        PAGER_PAGE_PRESENT, /* was in the memfd already */
+        PAGER_PAGE_DECODED, /* this call put it there */
+};
+
+struct pager_fill_result {
+        enum pager_page kind;
+        uint64_t first, n; /* pages known to be present around the asked one; for a zero page {page, 1} */
+};
+
+/** Makes sure that @page can be mapped. Waits while another thread decodes the same frame.
+ *  -EBADMSG: the stored bytes are corrupt; -EUCLEAN: somebody else has put another content into the memfd;
+ *  -EIO, -ENOMEM, -ERANGE. Afterwards the image is marked bad where its content is in doubt. */
+int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page,
+                     struct pager_fill_result *ret) attr_warn_unused;
+
+/** A sentence for an error of pager_image_fill. */
+const char *pager_image_reason(int r);
+
+bool pager_image_present(const struct pager_image *img, uint64_t page);
+/** The page turned out to be missing after all (punched out): decode it again next time. */
+void pager_image_forget(struct pager_image *img, uint64_t page);
+/** From @page, how many consecutive pages (at most @max) are zero; 0 on errors, which a fill will tell. */
+uint64_t pager_image_zero_run(struct pager_image *img, uint64_t page, uint64_t max);
+
+/** The first region (SNAP_REGION_PAGES pages) at or after @region that stores any page. -ENOENT: none. */
+int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *ret) attr_warn_unused;
+
+/** Bad: not to be shared with new sessions. */
+bool pager_image_is_bad(const struct pager_image *img);
+
+struct pager_image_stats {
+        uint64_t present_bytes;            /* memory that the memfd really has, from the kernel */
+        uint64_t decodes, decoded_bytes;   /* frames decoded, and bytes put into the memfd thereby */
+        uint64_t compressed_bytes;         /* read for that */
+};
+void pager_image_get_stats(const struct pager_image *img, struct pager_image_stats *ret);
+
+/* ---- background filling: fill.c runs it, the control thread starts and reaps it ---- */
+struct pager_image_fill_job {
+        struct pager_letter letter;
+        struct pager_image *next;  /* in the fill queue */
+        bool running;              /* control thread: queued or running */
+        int result;                /* valid when the letter has arrived */
+};
+struct pager_image_fill_job *pager_image_job(struct pager_image *img);
+/** Tells a background fill of this image to stop early. */
+void pager_image_cancel_fill(struct pager_image *img);
+bool pager_image_fill_cancelled(const struct pager_image *img);

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT */
+/* The control thread's state: shared by pager.c (life, sessions), control.c (methods), status.c. */
+#pragma once
+
+#include "common/rpc.h"
+#include "pager/cache.h"
+#include "pager/fill.h"
+#include "pager/pager.h"
+#include "pager/peer.h"
+#include "pager/session.h"
+#include "pager/worker.h"
+
+struct pager_conn {
+        struct pager_conn *next;
+        struct rpc_conn *rpc;
+        struct pager *pager;
+};
+
+struct pager {
+        struct event_base *base;
+        struct pager_config cfg;
+        uint64_t started_ns;
+        struct rpc_listener *listener;
+        dev_t socket_dev; /* what we bound: another pager's socket at this path is not ours to remove */
+        ino_t socket_ino;
+        char *control_path;
+
+        struct pager_conn *conns;
+        unsigned n_conns;
+        struct pager_session *sessions;
+        unsigned n_sessions;
+        struct pager_cache *cache;
+
+        struct pager_mailbox inbox;
+        struct event *inbox_ev, *end_ev;
+        struct pager_load load;
+        struct pager_worker *workers[PAGER_MAX_WORKERS];
+        unsigned n_workers;
+        struct pager_filler *filler;
+
+        bool draining;
+        unsigned end_polls;
+        /* Of sessions that have gone: totals count what they did, too. */
+        uint64_t past_faults[PAGER_N_FAULTS], past_pages_installed, past_zero_pages, past_sessions, past_failed;
+};
+
+/* ---- pager.c ---- */
+struct pager_session *pager_find_session(struct pager *p, const char *id);
+/** Takes @image_fd and @vmm_sock. */
+int pager_open_session(struct pager *p, const char *id, uint64_t ram_bytes, int64_t vm_pid, int image_fd, int vmm_sock,
+                       struct pager_session **ret, struct err *e) attr_warn_unused;
+/** Takes it back from its worker; it is freed when that is done, and close_waiter answered. */
+void pager_end_session(struct pager *p, struct pager_session *s);
+void pager_fail_session(struct pager *p, struct pager_session *s, const char *reason);
+/** Ends the loop once the answers that are queued have been sent. */
+void pager_end(struct pager *p);
+
+/* ---- control.c ---- */
+void pager_accept(int fd, void *arg);
+void pager_close_conns(struct pager *p);
+/** To every connection. @fds as in rpc_notify. */
+void pager_notify(struct pager *p, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds);
+/** For a session that is gone: answers its session.close and refuses its session.removed, if any wait. */
+void pager_answer_ended(struct pager_waiter *close, struct pager_waiter *sync);
+void pager_answer_removed(struct pager_session *s);
+
+/* ---- status.c ---- */
+void pager_status(struct pager *p, struct mp_buf *b);

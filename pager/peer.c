@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: MIT */
+#include "pager/peer.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "common/io.h"
+#include "pager/uffd.h"
+
+#define READ_CHUNK 16384u
+
+struct pager_peer {
+        int fd, uffd;
+        uint64_t ram_bytes;
+        unsigned timeout_s;
+        struct event *readable, *deadline;
+        const struct pager_peer_handlers *handlers;
+        void *arg;
+        bool attached;
+
+        char *buf; /* freed once attached */
+        size_t len, cap;
+        struct pager_handshake_scan scan;
+};
+
+void pager_peer_free(struct pager_peer *p) {
+        if (!p)
+                return;
+        if (p->readable)
+                event_free(p->readable);
+        if (p->deadline)
+                event_free(p->deadline);
+        (void) close_fd(p->fd);
+        (void) close_fd(p->uffd);
+        free(p->buf);
+        free(p);
+}
+
+/** Ends the conversation. @p may be gone afterwards. */
+static void finish(struct pager_peer *p, const char *reason) {
+        (void) event_del(p->readable);
+        (void) event_del(p->deadline);
+        p->fd = close_fd(p->fd);
+        if (reason)
+                p->handlers->on_failed(reason, p->arg);
+        else
+                p->handlers->on_gone(p->arg);
+}
+
+/** Tells the VMM why. The socket's buffer is empty, so a short line always fits. */
+static void refuse(struct pager_peer *p, const char *reason) {
+        char copy[PAGER_MAX_REASON], line[PAGER_MAX_REASON + 16];
+        int n;
+
+        (void) snprintf(copy, sizeof(copy), "%s", reason);
+        n = snprintf(line, sizeof(line), "error: %s\n", copy);
+        if (send(p->fd, line, (size_t) n, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+                /* it has gone meanwhile */
+        }
+        finish(p, copy);
+}
+
+/** The whole handshake is in the buffer. Returns 0, or -errno with @why filled. */
+static int attach(struct pager_peer *p, size_t json_len, char *why, size_t why_size) {
+        cleanup_free struct pager_layout *layout = NULL;
+        int r;
+
+        for (size_t i = json_len; i < p->len; i++)
+                if (!strchr(" \n\r\t", p->buf[i]) || !p->buf[i]) {
+                        (void) snprintf(why, why_size, "something comes behind the layout");
+                        return -EBADMSG;
+                }
+        if (p->uffd < 0) {
+                (void) snprintf(why, why_size, "no userfaultfd came with the layout");
+                return -EBADMSG;
+        }
+        layout = calloc(1, sizeof(*layout));
+        if (!layout) {
+                (void) snprintf(why, why_size, "out of memory");
+                return -ENOMEM;
+        }
+        r = pager_handshake_parse(p->buf, json_len, p->ram_bytes, layout, why, why_size);
+        if (r < 0)
+                return r;
+        r = uffd_check(p->uffd, layout->region[0].base);
+        if (r == 0)
+                r = io_set_nonblock(p->uffd, true);
+        if (r < 0) {
+                (void) snprintf(why, why_size, "the descriptor is no userfaultfd that is ready for use");
+                return r;
+        }
+        r = p->handlers->on_attach(layout, p->uffd, why, why_size, p->arg);
+        if (r < 0)
+                return r;
+        (void) TAKE_PTR(layout);
+        (void) TAKE_FD(p->uffd);
+        return 0;
+}
+
+static void on_handshake_bytes(struct pager_peer *p) {
+        char why[PAGER_MAX_REASON];
+        size_t json_len;
+        int r = pager_handshake_scan(&p->scan, p->buf, p->len, &json_len);
+
+        if (r < 0) {
+                refuse(p, "the layout does not begin as a JSON array of regions");
+                return;
+        }
+        if (r == 0) {
+                if (p->len >= PAGER_MAX_HANDSHAKE)
+                        refuse(p, "the layout is too long");
+                return;
+        }
+        r = attach(p, json_len, why, sizeof(why));
+        if (r < 0) {
+                refuse(p, why);
+                return;
+        }
+        p->attached = true;
+        (void) event_del(p->deadline);
+        free(TAKE_PTR(p->buf));
+        if (send(p->fd, "ok\n", 3, MSG_NOSIGNAL | MSG_DONTWAIT) != 3)
+                finish(p, NULL);
+}
+
+static int reserve(struct pager_peer *p) {
+        size_t cap = p->cap ? p->cap * 2 : READ_CHUNK;
+        char *buf;
+
+        if (p->cap - p->len >= READ_CHUNK / 2)
+                return 0;
+        buf = realloc(p->buf, cap);
+        if (!buf)
+                return -ENOMEM;
+        p->buf = buf;
+        p->cap = cap;
+        return 0;
+}
+
+static void on_readable(evutil_socket_t fd, short what, void *arg) {
+        struct pager_peer *p = arg;
+        char discard[64];
+        int fds[1];
+        size_t n_fds = 1;
+        ssize_t n;
+
+        if (!p->attached && reserve(p) < 0) {
+                refuse(p, "out of memory");
+                return;
+        }
+        if (p->attached)
+                n = io_recv_fds(fd, discard, sizeof(discard), fds, &n_fds);
+        else
+                n = io_recv_fds(fd, p->buf + p->len, MIN_OF(p->cap, (size_t) PAGER_MAX_HANDSHAKE) - p->len, fds, &n_fds);
+        if (n == -EAGAIN || n == -EINTR)
+                return;
+        if (n == -EMSGSIZE) {
+                refuse(p, "more than one descriptor came with the layout");
+                return;
+        }
+        if (n <= 0) {
+                finish(p, NULL);
+                return;
+        }
+        if (n_fds > 0 && (p->attached || p->uffd >= 0)) {
+                (void) close_fd(fds[0]);
+                refuse(p, "more than one descriptor came with the layout");
+                return;
+        }
+        if (p->attached) {
+                finish(p, "the VMM sent something after its handshake");
+                return;
+        }
+        if (n_fds > 0)
+                p->uffd = fds[0];
+        p->len += (size_t) n;
+        on_handshake_bytes(p);
+}
+
+static void on_deadline(evutil_socket_t fd, short what, void *arg) {
+        struct pager_peer *p = arg;
+        char why[PAGER_MAX_REASON];
+
+        (void) snprintf(why, sizeof(why), "the VMM did not complete its handshake within %u seconds", p->timeout_s);
+        refuse(p, why);
+}
+
+int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned timeout_s,
+                   const struct pager_peer_handlers *handlers, void *arg, struct pager_peer **ret) {
+        struct timeval deadline = { .tv_sec = timeout_s };
+        struct pager_peer *p = calloc(1, sizeof(*p));
+        int r;
+
+        if (!p) {
+                (void) close_fd(fd);
+                return -ENOMEM;
+        }
+        *p = (struct pager_peer){ .fd = fd, .uffd = -1, .ram_bytes = ram_bytes, .timeout_s = timeout_s,
+                                  .handlers = handlers, .arg = arg };
+        r = io_set_nonblock(fd, true);
+        p->readable = event_new(base, fd, EV_READ | EV_PERSIST, on_readable, p);
+        p->deadline = evtimer_new(base, on_deadline, p);
+        if (r == 0 && (!p->readable || !p->deadline || event_add(p->readable, NULL) < 0 ||
+                       event_add(p->deadline, &deadline) < 0))
+                r = -ENOMEM;
+        if (r < 0) {
+                pager_peer_free(p);
+                return r;
+        }
+        *ret = p;
+        return 0;
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: MIT */
+/* The VMM's end of a session: the socket on which its handshake comes, and whose hang-up tells that it is
+ * gone. */
+#pragma once
+
+#include <event2/event.h>
+
+#include "pager/handshake.h"
+
+struct pager_peer;
+
+struct pager_peer_handlers {
+        /** The handshake is good. On success the callee owns @layout (to be freed) and @uffd, and the peer
+         *  answers "ok"; on failure it fills @why, and the peer answers "error: @why". */
+        int (*on_attach)(struct pager_layout *layout, int uffd, char *why, size_t why_size, void *arg);
+        /** It was refused, took too long, or something came after it. The socket is closed. */
+        void (*on_failed)(const char *reason, void *arg);
+        /** The VMM hung up. */
+        void (*on_gone)(void *arg);
+};
+
+/** Takes @fd. @timeout_s: for the whole handshake. One of on_failed and on_gone is called at the most, and
+ *  nothing after it; the peer may be freed from within. -ENOMEM. */
+int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned timeout_s,
+                   const struct pager_peer_handlers *handlers, void *arg, struct pager_peer **ret) attr_warn_unused;
+void pager_peer_free(struct pager_peer *p); /* NULL is fine */

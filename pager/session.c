@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+#include "pager/session.h"
+
+#include <errno.h>
+#include <string.h>
+
+const char *const pager_fault_names[PAGER_N_FAULTS] = { "missing", "zero", "present", "removed" };
+
+int pager_session_new(const char *id, struct pager_image *image, struct pager_session **ret) {
+        __attribute__((cleanup(pager_session_free_p))) struct pager_session *s = calloc(1, sizeof(*s));
+        uint64_t pages = pager_image_info(image)->ram_bytes / PAGER_PAGE;
+
+        if (!s)
+                return -ENOMEM;
+        s->uffd = -1;
+        s->removed = calloc((pages + 63) / 64, sizeof(*s->removed));
+        if (!s->removed)
+                return -ENOMEM;
+        (void) snprintf(s->id, sizeof(s->id), "%s", id);
+        s->image = pager_image_ref(image);
+        *ret = TAKE_PTR(s);
+        return 0;
+}
+
+void pager_session_free(struct pager_session *s) {
+        if (!s)
+                return;
+        (void) close_fd(s->uffd);
+        pager_image_unref(s->image);
+        free(s->layout);
+        free(s->removed);
+        free(s);
+}
+
+bool pager_session_removed(const struct pager_session *s, uint64_t page) {
+        return atomic_load_explicit(&s->removed[page / 64], memory_order_relaxed) >> (page % 64) & 1;
+}
+
+void pager_session_mark_removed(struct pager_session *s, uint64_t start, uint64_t end) {
+        for (size_t i = 0; i < s->layout->n; i++) {
+                const struct pager_region *g = &s->layout->region[i];
+                uint64_t from = MAX_OF(start, g->base), to = MIN_OF(end, g->base + g->size);
+
+                if (from >= to)
+                        continue;
+                uint64_t page = (from - g->base + g->offset) / PAGER_PAGE;
+                for (uint64_t n = (to - from + PAGER_PAGE - 1) / PAGER_PAGE; n > 0; n--, page++) {
+                        uint64_t bit = 1ull << (page % 64);
+
+                        if (!(atomic_fetch_or_explicit(&s->removed[page / 64], bit, memory_order_relaxed) & bit))
+                                (void) atomic_fetch_add_explicit(&s->removed_pages, 1, memory_order_relaxed);
+                }
+        }
+}
+
+bool pager_session_next_removed(const struct pager_session *s, uint64_t page, uint64_t *ret_first, uint64_t *ret_n) {
+        uint64_t pages = pager_image_info(s->image)->ram_bytes / PAGER_PAGE, end;
+
+        while (page < pages && !pager_session_removed(s, page)) {
+                bool empty = page % 64 == 0 && !atomic_load_explicit(&s->removed[page / 64], memory_order_relaxed);
+
+                page += empty ? 64 : 1;
+        }
+        if (page >= pages)
+                return false;
+        for (end = page + 1; end < pages && pager_session_removed(s, end); end++) {
+        }
+        *ret_first = page;
+        *ret_n = end - page;
+        return true;
+}

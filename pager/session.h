@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT */
+/* A session: one VMM whose faults are served from one image.
+ *
+ * Who may touch what. The control thread makes sessions and owns everything but the fields marked as the
+ * worker's. When the handshake is done it hands the session to a worker with a letter; from then on the
+ * worker alone reads the userfaultfd. The worker returns it with a letter (PAGER_RELEASED) after the control
+ * thread has asked for it (PAGER_DROP); only then are the descriptors closed and the image let go. So nothing
+ * is freed under a worker, and no lock is held while a fault is served. */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/ids.h"
+#include "pager/handshake.h"
+#include "pager/image.h"
+#include "pager/limits.h"
+#include "pager/mailbox.h"
+
+/** Letters. To a worker: SERVE, DROP, SYNC. To the control thread: the rest (FILLED's object is an image). */
+enum pager_letter_kind {
+        PAGER_SERVE,
+        PAGER_DROP,
+        PAGER_SYNC,
+        PAGER_FAILED,   /* faults are not answered any more; ->fail_reason tells why */
+        PAGER_VMM_GONE, /* its memory is gone */
+        PAGER_RELEASED, /* the worker has let go */
+        PAGER_SYNCED,
+        PAGER_FILLED,
+};
+
+/** How a fault was answered. */
+enum pager_fault_kind { PAGER_FAULT_MISSING, PAGER_FAULT_ZERO, PAGER_FAULT_PRESENT, PAGER_FAULT_REMOVED, PAGER_N_FAULTS };
+extern const char *const pager_fault_names[PAGER_N_FAULTS];
+
+struct pager_pending {
+        uint64_t addr; /* of the page */
+        uint64_t since_ns;
+};
+
+/** A request that is answered later. */
+struct pager_waiter {
+        struct rpc_conn *conn; /* a reference, or NULL: nobody waits */
+        uint32_t msgid;
+};
+
+struct pager_session {
+        struct pager_session *next; /* control thread's list */
+        struct pager *pager;
+        id_str id;
+        int64_t vm_pid; /* 0: not told */
+        struct pager_image *image;
+        struct pager_layout *layout; /* NULL until attached, then constant */
+        int uffd;
+        struct pager_worker *worker; /* NULL until attached */
+        struct pager_peer *peer;     /* the VMM's socket; NULL once closed */
+        bool failed, ending, hung_up;
+        char reason[PAGER_MAX_REASON];
+        struct pager_cached *cached; /* the image's place in the cache */
+        struct pager_waiter close_waiter; /* the session.close to answer when it is released */
+        struct pager_waiter sync_waiter;  /* the session.removed to answer when the worker has caught up */
+        uint64_t sync_first_page;
+
+        struct pager_letter to_worker_serve, to_worker_drop, sync;
+        struct pager_letter from_worker_failed, from_worker_gone, from_worker_released;
+
+        /* Shared, atomic. */
+        _Atomic bool dropping;       /* set with PAGER_DROP: serve no more */
+        _Atomic uint64_t *removed;   /* a bit a guest page: discarded, reads zero */
+        _Atomic uint64_t removed_pages;
+        _Atomic uint64_t faults[PAGER_N_FAULTS];
+        _Atomic uint64_t pages_installed, zero_pages;
+        _Atomic uint64_t oldest_ns;  /* when the oldest unanswered fault was read, 0: none */
+
+        /* The worker's. */
+        struct pager_session *worker_next;
+        struct pager_pending pending[PAGER_MAX_PENDING];
+        unsigned n_pending;
+        bool served;                 /* in the epoll set */
+        uint64_t retry_at_ns;        /* 0: not waiting */
+        uint32_t retry_us;
+        char fail_reason[PAGER_MAX_REASON]; /* written before PAGER_FAILED is posted, read after */
+};
+
+/** @image: a reference is taken. -ENOMEM. */
+int pager_session_new(const char *id, struct pager_image *image, struct pager_session **ret) attr_warn_unused;
+/** The session must not be with a worker. Closes the userfaultfd. NULL is fine. */
+void pager_session_free(struct pager_session *s);
+DEFINE_CLEANUP(struct pager_session, pager_session_free)
+
+/** Was the guest page discarded? */
+bool pager_session_removed(const struct pager_session *s, uint64_t page);
+/** Marks the guest pages that lie in [@start, @end) of the VMM's address space. */
+void pager_session_mark_removed(struct pager_session *s, uint64_t start, uint64_t end);
+/** The first run of removed pages at or after @page: false if there is none. */
+bool pager_session_next_removed(const struct pager_session *s, uint64_t page, uint64_t *ret_first, uint64_t *ret_n);

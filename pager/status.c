@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT */
+/* What the method `status` tells: docs/protocol.md, section 2. */
+#include "common/io.h"
+#include "pager/pager_internal.h"
+
+struct sums {
+        uint64_t faults[PAGER_N_FAULTS], pages_installed, zero_pages, decodes, decoded_bytes, present_bytes;
+        unsigned failed;
+        double oldest_ms;
+};
+
+static uint64_t get(const _Atomic uint64_t *v) {
+        return atomic_load_explicit(v, memory_order_relaxed);
+}
+
+static void put_faults(struct mp_buf *b, const uint64_t faults[PAGER_N_FAULTS]) {
+        mp_key(b, "faults");
+        mp_map(b, PAGER_N_FAULTS);
+        for (unsigned i = 0; i < PAGER_N_FAULTS; i++)
+                mp_kv_u64(b, pager_fault_names[i], faults[i]);
+}
+
+static void put_session(struct mp_buf *b, const struct pager_session *s, struct sums *sums) {
+        char uuid[2 * SNAP_UUID_LEN + 1];
+        uint64_t faults[PAGER_N_FAULTS], oldest = get(&s->oldest_ns), now = now_ns();
+        double oldest_ms = oldest && now > oldest ? (double) (now - oldest) / 1e6 : 0;
+
+        hex_encode(pager_image_info(s->image)->uuid, SNAP_UUID_LEN, uuid);
+        for (unsigned i = 0; i < PAGER_N_FAULTS; i++) {
+                faults[i] = get(&s->faults[i]);
+                sums->faults[i] += faults[i];
+        }
+        sums->pages_installed += get(&s->pages_installed);
+        sums->zero_pages += get(&s->zero_pages);
+        sums->failed += s->failed;
+        sums->oldest_ms = MAX_OF(sums->oldest_ms, oldest_ms);
+
+        mp_map(b, 12);
+        mp_kv_str(b, "session", s->id);
+        mp_kv_str(b, "image", uuid);
+        mp_kv_i64(b, "vm_pid", s->vm_pid);
+        mp_kv_bool(b, "attached", s->worker != NULL);
+        mp_kv_bool(b, "failed", s->failed);
+        mp_kv_str(b, "reason", s->failed ? s->reason : NULL);
+        mp_kv_i64(b, "worker", s->worker ? (int64_t) pager_worker_index(s->worker) : -1);
+        put_faults(b, faults);
+        mp_kv_u64(b, "pages_installed", get(&s->pages_installed));
+        mp_kv_u64(b, "zero_pages", get(&s->zero_pages));
+        mp_kv_u64(b, "removed_pages", get(&s->removed_pages));
+        mp_kv_double(b, "oldest_fault_ms", oldest_ms);
+}
+
+static void put_image(struct mp_buf *b, const struct pager_cached *c, struct sums *sums) {
+        char uuid[2 * SNAP_UUID_LEN + 1];
+        struct pager_image_stats st;
+
+        hex_encode(pager_image_info(c->image)->uuid, SNAP_UUID_LEN, uuid);
+        pager_image_get_stats(c->image, &st);
+        sums->decodes += st.decodes;
+        sums->decoded_bytes += st.decoded_bytes;
+        sums->present_bytes += st.present_bytes;
+
+        mp_map(b, 10);
+        mp_kv_str(b, "image", uuid);
+        mp_kv_u64(b, "ram_bytes", pager_image_info(c->image)->ram_bytes);
+        mp_kv_u64(b, "present_bytes", st.present_bytes);
+        mp_kv_u64(b, "sessions", c->n_sessions);
+        mp_kv_u64(b, "decodes", st.decodes);
+        mp_kv_u64(b, "decoded_bytes", st.decoded_bytes);
+        mp_kv_u64(b, "compressed_bytes", st.compressed_bytes);
+        mp_kv_double(b, "idle_s", c->n_sessions ? 0 : ms_since(c->idle_since_ns) / 1000);
+        mp_kv_bool(b, "filling", pager_image_job(c->image)->running);
+        mp_kv_bool(b, "bad", pager_image_is_bad(c->image));
+}
+
+static void put_service(struct pager *p, struct mp_buf *b) {
+        uint64_t ns = 0;
+
+        mp_key(b, "service_us_log2");
+        mp_array(b, PAGER_SERVICE_BUCKETS);
+        for (unsigned i = 0; i < PAGER_SERVICE_BUCKETS; i++) {
+                uint64_t n = 0;
+
+                for (unsigned w = 0; w < p->n_workers; w++)
+                        n += get(&pager_worker_get_stats(p->workers[w])->service[i]);
+                mp_u64(b, n);
+        }
+        for (unsigned w = 0; w < p->n_workers; w++)
+                ns += get(&pager_worker_get_stats(p->workers[w])->service_ns);
+        mp_kv_double(b, "service_seconds", (double) ns / 1e9);
+}
+
+static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
+        uint64_t busy_ns = 0;
+
+        for (unsigned i = 0; i < PAGER_N_FAULTS; i++)
+                sums->faults[i] += p->past_faults[i];
+        for (unsigned w = 0; w < p->n_workers; w++)
+                busy_ns = MAX_OF(busy_ns, pager_worker_busy_ns(p->workers[w]));
+
+        mp_map(b, 14);
+        mp_kv_u64(b, "sessions", p->n_sessions);
+        mp_kv_u64(b, "sessions_ended", p->past_sessions);
+        mp_kv_u64(b, "sessions_failed", p->past_failed + sums->failed);
+        mp_kv_u64(b, "images", pager_cache_count(p->cache));
+        put_faults(b, sums->faults);
+        mp_kv_u64(b, "pages_installed", sums->pages_installed + p->past_pages_installed);
+        mp_kv_u64(b, "zero_pages", sums->zero_pages + p->past_zero_pages);
+        mp_kv_u64(b, "decodes", sums->decodes + pager_cache_past(p->cache)->decodes);
+        mp_kv_u64(b, "decoded_bytes", sums->decoded_bytes + pager_cache_past(p->cache)->decoded_bytes);
+        mp_kv_u64(b, "present_bytes", sums->present_bytes);
+        mp_kv_double(b, "oldest_fault_ms", sums->oldest_ms);
+        mp_kv_double(b, "worker_busy_ms", (double) busy_ns / 1e6);
+        put_service(p, b);
+}
+
+void pager_status(struct pager *p, struct mp_buf *b) {
+        struct sums sums = { 0 };
+
+        mp_map(b, 8);
+        mp_kv_i64(b, "pid", getpid());
+        mp_kv_str(b, "version", p->cfg.version);
+        mp_kv_double(b, "uptime_ms", ms_since(p->started_ns));
+        mp_kv_u64(b, "workers", p->n_workers);
+        mp_kv_bool(b, "draining", p->draining);
+        mp_key(b, "sessions");
+        mp_array(b, p->n_sessions);
+        for (const struct pager_session *s = p->sessions; s; s = s->next)
+                put_session(b, s, &sums);
+        mp_key(b, "images");
+        mp_array(b, pager_cache_count(p->cache));
+        for (const struct pager_cached *c = pager_cache_first(p->cache); c; c = c->next)
+                put_image(b, c, &sums);
+        mp_key(b, "totals");
+        put_totals(p, b, &sums);
+}

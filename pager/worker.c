@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation. A worker waits in epoll for its mailbox and for the userfaultfds of its sessions. It
+ * is never in the kernel on behalf of one session for longer than an answer takes. A session that must be
+ * asked again (its VMM changes its layout) goes to the retry list instead of being spun on: its process may
+ * be frozen in the middle of that change, and the others must not wait for it.
+ *
+ * Letters are read after the events of one epoll_wait were served, so no event of that batch can name a
+ * session that was handed back. */
+#include "pager/worker.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "common/io.h"
+#include "pager/uffd.h"
+
+#define EPOLL_BATCH 32
+
+struct pager_worker {
+        pthread_t thread;
+        unsigned index;
+        int epoll_fd;
+        struct pager_mailbox mailbox;
+        struct pager_letter stop_letter;
+        struct pager_mailbox *to_control;
+        struct pager_load *load;
+        struct pager_scratch scratch;
+        struct pager_worker_stats stats;
+        _Atomic uint64_t busy_since_ns;
+        _Atomic unsigned n_sessions; /* as the control thread counts */
+
+        struct pager_session *sessions; /* the thread's */
+};
+
+#define LETTER_STOP (-1)
+
+static void unwatch(struct pager_worker *w, struct pager_session *s) {
+        if (s->served)
+                (void) epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, s->uffd, NULL);
+        s->served = false;
+        s->retry_at_ns = 0;
+}
+
+static void serve(struct pager_worker *w, struct pager_session *s, uint32_t events) {
+        int r;
+
+        if (!s->served || atomic_load_explicit(&s->dropping, memory_order_relaxed))
+                return;
+        if (events & EPOLLERR) {
+                /* The kernel says so of a blocking userfaultfd; it would say so again and again. */
+                (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "the VMM made its userfaultfd blocking");
+                r = -EPROTO;
+        } else {
+                r = pager_session_serve(s, &w->scratch, &w->stats);
+        }
+        if (r == 0) {
+                s->retry_at_ns = 0;
+                s->retry_us = 0;
+        } else if (r == -EAGAIN) {
+                s->retry_us = s->retry_us ? MIN_OF(s->retry_us * 2, PAGER_RETRY_MAX_US) : PAGER_RETRY_MIN_US;
+                s->retry_at_ns = now_ns() + s->retry_us * 1000ull;
+        } else if (r != -ECANCELED) {
+                /* The descriptor stays open and its faults unanswered until the control thread has its way. */
+                unwatch(w, s);
+                if (r == -ESRCH)
+                        pager_mailbox_post(w->to_control, &s->from_worker_gone, PAGER_VMM_GONE, s);
+                else
+                        pager_mailbox_post(w->to_control, &s->from_worker_failed, PAGER_FAILED, s);
+        }
+}
+
+static void add(struct pager_worker *w, struct pager_session *s) {
+        struct epoll_event ev = { .events = EPOLLIN, .data.ptr = s };
+
+        s->worker_next = w->sessions;
+        w->sessions = s;
+        if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, s->uffd, &ev) < 0) {
+                (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "watching the userfaultfd: %s",
+                                strerrordesc_np(errno));
+                pager_mailbox_post(w->to_control, &s->from_worker_failed, PAGER_FAILED, s);
+                return;
+        }
+        s->served = true;
+}
+
+static void hand_back(struct pager_worker *w, struct pager_session *s) {
+        struct pager_session **p = &w->sessions;
+
+        unwatch(w, s);
+        while (*p && *p != s)
+                p = &(*p)->worker_next;
+        if (*p)
+                *p = s->worker_next;
+        pager_mailbox_post(w->to_control, &s->from_worker_released, PAGER_RELEASED, s);
+}
+
+/** False: the end. */
+static bool read_letters(struct pager_worker *w) {
+        struct pager_letter *l = pager_mailbox_take(&w->mailbox), *next;
+        bool go_on = true;
+
+        for (; l; l = next) {
+                next = l->next;
+                if (l->kind == PAGER_SERVE)
+                        add(w, l->object);
+                else if (l->kind == PAGER_DROP)
+                        hand_back(w, l->object);
+                else if (l->kind == PAGER_SYNC)
+                        pager_mailbox_post(w->to_control, l, PAGER_SYNCED, l->object);
+                else
+                        go_on = false;
+        }
+        return go_on;
+}
+
+/** Serves sessions whose time has come. Returns the wait until the next, in ms for epoll_wait. */
+static int serve_retries(struct pager_worker *w) {
+        uint64_t now = now_ns(), next = UINT64_MAX;
+
+        for (struct pager_session *s = w->sessions; s; s = s->worker_next) {
+                if (s->retry_at_ns && s->retry_at_ns <= now)
+                        serve(w, s, 0);
+                if (s->retry_at_ns)
+                        next = MIN_OF(next, s->retry_at_ns);
+        }
+        if (next == UINT64_MAX)
+                return -1;
+        now = now_ns();
+        return next <= now ? 0 : (int) ((next - now + 999999) / 1000000);
+}
+
+static void *worker_main(void *arg) {
+        struct pager_worker *w = arg;
+        struct epoll_event ev[EPOLL_BATCH];
+        int timeout = -1;
+
+        for (bool go_on = true; go_on;) {
+                int n = epoll_wait(w->epoll_fd, ev, EPOLL_BATCH, timeout);
+                bool letters = false;
+
+                atomic_store_explicit(&w->busy_since_ns, now_ns(), memory_order_relaxed);
+                (void) atomic_fetch_add_explicit(&w->load->busy, 1, memory_order_relaxed);
+                for (int i = 0; i < n; i++) {
+                        if (ev[i].data.ptr)
+                                serve(w, ev[i].data.ptr, ev[i].events);
+                        else
+                                letters = true;
+                }
+                timeout = serve_retries(w);
+                if (letters)
+                        go_on = read_letters(w);
+                (void) atomic_fetch_sub_explicit(&w->load->busy, 1, memory_order_relaxed);
+                atomic_store_explicit(&w->busy_since_ns, 0, memory_order_relaxed);
+        }
+        while (w->sessions)
+                hand_back(w, w->sessions);
+        return NULL;
+}
+
+static void worker_destroy(struct pager_worker *w) {
+        pager_mailbox_destroy(&w->mailbox);
+        (void) close_fd(w->epoll_fd);
+        pager_scratch_clear(&w->scratch);
+        free(w);
+}
+
+static int start_thread(struct pager_worker *w) {
+        char name[16];
+        sigset_t all, old;
+        int r;
+
+        /* Signals are the control loop's. */
+        (void) sigfillset(&all);
+        (void) pthread_sigmask(SIG_SETMASK, &all, &old);
+        r = -pthread_create(&w->thread, NULL, worker_main, w);
+        (void) pthread_sigmask(SIG_SETMASK, &old, NULL);
+        if (r == 0) {
+                (void) snprintf(name, sizeof(name), "fault-%u", w->index);
+                (void) pthread_setname_np(w->thread, name);
+        }
+        return r;
+}
+
+int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pager_load *load,
+                     struct pager_worker **ret) {
+        struct pager_worker *w = calloc(1, sizeof(*w));
+        struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL };
+        int r;
+
+        if (!w)
+                return -ENOMEM;
+        w->index = index;
+        w->to_control = to_control;
+        w->load = load;
+        w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+        r = w->epoll_fd < 0 ? -errno : pager_mailbox_init(&w->mailbox);
+        if (r == 0 && epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->mailbox.fd, &ev) < 0)
+                r = -errno;
+        if (r == 0)
+                r = pager_scratch_init(&w->scratch);
+        if (r == 0)
+                r = start_thread(w);
+        if (r < 0) {
+                worker_destroy(w);
+                return r;
+        }
+        *ret = w;
+        return 0;
+}
+
+void pager_worker_free(struct pager_worker *w) {
+        if (!w)
+                return;
+        pager_mailbox_post(&w->mailbox, &w->stop_letter, LETTER_STOP, NULL);
+        (void) pthread_join(w->thread, NULL);
+        worker_destroy(w);
+}
+
+void pager_worker_add(struct pager_worker *w, struct pager_session *s) {
+        s->worker = w;
+        (void) atomic_fetch_add_explicit(&w->n_sessions, 1, memory_order_relaxed);
+        pager_mailbox_post(&w->mailbox, &s->to_worker_serve, PAGER_SERVE, s);
+}
+
+void pager_worker_drop(struct pager_worker *w, struct pager_session *s) {
+        (void) atomic_fetch_sub_explicit(&w->n_sessions, 1, memory_order_relaxed);
+        atomic_store_explicit(&s->dropping, true, memory_order_relaxed);
+        pager_mailbox_post(&w->mailbox, &s->to_worker_drop, PAGER_DROP, s);
+}
+
+void pager_worker_sync(struct pager_worker *w, struct pager_session *s) {
+        pager_mailbox_post(&w->mailbox, &s->sync, PAGER_SYNC, s);
+}
+
+unsigned pager_worker_sessions(const struct pager_worker *w) {
+        return atomic_load_explicit(&w->n_sessions, memory_order_relaxed);
+}
+
+unsigned pager_worker_index(const struct pager_worker *w) {
+        return w->index;
+}
+
+const struct pager_worker_stats *pager_worker_get_stats(const struct pager_worker *w) {
+        return &w->stats;
+}
+
+uint64_t pager_worker_busy_ns(const struct pager_worker *w) {
+        uint64_t since = atomic_load_explicit(&w->busy_since_ns, memory_order_relaxed), now = now_ns();
+
+        return since && now > since ? now - since : 0;
+}

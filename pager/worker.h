@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT */
+/* Fault workers: threads, each with its own epoll set and its own sessions. */
+#pragma once
+
+#include "pager/fault.h"
+
+struct pager_worker;
+
+/** What workers tell the filling thread: how many of them are at work. */
+struct pager_load {
+        _Atomic unsigned busy;
+};
+
+/** Starts a thread. @to_control: where its letters go; @load: shared by all. Both outlive the worker. */
+int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pager_load *load,
+                     struct pager_worker **ret) attr_warn_unused;
+/** Stops the thread. Its sessions are handed back first, by RELEASED letters. NULL is fine. */
+void pager_worker_free(struct pager_worker *w);
+
+/** Control thread: gives @s, attached, to the worker; takes it back (RELEASED follows). */
+void pager_worker_add(struct pager_worker *w, struct pager_session *s);
+void pager_worker_drop(struct pager_worker *w, struct pager_session *s);
+/** SYNCED follows when all that the worker has read by now is in the session's bitmap. One at a time. */
+void pager_worker_sync(struct pager_worker *w, struct pager_session *s);
+unsigned pager_worker_sessions(const struct pager_worker *w);
+unsigned pager_worker_index(const struct pager_worker *w);
+
+const struct pager_worker_stats *pager_worker_get_stats(const struct pager_worker *w);
+/** How long it has been at work on what it does now, 0 when it waits. Grows when a worker hangs. */
+uint64_t pager_worker_busy_ns(const struct pager_worker *w);
