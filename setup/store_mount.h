@@ -39,15 +39,21 @@ struct store_info {
 int store_inspect(const char *state_dir, struct store_info *ret, struct err *e) attr_warn_unused;
 
 /** Makes what store_attach needs, once: the directory, or an image of @size_bytes (only if there is none
- *  yet; an existing one keeps its size). Free space is checked first. The caller serialises
- *  (setup_run does). *ret_created tells whether something was made. */
+ *  yet; an existing one keeps its size). Free space is checked first. *ret_created tells whether something
+ *  was made. Preparing, attaching and detaching take turns by a lock file in the state directory.
+ *  -ENOTEMPTY when store/ has files already and its file system has no reflink. */
 int store_prepare(const char *state_dir, uint64_t size_bytes, bool *ret_created, struct err *e) attr_warn_unused;
 
 /** If <state-dir>/store.img exists, mounts it on <state-dir>/store (made if missing); without an image the
  *  directory is made if missing. Nothing to do, or done already: 0. Needs root for a mount. Refuses a
- *  directory that already has files in it (-ENOTEMPTY), and a mount point that carries something else
- *  (-EBUSY). Blocking: 20-50 ms, longer when XFS replays its log after a crash. */
+ *  directory that already has files in it (-ENOTEMPTY; empty subdirectories do not count, and are hidden by
+ *  the mount: make them again, and reopen descriptors of the directory), and a mount point that carries
+ *  something else (-EBUSY). Blocking: 20-50 ms, longer when XFS replays its log after a crash. */
 int store_attach(const char *state_dir, struct err *e) attr_warn_unused;
+
+/** What store_prepare would have to find free on the state directory's file system: the size of the image
+ *  that it would make, or 0 if it would make none. */
+int store_needed_bytes(const char *state_dir, uint64_t size_bytes, uint64_t *ret, struct err *e) attr_warn_unused;
 
 /** Unmounts what store_attach mounted; 0 too when it was not mounted. -EBUSY while files in it are open. */
 int store_detach(const char *state_dir, struct err *e) attr_warn_unused;
