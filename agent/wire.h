@@ -52,3 +52,61 @@
 enum wire_stream { WIRE_STDIN = 0, WIRE_STDOUT = 1, WIRE_STDERR = 2, WIRE_N_STREAMS = 3 };
 
 enum wire_wake_kind { WIRE_WAKE_BOOT = 0, WIRE_WAKE_RESTORE = 1, WIRE_WAKE_RECONNECT = 2 };
+
+/* ---- frames ---- */
+
+enum wire_type {
+        WIRE_HELLO = 1, /* agent → host, epoch 0: I am here and know no epoch */
+        WIRE_WAKE,      /* host → agent: this is the epoch, and who you are */
+        WIRE_ACK,       /* agent → host: done as told */
+        WIRE_PING,      /* host → agent */
+        WIRE_PONG,
+        WIRE_EXEC,      /* host → agent: begin a call */
+        WIRE_PUT,
+        WIRE_GET,
+        WIRE_FILE,      /* agent → host: what the get found */
+        WIRE_DATA,      /* both */
+        WIRE_EOF,       /* both */
+        WIRE_CREDIT,    /* both */
+        WIRE_RESIZE,    /* host → agent */
+        WIRE_SIGNAL,    /* host → agent */
+        WIRE_CANCEL,    /* host → agent: the client went away */
+        WIRE_DONE,      /* agent → host: the call is over */
+        WIRE_N_TYPES,
+};
+
+/** Header, before stuffing: magic u32, protocol u8, type u8, zero u16, epoch u64, seq u32, and XXH32 of the
+ *  payload, seeded with XXH32 (seed 0) of the header's first 20 bytes. */
+#define WIRE_HEADER_LEN 24
+#define WIRE_RAW_MAX (WIRE_HEADER_LEN + WIRE_PAYLOAD_MAX)
+/** Bytes on the wire of a frame with @payload bytes, at most: both zeros and the stuffing. */
+#define WIRE_FRAME_LEN(payload) ((payload) + WIRE_HEADER_LEN + ((payload) + WIRE_HEADER_LEN) / 254 + 1 + 2)
+#define WIRE_FRAME_MAX WIRE_FRAME_LEN(WIRE_PAYLOAD_MAX)
+
+struct wire_frame {
+        enum wire_type type;
+        uint64_t epoch;
+        uint32_t seq;
+        const uint8_t *payload; /* from the parser: valid until it is fed again */
+        size_t len;             /* at most WIRE_PAYLOAD_MAX */
+};
+
+/** Writes the frame, at most WIRE_FRAME_LEN(f->len) bytes, to @out. Returns their number. */
+size_t wire_encode(const struct wire_frame *f, uint8_t *out);
+
+/** Receives a byte stream. Zero it to begin; wire_parser_clear frees it. It holds at most one frame. */
+struct wire_parser {
+        uint8_t *raw;      /* the frame so far, without stuffing */
+        size_t len, cap;
+        unsigned left;     /* bytes until the next stuffing code */
+        bool implied_zero; /* the next code stands for a zero as well */
+        bool skip;         /* too long, or garbage: wait for the next zero */
+        bool out;          /* the last call returned a frame: begin anew */
+        uint64_t dropped;  /* non-empty things between zeros that were no frame */
+};
+
+/** Takes bytes from *data (advancing it, and *len) until a frame is complete. 1: *ret is one; 0: all bytes
+ *  taken; -ENOMEM: as if the frame had been garbage. Call it until it returns 0. */
+int wire_parser_feed(struct wire_parser *p, const uint8_t **data, size_t *len, struct wire_frame *ret)
+        attr_warn_unused;
+void wire_parser_clear(struct wire_parser *p);
