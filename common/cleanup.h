@@ -59,6 +59,13 @@ static inline void cleanup_fclosep(FILE **f) {
                 _f;                \
         })
 
+/** For a call whose failure changes nothing for the caller; gcc does not take a cast to void for that. */
+#define best_effort(call)                    \
+        do {                                 \
+                __typeof__(call) _r = (call); \
+                (void) _r;                   \
+        } while (0)
+
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 #define MIN_OF(a, b) ((a) < (b) ? (a) : (b))
 #define MAX_OF(a, b) ((a) > (b) ? (a) : (b))

@@ -1,0 +1,33 @@
+# A thin front of the CMake presets; everything real is in CMakeLists.txt and CMakePresets.json.
+JOBS ?= $(shell nproc)
+
+.PHONY: all deps demo test bench fmt lint clean
+
+all: deps
+	@[ -f build/release/build.ninja ] || cmake --preset release
+	@cmake --build --preset release -j $(JOBS)
+
+deps:
+	@tools/install-deps
+
+# A VM boots, goes on standby, and comes back as eight clones.
+demo: all
+	@python3 tools/demo.py
+
+test: all
+	@cd build/release && ctest --output-on-failure -j 2 $(CTEST_ARGS)
+
+bench: all
+	@python3 tests/bench/run.py
+
+fmt: deps
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+
+lint: deps
+	@[ -f build/clang/build.ninja ] || cmake --preset clang
+	@cmake --build --preset clang -j $(JOBS)
+	@git ls-files '*.c' '*.h' | xargs clang-format --dry-run -Werror
+	@git ls-files '*.c' | grep -v '^tests/' | xargs clang-tidy -quiet -p build/clang
+
+clean:
+	@rm -rf build

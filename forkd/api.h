@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT */
+/* The control socket: clients, their requests, and the table of methods (docs/protocol.md). */
+#pragma once
+
+#include "common/err.h"
+
+struct api;
+struct daemon;
+
+/** Listens on <run>/forkd.sock. */
+int api_new(struct daemon *d, struct api **ret, struct err *e) attr_warn_unused;
+/** Takes no new clients from here on; those that are there get their answers. */
+void api_close_door(struct api *a);
+void api_free(struct api *a);
+/** Requests that have not been answered yet. */
+unsigned api_pending(const struct api *a);

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT */
+/* Requests about snapshots. */
+#include <errno.h>
+#include <string.h>
+
+#include "forkd/catalog.h"
+#include "forkd/request.h"
+#include "forkd/worker.h"
+
+#define LONG_TIMEOUT_MS 3600000
+
+static int rq_snapshot(struct request *rq, struct snap_entry **ret, struct err *e) {
+        char name[256];
+        int r = rq_str(rq, "snapshot", name, sizeof(name), e);
+
+        return r < 0 ? r : catalog_find(rq->d->catalog, name, ret, e);
+}
+
+int api_snapshot_list(struct request *rq, struct mp_buf *out, struct err *e) {
+        struct catalog *c = rq->d->catalog;
+        struct snap_entry *s;
+        unsigned n = 0;
+
+        for (s = catalog_first(c); s; s = TAILQ_NEXT(s, entry))
+                n++;
+        mp_map(out, 1);
+        mp_key(out, "snapshots");
+        mp_array(out, n);
+        for (s = catalog_first(c); s; s = TAILQ_NEXT(s, entry))
+                catalog_encode(c, s, out);
+        return 0;
+}
+
+int api_snapshot_show(struct request *rq, struct mp_buf *out, struct err *e) {
+        struct snap_entry *s;
+        int r = rq_snapshot(rq, &s, e);
+
+        if (r == 0)
+                catalog_encode(rq->d->catalog, s, out);
+        return r;
+}
+
+int api_snapshot_rm(struct request *rq, struct mp_buf *out, struct err *e) {
+        const msgpack_object *a = mp_get_array(&rq->doc.root, "snapshots");
+        cleanup_mp_buf struct mp_buf ids;
+        struct snap_entry *s;
+        unsigned n = 0;
+        bool force;
+        int r;
+
+        mp_buf_init(&ids);
+        r = rq_opt_bool(rq, "force", false, &force, e);
+        if (r < 0)
+                return r;
+        if (!a || a->via.array.size == 0)
+                return err_set(e, ERR_INVALID, -EINVAL, "name at least one snapshot");
+        for (int pass = 0; pass < 2; pass++)
+                for (uint32_t i = 0; i < a->via.array.size; i++) {
+                        const msgpack_object *o = &a->via.array.ptr[i];
+                        char name[256];
+                        id_str id;
+
+                        if (o->type != MSGPACK_OBJECT_STR || o->via.str.size >= sizeof(name))
+                                return err_set(e, ERR_INVALID, -EINVAL, "a snapshot is named by its id or tag");
+                        memcpy(name, o->via.str.ptr, o->via.str.size);
+                        name[o->via.str.size] = '\0';
+                        r = catalog_find(rq->d->catalog, name, &s, e);
+                        if (r < 0)
+                                return r;
+                        if (pass == 0)
+                                continue;
+                        memcpy(id, s->m.id, sizeof(id));
+                        r = catalog_remove(rq->d->catalog, s, force, e);
+                        if (r < 0)
+                                return r;
+                        mp_str(&ids, id);
+                        n++;
+                }
+        mp_map(out, 1);
+        mp_key(out, "removed");
+        mp_array(out, n);
+        mp_raw(out, ids.sb.data, ids.sb.size);
+        return 0;
+}
+
+/* verify and memory: read all of it, in a worker. */
+static int in_worker(struct request *rq, const char *method, struct mp_buf *out, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b;
+        struct snap_entry *s;
+        char store[PATH_MAX];
+        int r;
+
+        mp_buf_init(&b);
+        r = rq_snapshot(rq, &s, e);
+        if (r < 0)
+                return r;
+        (void) snprintf(store, sizeof(store), "%s/store", rq->d->state_dir);
+        mp_map(&b, 3);
+        mp_kv_str(&b, "store", store);
+        mp_kv_str(&b, "id", s->m.id);
+        mp_kv_u64(&b, "fds", rq->n_fds > 0);
+        s->users++;
+        r = worker_do(rq->d->workers, method, &b, rq->fds, rq->n_fds > 0, LONG_TIMEOUT_MS, &a, e);
+        s->users--;
+        if (r == 0)
+                mp_raw(out, a.raw, a.raw_len);
+        return r;
+}
+
+int api_snapshot_verify(struct request *rq, struct mp_buf *out, struct err *e) {
+        return in_worker(rq, "snap.verify", out, e);
+}
+
+int api_snapshot_memory(struct request *rq, struct mp_buf *out, struct err *e) {
+        if (rq->n_fds != 1)
+                return err_set(e, ERR_INVALID, -EINVAL, "snapshot.memory needs one descriptor to write to");
+        return in_worker(rq, "snap.memory", out, e);
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT */
+/* The published snapshots, as forkd keeps them in memory: every manifest of the store, by id and tag. */
+#pragma once
+
+#include <stdbool.h>
+#include <sys/queue.h>
+
+#include "common/err.h"
+#include "common/mp.h"
+#include "snapstore/store.h"
+
+struct catalog;
+struct daemon;
+struct vm;
+
+struct snap_entry {
+        TAILQ_ENTRY(snap_entry) entry;
+        struct snap_manifest m;
+        bool durable;
+        unsigned users; /* operations that read it now: it cannot be removed meanwhile */
+};
+
+int catalog_new(struct daemon *d, struct catalog **ret) attr_warn_unused;
+void catalog_free(struct catalog *c);
+/** Reads the store anew. What cannot be read is logged and left out. */
+int catalog_load(struct catalog *c, struct err *e) attr_warn_unused;
+
+struct snap_entry *catalog_by_id(struct catalog *c, const char *id); /* NULL */
+struct snap_entry *catalog_by_tag(struct catalog *c, const char *tag);
+struct snap_entry *catalog_first(struct catalog *c); /* by age; follow entry with TAILQ_NEXT */
+/** By id or tag. -ENOENT. */
+int catalog_find(struct catalog *c, const char *id_or_tag, struct snap_entry **ret, struct err *e) attr_warn_unused;
+int catalog_add(struct catalog *c, const struct snap_manifest *m, bool durable, struct snap_entry **ret) attr_warn_unused;
+/** Removes a snapshot from store and catalog. Refuses (-EBUSY) one that a VM on standby needs, unless @force. */
+int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct err *e) attr_warn_unused;
+
+/** Notes in @vm's record that it stands by in, or was restored from, @s. */
+void catalog_vm_stands_by(struct vm *vm, const struct snap_entry *s);
+
+/** The *snap* map of docs/protocol.md. */
+void catalog_encode(struct catalog *c, const struct snap_entry *s, struct mp_buf *b);

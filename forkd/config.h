@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT */
+/* forkd's settings: built-in defaults, then the INI file. */
+#pragma once
+
+#include <stdbool.h>
+
+#include "common/err.h"
+#include "common/log.h"
+
+struct config {
+        enum log_level log_level;
+        unsigned max_vms;            /* [forkd] max_vms */
+        unsigned parallel_starts;    /* [forkd] parallel_starts: VMM starts at once; 0: number of cores */
+        unsigned boot_timeout_s;     /* [vm] boot_timeout_s: until a booting guest's agent says hello */
+        unsigned wake_timeout_s;     /* [vm] wake_timeout_s: until a restored guest acknowledges */
+        unsigned stop_timeout_s;     /* [vm] stop_timeout_s: an orderly stop, then the VMM is killed */
+        unsigned pager_workers;      /* [pager] workers; 0: the pager's default */
+        unsigned idle_image_seconds; /* [pager] idle_image_seconds: decoded pages kept after the last clone */
+};
+
+void config_defaults(struct config *c);
+
+/** Reads @path over @c. With @must_exist false a missing file is fine. -EINVAL with file and line for what
+ *  it does not understand: a misspelt setting must not be ignored. */
+int config_load(struct config *c, const char *path, bool must_exist, struct err *e) attr_warn_unused;

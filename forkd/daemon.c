@@ -1,0 +1,427 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation: start in the order lock, store, records, pager, VMs, door; stop in the reverse order.
+ *
+ * The lock on <state>/lock keeps a second forkd out; it is held by the process, so it goes with it however that
+ * ends. The door (the control socket) opens when every VM of an earlier forkd has been taken back or accounted
+ * for, so no client sees a half-known world.
+ *
+ * SIGTERM leaves VMs, their pager and the store's mount in place for the next forkd. When nothing lives that
+ * needs them, pager and mount are taken down: an idle forkd leaves nothing behind. */
+#include "forkd/daemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "forkd/api.h"
+#include "forkd/catalog.h"
+#include "forkd/pager_link.h"
+#include "forkd/worker.h"
+#include "setup/assets.h"
+#include "setup/store_mount.h"
+
+#define STATE_DIR_DEFAULT "/var/lib/forkd"
+#define RUN_DIR_DEFAULT "/run/forkd"
+#define CONFIG_DEFAULT "/etc/forkd/forkd.conf"
+#define STORE_TIMEOUT_MS 120000
+#define DRAIN_TIMEOUT_MS 15000
+
+/* ---- directories ---- */
+
+static int absolute(const char *path, char *buf, size_t size, struct err *e) {
+        char cwd[PATH_MAX];
+        int n;
+
+        if (path[0] == '/')
+                n = snprintf(buf, size, "%s", path);
+        else if (getcwd(cwd, sizeof(cwd)))
+                n = snprintf(buf, size, "%s/%s", cwd, path);
+        else
+                return err_errno(e, -errno, "finding the current directory");
+        if (n < 0 || (size_t) n >= size)
+                return err_set(e, ERR_INVALID, -ENAMETOOLONG, "the path %s has more than %zu characters", path, size - 1);
+        while (n > 1 && buf[n - 1] == '/')
+                buf[--n] = '\0';
+        return 0;
+}
+
+/* Private directories: what is in them gives power over every guest. */
+static int make_dir(const char *path, struct err *e) {
+        int r = io_mkdir_p(path, 0700);
+
+        return r < 0 ? err_errno(e, r, "making the directory %s", path) : 0;
+}
+
+static int make_sub(const char *dir, const char *sub, struct err *e) {
+        char path[PATH_MAX];
+
+        (void) snprintf(path, sizeof(path), "%s/%s", dir, sub);
+        return make_dir(path, e);
+}
+
+/* Helpers are found beside our own binary, so a build tree works as it is. */
+static int find_helpers(struct daemon *d, struct err *e) {
+        static const char *const libs[] = { "../lib/libuffd-attach.so", "../lib/forkd/libuffd-attach.so",
+                                            "../lib/x86_64-linux-gnu/forkd/libuffd-attach.so" };
+        ssize_t n = readlink("/proc/self/exe", d->bin_dir, sizeof(d->bin_dir) - 1);
+        char *slash;
+
+        if (n < 0)
+                return err_errno(e, -errno, "finding forkd's own binary");
+        d->bin_dir[n] = '\0';
+        slash = strrchr(d->bin_dir, '/');
+        if (slash)
+                *slash = '\0';
+        for (size_t i = 0; i < ARRAY_LEN(libs); i++) {
+                char path[PATH_MAX], real[PATH_MAX];
+
+                (void) snprintf(path, sizeof(path), "%s/%s", d->bin_dir, libs[i]);
+                if (realpath(path, real) && strlen(real) < sizeof(d->attach_lib)) {
+                        (void) strcpy(d->attach_lib, real);
+                        return 0;
+                }
+        }
+        (void) err_set(e, ERR_IO, -ENOENT, "libuffd-attach.so is neither in %s/../lib nor where packages put it", d->bin_dir);
+        return err_hint(e, "build or install forkd completely");
+}
+
+/* FNV-1a, 64 bits: names the cgroup of this state directory; collisions would only mix two forkds' folders. */
+static void instance_name(struct daemon *d) {
+        uint64_t h = 14695981039346656037u;
+
+        for (const char *p = d->state_dir; *p; p++)
+                h = (h ^ (unsigned char) *p) * 1099511628211u;
+        (void) snprintf(d->instance, sizeof(d->instance), "%016llx", (unsigned long long) h);
+}
+
+static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct err *e) {
+        char path[PATH_MAX];
+        int r;
+
+        r = absolute(opt->state_dir ? opt->state_dir : STATE_DIR_DEFAULT, d->state_dir, sizeof(d->state_dir) - 64, e);
+        if (r == 0)
+                r = absolute(opt->run_dir ? opt->run_dir : RUN_DIR_DEFAULT, d->run_dir, sizeof(d->run_dir), e);
+        if (r == 0)
+                r = absolute(assets_cache_dir(), d->cache_dir, sizeof(d->cache_dir), e);
+        if (r == 0)
+                r = make_dir(d->state_dir, e);
+        if (r == 0)
+                r = make_sub(d->state_dir, "vms", e);
+        if (r == 0)
+                r = make_dir(d->run_dir, e);
+        if (r == 0)
+                r = make_sub(d->run_dir, "vms", e);
+        if (r < 0)
+                return r;
+        (void) snprintf(path, sizeof(path), "%s/lock", d->state_dir);
+        d->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        if (d->lock_fd < 0)
+                return err_errno(e, -errno, "opening %s", path);
+        if (flock(d->lock_fd, LOCK_EX | LOCK_NB) < 0) {
+                if (errno != EWOULDBLOCK)
+                        return err_errno(e, -errno, "locking %s", path);
+                (void) err_set(e, ERR_EXISTS, -EADDRINUSE, "another forkd uses the state directory %s", d->state_dir);
+                return err_hint(e, "stop it first, or use another --state-dir and --run-dir");
+        }
+        instance_name(d);
+        return 0;
+}
+
+/* ---- the store ---- */
+
+int daemon_open_store(struct daemon *d, struct err *e) {
+        char path[PATH_MAX];
+        int r;
+
+        (void) snprintf(path, sizeof(path), "%s/store", d->state_dir);
+        r = snap_store_open(path, &d->store);
+        if (r == 0)
+                r = snap_store_sweep(d->store, NULL);
+        if (r < 0)
+                return err_errno(e, r, "opening the store %s", path);
+        r = make_sub(path, "vms", e);
+        if (r < 0)
+                return r;
+        d->reflink = io_probe_reflink(path) == 1;
+        if (!d->reflink)
+                log_warning("the store %s is on a file system without reflink: every standby copies its parent's image "
+                            "('forkctl setup' makes a store that shares)", path);
+        return catalog_load(d->catalog, e);
+}
+
+static int store_call(struct daemon *d, const char *method, struct err *e) {
+        cleanup_mp_buf struct mp_buf b;
+
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_str(&b, "state_dir", d->state_dir);
+        return worker_do(d->workers, method, &b, NULL, 0, STORE_TIMEOUT_MS, NULL, e);
+}
+
+/* `forkctl setup` has made an image while we ran on the plain directory below it: possible only while that is
+ * empty. */
+int daemon_attach_store(struct daemon *d, struct err *e) {
+        static const char *const subs[] = { "store/snapshots", "store/tmp", "store/vms", "store" };
+        char path[PATH_MAX];
+        struct err open_err;
+        int r = store_is_attached(d->state_dir);
+
+        if (r == 1)
+                return 0;
+        (void) snprintf(path, sizeof(path), "%s/%s", d->state_dir, STORE_IMAGE);
+        if (r == 0 && access(path, F_OK) < 0)
+                return 0; /* the state directory's own file system is the store */
+        if (catalog_first(d->catalog) || d->n_vms > 0) {
+                (void) err_set(e, ERR_BUSY, -ENOTEMPTY, "the store has VMs or snapshots on a file system without reflink");
+                return err_hint(e, "remove them (forkctl rm --all, forkctl snapshot rm …), then run setup again");
+        }
+        snap_store_close(TAKE_PTR(d->store));
+        for (size_t i = 0; i < ARRAY_LEN(subs); i++) {
+                (void) snprintf(path, sizeof(path), "%s/%s", d->state_dir, subs[i]);
+                (void) rmdir(path);
+        }
+        r = store_call(d, "store.attach", e);
+        /* With or without it: forkd needs a store. */
+        if (daemon_open_store(d, &open_err) < 0 && r == 0) {
+                *e = open_err;
+                r = e->r;
+        }
+        return r;
+}
+
+/* ---- systemd ---- */
+
+/* sd_notify(3)'s protocol: one datagram to the socket named by NOTIFY_SOCKET. */
+static void notify(const char *state) {
+        const char *path = getenv("NOTIFY_SOCKET");
+        struct sockaddr_un sa = { .sun_family = AF_UNIX };
+        cleanup_fd int fd = -1;
+        size_t n = path ? strlen(path) : 0;
+
+        if (n == 0 || n >= sizeof(sa.sun_path))
+                return;
+        memcpy(sa.sun_path, path, n);
+        if (sa.sun_path[0] == '@')
+                sa.sun_path[0] = '\0';
+        fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        if (fd >= 0)
+                (void) sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *) &sa,
+                              (socklen_t) (offsetof(struct sockaddr_un, sun_path) + n));
+}
+
+/* ---- start and stop, as one coroutine ---- */
+
+/* Operations under way are waited for: each ends by itself within its own deadlines. A VM that is waited for may
+ * be gone afterwards (rm), so each turn looks anew. */
+static void drain(struct daemon *d) {
+        uint64_t start = now_ns();
+
+        for (;;) {
+                struct co_wait idle = CO_WAIT_INIT;
+                int left = DRAIN_TIMEOUT_MS - (int) ms_since(start);
+                struct vm *vm;
+
+                TAILQ_FOREACH(vm, &d->vms, entry)
+                        if (vm->busy)
+                                break;
+                if (!vm || left <= 0)
+                        break;
+                vm->idle_waiter = &idle;
+                if (co_wait(&idle, left) == -ETIMEDOUT && !idle.done) {
+                        log_warning("%s does not finish (%s)", vm->name, vm->busy);
+                        vm->idle_waiter = NULL;
+                        break;
+                }
+        }
+}
+
+static void stop_vms(struct daemon *d) {
+        struct vm *vm;
+        struct err e;
+
+        TAILQ_FOREACH(vm, &d->vms, entry) {
+                if (!vm->vmm || vm->busy)
+                        continue;
+                vm->busy = "shutdown";
+                if (vm_op_stop(vm, &e) < 0)
+                        log_error("stopping %s: %s", vm->name, e.message);
+                vm_op_end(vm);
+        }
+}
+
+static bool anything_lives(struct daemon *d) {
+        struct vm *vm;
+
+        TAILQ_FOREACH(vm, &d->vms, entry)
+                if (vm->vmm)
+                        return true;
+        return false;
+}
+
+static void stop(struct daemon *d) {
+        struct err e;
+
+        notify("STOPPING=1");
+        api_close_door(d->api);
+        drain(d);
+        if (d->stop_all)
+                stop_vms(d);
+        if (anything_lives(d)) {
+                log_info("exiting; VMs, pager and store stay");
+                return;
+        }
+        pager_shutdown(d->pager);
+        snap_store_close(TAKE_PTR(d->store));
+        if (store_is_attached(d->state_dir) == 1 && store_call(d, "store.detach", &e) < 0)
+                log_warning("%s", e.message);
+}
+
+static int start(struct daemon *d, struct err *e) {
+        struct vm *vm, *next;
+        bool need_pager = false;
+        int r;
+
+        r = store_call(d, "store.attach", e);
+        if (r == 0)
+                r = daemon_open_store(d, e);
+        if (r == 0)
+                r = vm_records_load(d, e);
+        if (r < 0)
+                return r;
+        r = pager_find(d->pager, e);
+        if (r < 0) {
+                log_error("%s", e->message);
+                r = 0;
+        }
+        for (vm = TAILQ_FIRST(&d->vms); vm; vm = next) {
+                next = TAILQ_NEXT(vm, entry);
+                need_pager |= vm->session;
+                vm_adopt(vm);
+        }
+        if (need_pager && !pager_is_up(d->pager))
+                log_warning("the pager of the VMs that ran was gone");
+        return api_new(d, &d->api, e);
+}
+
+static void life(void *arg) {
+        struct co_wait stopped = CO_WAIT_INIT;
+        struct daemon *d = arg;
+        struct err e = { 0 };
+        int r;
+
+        r = start(d, &e);
+        if (r < 0) {
+                log_error("%s%s%s", e.message, e.hint[0] ? "; " : "", e.hint);
+                d->exit_code = 1;
+        } else {
+                log_info("forkd %s is ready on %s/forkd.sock", FORKD_VERSION, d->run_dir);
+                notify("READY=1");
+                if (!d->stopping) {
+                        d->stopped = &stopped;
+                        (void) co_wait(&stopped, -1);
+                        d->stopped = NULL;
+                }
+                stop(d);
+        }
+        (void) event_base_loopexit(d->base, NULL);
+}
+
+void daemon_stop(struct daemon *d, bool all) {
+        d->stopping = true;
+        d->stop_all |= all;
+        if (d->stopped)
+                co_wake(d->stopped, 0);
+}
+
+static void on_signal(evutil_socket_t sig, short what, void *arg) {
+        log_info("got signal %d, stopping", (int) sig);
+        daemon_stop(arg, false);
+}
+
+/* ---- the process ---- */
+
+static int daemon_init(struct daemon *d, const struct daemon_options *opt, struct err *e) {
+        struct rlimit files;
+        int r;
+
+        config_defaults(&d->cfg);
+        r = config_load(&d->cfg, opt->config ? opt->config : CONFIG_DEFAULT, opt->config != NULL, e);
+        if (r < 0)
+                return r;
+        if (opt->log_level && log_level_parse(opt->log_level, &d->cfg.log_level) < 0)
+                return err_set(e, ERR_USAGE, -EINVAL, "there is no log level '%s'", opt->log_level);
+        log_init("forkd", d->cfg.log_level);
+        /* Each VM costs a handful of descriptors. */
+        if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+                files.rlim_cur = files.rlim_max;
+                (void) setrlimit(RLIMIT_NOFILE, &files);
+        }
+        (void) umask(0077);
+        (void) signal(SIGPIPE, SIG_IGN);
+        TAILQ_INIT(&d->vms);
+        r = find_helpers(d, e);
+        if (r == 0)
+                r = open_dirs(d, opt, e);
+        if (r < 0)
+                return r;
+        d->base = event_base_new();
+        if (!d->base)
+                return err_errno(e, -ENOMEM, "starting the event loop");
+        co_sem_init(&d->starts, d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts
+                                                           : (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L));
+        d->sigterm = evsignal_new(d->base, SIGTERM, on_signal, d);
+        d->sigint = evsignal_new(d->base, SIGINT, on_signal, d);
+        if (!d->sigterm || !d->sigint || event_add(d->sigterm, NULL) < 0 || event_add(d->sigint, NULL) < 0)
+                return err_errno(e, -ENOMEM, "catching signals");
+        r = catalog_new(d, &d->catalog);
+        if (r == 0)
+                r = worker_pool_new(d, &d->workers);
+        if (r == 0)
+                r = pager_new(d, &d->pager);
+        return r < 0 ? err_errno(e, r, "starting") : 0;
+}
+
+static void daemon_clear(struct daemon *d) {
+        vm_release_all(d);
+        api_free(d->api);
+        pager_free(d->pager);
+        worker_pool_free(d->workers);
+        catalog_free(d->catalog);
+        snap_store_close(d->store);
+        if (d->sigterm)
+                event_free(d->sigterm);
+        if (d->sigint)
+                event_free(d->sigint);
+        if (d->base)
+                event_base_free(d->base);
+        (void) close_fd(d->lock_fd);
+}
+
+int daemon_run(const struct daemon_options *opt) {
+        struct daemon d = { .lock_fd = -1 };
+        struct err e = { 0 };
+        int r;
+
+        log_init("forkd", LOG_LVL_INFO);
+        TAILQ_INIT(&d.vms);
+        r = daemon_init(&d, opt, &e);
+        if (r == 0)
+                r = co_start(d.base, life, &d) < 0 ? err_errno(&e, -ENOMEM, "starting") : 0;
+        if (r < 0) {
+                log_error("%s%s%s", e.message, e.hint[0] ? "; " : "", e.hint);
+                d.exit_code = 1;
+        } else {
+                (void) event_base_dispatch(d.base);
+        }
+        daemon_clear(&d);
+        return d.exit_code;
+}

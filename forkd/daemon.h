@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT */
+/* forkd's one context: everything else hangs on struct daemon.
+ *
+ * Directories:
+ *      <state>/lock               held while a forkd runs here
+ *      <state>/store/             the reflink store: snapshots/, tmp/, vms/<id>/{disk-<n>.img, base.img}
+ *      <state>/vms/<id>/          record, console.log, vmm.log
+ *      <run>/forkd.sock, pager.sock, vms/<id>/ (the VMM's sockets)
+ */
+#pragma once
+
+#include <event2/event.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <sys/queue.h>
+
+#include "common/co.h"
+#include "common/err.h"
+#include "common/rpc.h"
+#include "forkd/config.h"
+#include "forkd/vm.h"
+#include "snapstore/store.h"
+
+#define FORKD_PROTOCOL 1
+#define FORKD_MAX_CLIENTS 256
+/* A unix socket's path has 108 bytes; "/vms/<16 digits>/agent.sock" must fit behind the run directory. */
+#define FORKD_MAX_RUN_DIR 70
+#define FORKD_MAX_DIR 400
+
+struct pager;
+struct worker_pool;
+struct catalog;
+struct api;
+
+struct daemon {
+        struct event_base *base;
+        struct config cfg;
+        char state_dir[FORKD_MAX_DIR], run_dir[FORKD_MAX_RUN_DIR + 1], cache_dir[FORKD_MAX_DIR];
+        char bin_dir[FORKD_MAX_DIR], attach_lib[FORKD_MAX_DIR + 40];
+        char instance[17];       /* names this forkd's cgroup: a hash of the state directory's path */
+        int lock_fd;
+
+        struct snap_store *store;
+        bool reflink;            /* of the store's file system */
+        struct catalog *catalog; /* the published snapshots */
+
+        struct vm_list vms;
+        unsigned n_vms;
+
+        struct pager *pager;
+        struct worker_pool *workers;
+        struct co_sem starts;    /* VMM starts at once */
+        struct api *api;
+
+        struct event *sigterm, *sigint;
+        bool stopping;           /* no new operation begins */
+        bool stop_all;           /* `shutdown --all`: VMs are stopped first */
+        struct co_wait *stopped; /* woken when the loop may end */
+        int exit_code;
+};
+
+struct daemon_options {
+        const char *state_dir, *run_dir, *config; /* NULL: defaults */
+        const char *log_level;                    /* NULL: of the configuration */
+};
+
+/** Runs forkd until it is told to stop; returns the process's exit code. */
+int daemon_run(const struct daemon_options *opt);
+
+/** Begins to stop: as SIGTERM does (VMs live on), or with @all after stopping every VM. */
+void daemon_stop(struct daemon *d, bool all);
+
+/** Opens (or opens again) the store at <state>/store; see `store.attach`. */
+int daemon_open_store(struct daemon *d, struct err *e) attr_warn_unused;
+int daemon_attach_store(struct daemon *d, struct err *e) attr_warn_unused;

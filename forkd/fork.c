@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation: the source is first turned into a snapshot id. A snapshot, or a VM on standby, has one
+ * already. A running or paused VM gives one of the moment, unsynced (a fork does not wait for the disk), and goes
+ * on. Then one coroutine per clone restores it under a name of its own; `starts` bounds how many do so at once.
+ *
+ * Names are taken before anything starts, so a clash costs nothing. When one clone fails, those that came up
+ * are removed again: a caller who asked for eight has eight or an error, never five. */
+#include "forkd/fork.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "forkd/catalog.h"
+#include "forkd/daemon.h"
+#include "forkd/host.h"
+#include "forkd/worker.h"
+
+#define SYNC_TIMEOUT_MS 600000
+
+struct clone {
+        struct vm *vm;
+        const char *snapshot;
+        const struct fork_params *p;
+        struct vm_clone_result times;
+        struct co_wait done;
+        struct err e;
+};
+
+/* ---- the snapshot of a fork that did not wait for the disk ---- */
+
+struct sync_job {
+        struct daemon *d;
+        id_str id;
+};
+
+static void sync_later(void *arg) {
+        cleanup_free struct sync_job *j = arg;
+        cleanup_mp_buf struct mp_buf b;
+        struct snap_entry *s;
+        char store[PATH_MAX];
+        struct err e;
+        int r;
+
+        mp_buf_init(&b);
+        s = catalog_by_id(j->d->catalog, j->id);
+        if (!s)
+                return;
+        s->users++;
+        (void) snprintf(store, sizeof(store), "%s/store", j->d->state_dir);
+        mp_map(&b, 2);
+        mp_kv_str(&b, "store", store);
+        mp_kv_str(&b, "id", j->id);
+        r = worker_do(j->d->workers, "snap.durable", &b, NULL, 0, SYNC_TIMEOUT_MS, NULL, &e);
+        s->users--;
+        if (r < 0)
+                log_warning("snapshot %s is not durable yet: %s", j->id, e.message);
+        else
+                s->durable = true;
+}
+
+static void sync_in_background(struct daemon *d, const id_str id) {
+        struct sync_job *j = malloc(sizeof(*j));
+
+        if (!j)
+                return;
+        j->d = d;
+        memcpy(j->id, id, sizeof(j->id));
+        if (co_start(d->base, sync_later, j) < 0)
+                free(j);
+}
+
+/* ---- the source ---- */
+
+static int source_snapshot(struct daemon *d, const struct fork_params *p, id_str ret, char *base, size_t size,
+                           struct fork_result *res, struct err *e) {
+        struct vm_snap_params sp = { .codec = SNAP_CODEC_LZ4 };
+        struct vm_snap_result sr;
+        struct snap_entry *s;
+        struct err ignored;
+        struct vm *vm;
+        int r;
+
+        if (vm_find(d, p->source, &vm, &ignored) < 0) {
+                r = catalog_find(d->catalog, p->source, &s, e);
+                if (r < 0) {
+                        (void) err_set(e, ERR_NOT_FOUND, -ENOENT, "there is neither a VM nor a snapshot named '%.80s'", p->source);
+                        return err_hint(e, "'forkctl ps' and 'forkctl snapshot ls' list them");
+                }
+                memcpy(ret, s->m.id, sizeof(s->m.id));
+                (void) snprintf(base, size, "%s", s->m.tag[0] ? s->m.tag : s->m.source);
+                return 0;
+        }
+        (void) snprintf(base, size, "%s", vm->name);
+        if (vm->state == VM_STANDBY) {
+                memcpy(ret, vm->snapshot, sizeof(vm->snapshot));
+                return 0;
+        }
+        r = vm_op_begin(vm, "fork", e);
+        if (r < 0)
+                return r;
+        res->source_paused = vm->state == VM_RUNNING;
+        r = vm_op_snapshot(vm, &sp, true, &sr, e);
+        vm_op_end(vm);
+        if (r < 0)
+                return r;
+        res->source_pause_ms = sr.pause_ms;
+        memcpy(ret, sr.snapshot, sizeof(sr.snapshot));
+        return 0;
+}
+
+/* ---- names ---- */
+
+/* "base-n", with the base cut so that it fits. */
+static void numbered(const char *base, unsigned n, char *buf, size_t size) {
+        char suffix[16];
+        int len = snprintf(suffix, sizeof(suffix), "-%u", n);
+
+        (void) snprintf(buf, size, "%.*s%s", NAME_MAX_LEN - len, base, suffix);
+}
+
+static int reserve_names(struct daemon *d, const struct fork_params *p, const char *base, struct clone *clones, struct err *e) {
+        unsigned n = 0;
+        int r;
+
+        if (p->name[0] && !name_valid(p->name)) {
+                (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be the name of a VM", p->name);
+                return err_hint(e, "names are letters, digits, '.', '_' and '-', at most %d", NAME_MAX_LEN);
+        }
+        if (p->name[0] && p->count > 1 && strlen(p->name) + 5 > NAME_MAX_LEN)
+                return err_set(e, ERR_INVALID, -EINVAL, "the name '%.80s' is too long to be numbered", p->name);
+        for (unsigned i = 0; i < p->count; i++) {
+                char name[NAME_MAX_LEN + 1];
+
+                if (p->name[0] && p->count == 1)
+                        (void) strcpy(name, p->name);
+                else if (p->name[0])
+                        numbered(p->name, i + 1, name, sizeof(name));
+                else
+                        do
+                                numbered(base, ++n, name, sizeof(name));
+                        while (vm_name_taken(d, name));
+                r = vm_new(d, name, &clones[i].vm, e);
+                if (r < 0)
+                        return r;
+                clones[i].vm->busy = "fork";
+        }
+        return 0;
+}
+
+/* ---- the clones ---- */
+
+static void clone_run(void *arg) {
+        struct clone *c = arg;
+        int r;
+
+        r = vm_op_restore(c->vm, c->snapshot, c->p->paused, c->p->force, &c->times, &c->e);
+        co_wake(&c->done, r);
+}
+
+static void drop_clones(struct clone *clones, unsigned n) {
+        for (unsigned i = 0; i < n; i++)
+                if (clones[i].vm) {
+                        vm_teardown(clones[i].vm);
+                        vm_delete(clones[i].vm, true);
+                }
+}
+
+static int run_clones(struct daemon *d, const struct fork_params *p, const char *snapshot, struct clone *clones, struct err *e) {
+        int first = 0;
+
+        for (unsigned i = 0; i < p->count; i++) {
+                clones[i].p = p;
+                clones[i].snapshot = snapshot;
+                clones[i].done = CO_WAIT_INIT;
+                if (co_start(d->base, clone_run, &clones[i]) < 0) {
+                        (void) err_errno(&clones[i].e, -ENOMEM, "starting a clone");
+                        co_wake(&clones[i].done, -ENOMEM);
+                }
+        }
+        for (unsigned i = 0; i < p->count; i++) {
+                int r = co_wait(&clones[i].done, -1);
+
+                if (r < 0 && first == 0) {
+                        first = r;
+                        *e = clones[i].e;
+                        if (p->count > 1)
+                                (void) err_prefix(e, "clone '%s' failed, so none was kept", clones[i].vm->name);
+                }
+        }
+        return first;
+}
+
+int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *ret, struct err *e) {
+        cleanup_free struct clone *clones = calloc(p->count, sizeof(*clones));
+        uint64_t start = now_ns();
+        char base[NAME_MAX_LEN + 1];
+        struct snap_entry *s;
+        id_str snapshot;
+        int r;
+
+        if (!clones)
+                return err_errno(e, -ENOMEM, "forking '%s'", p->source);
+        /* Taken first: forking a running VM costs it a pause, which a bad name must not. */
+        r = host_check_memory(0, p->count, e);
+        if (r == 0 && p->name[0])
+                r = reserve_names(d, p, "", clones, e);
+        if (r == 0)
+                r = source_snapshot(d, p, snapshot, base, sizeof(base), ret, e);
+        if (r == 0 && !p->name[0])
+                r = reserve_names(d, p, base, clones, e);
+        if (r == 0)
+                r = run_clones(d, p, snapshot, clones, e);
+        if (r < 0) {
+                drop_clones(clones, p->count);
+                return r;
+        }
+        for (unsigned i = 0; i < p->count; i++) {
+                struct vm *vm = clones[i].vm;
+
+                (void) strcpy(ret->clones[i].name, vm->name);
+                memcpy(ret->clones[i].id, vm->id, sizeof(vm->id));
+                ret->clones[i].pid = vm->pid;
+                ret->clones[i].times = clones[i].times;
+                vm_op_end(vm);
+        }
+        ret->wall_ms = ms_since(start);
+        s = catalog_by_id(d->catalog, snapshot);
+        if (s && !s->durable)
+                sync_in_background(d, snapshot);
+        return 0;
+}

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: MIT */
+/* Bringing a VM to life from a snapshot: `restore`, and every clone of a `fork`. The order is that of the
+ * architecture: image, pager session (the watchdog holds the VM from there on), VMM, device state, wake-up,
+ * resume, acknowledgement. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "forkd/catalog.h"
+#include "forkd/daemon.h"
+#include "forkd/host.h"
+#include "forkd/pager_link.h"
+#include "forkd/vm.h"
+
+static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, struct err *e) {
+        char version[32];
+        int r;
+
+        vm->ops = vmm_driver(m->vmm);
+        if (!vm->ops)
+                return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "snapshot %s needs the VMM '%s', for which this build has no driver",
+                               m->id, m->vmm);
+        r = vm->ops->version(version, sizeof(version), e);
+        if (r < 0)
+                return r;
+        if (strcmp(version, m->vmm_version) != 0 && !force) {
+                (void) err_set(e, ERR_VERSION, -EPROTONOSUPPORT, "snapshot %s was made with %s %s, this host has %s %s", m->id, m->vmm,
+                               m->vmm_version, m->vmm, version);
+                return err_hint(e, "device state is only sure to load under the same version; --force tries all the same");
+        }
+        (void) strcpy(vm->driver, m->vmm);
+        (void) snprintf(vm->vmm_version, sizeof(vm->vmm_version), "%s", version);
+        if (m->mem_bytes < VMM_MIN_MEM || m->mem_bytes > VMM_MAX_MEM || m->vcpus < 1 || m->vcpus > VMM_MAX_VCPUS ||
+            m->n_disks > VMM_MAX_DISKS)
+                return err_set(e, ERR_CORRUPT, -EBADMSG, "the manifest of snapshot %s describes an impossible machine", m->id);
+        vm->machine = (struct vmm_machine){
+                .mem_bytes = m->mem_bytes,
+                .vcpus = m->vcpus,
+                .accel = strcmp(m->accel, "kvm") == 0 ? VMM_ACCEL_KVM : VMM_ACCEL_TCG,
+                .n_disks = m->n_disks,
+        };
+        return 0;
+}
+
+/* The VM's own files: reflinks of the disks, and a second name for the memory image, so that the snapshot may
+ * be removed while the VM lives on it. */
+static int make_files(struct vm *vm, const struct snap_manifest *m, struct err *e) {
+        char dir[PATH_MAX], from[PATH_MAX], to[PATH_MAX], file[32];
+        int r;
+
+        r = vm_store_path(vm, NULL, dir, sizeof(dir));
+        if (r == 0)
+                r = io_remove_tree(AT_FDCWD, dir);
+        if (r == 0)
+                r = io_mkdir_p(dir, 0700);
+        if (r == 0)
+                r = snap_store_path(vm->d->store, m->id, SNAP_FILE_MEMORY, from, sizeof(from));
+        if (r == 0)
+                r = vm_store_path(vm, "base.img", to, sizeof(to));
+        if (r == 0 && link(from, to) < 0)
+                r = -errno;
+        if (r < 0)
+                return err_errno(e, r, "preparing the memory of '%s'", vm->name);
+        vm->has_base = true;
+        for (unsigned i = 0; i < m->n_disks; i++) {
+                cleanup_fd int src = -1, dst = -1;
+
+                (void) snprintf(file, sizeof(file), "disk-%u.img", i);
+                r = vm_store_path(vm, file, to, sizeof(to));
+                if (r == 0)
+                        r = snap_store_open_file(vm->d->store, m->id, file, &src);
+                if (r == 0 && (dst = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600)) < 0)
+                        r = -errno;
+                if (r == 0)
+                        r = io_clone_file(src, dst, NULL);
+                if (r < 0)
+                        return err_errno(e, r, "preparing disk %u of '%s'", i, vm->name);
+        }
+        return 0;
+}
+
+static int read_vmstate(struct vm *vm, const struct snap_manifest *m, int *ret_fd, struct err *e) {
+        cleanup_fd int fd = memfd_create("forkd-vmstate", MFD_CLOEXEC);
+        int r = fd < 0 ? -errno : 0;
+
+        if (r == 0)
+                r = snap_store_read_vmstate(vm->d->store, m->id, fd);
+        if (r == 0 && lseek(fd, 0, SEEK_SET) < 0)
+                r = -errno;
+        if (r < 0)
+                return err_errno(e, r, "reading the device state of snapshot %s", m->id);
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
+/* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
+static int load(struct vm *vm, const struct snap_manifest *m, struct err *e) {
+        cleanup_fd int image = -1, memfd = -1, sock = -1, vmstate = -1;
+        struct vm_launch l = { .image_fd = -1, .pager_sock = -1 };
+        char path[PATH_MAX];
+        int r;
+
+        r = make_files(vm, m, e);
+        if (r == 0)
+                r = read_vmstate(vm, m, &vmstate, e);
+        if (r < 0)
+                return r;
+        r = vm_store_path(vm, "base.img", path, sizeof(path));
+        image = r < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+        if (image < 0)
+                return err_errno(e, r < 0 ? r : -errno, "opening %s", path);
+        r = pager_session_open(vm->d->pager, vm, image, &memfd, &sock, e);
+        if (r < 0)
+                return r;
+        l.image_fd = memfd;
+        l.pager_sock = sock;
+        r = vm_launch(vm, &l, e);
+        if (r < 0)
+                return r;
+        r = vm->ops->load_state(vm->vmm, vmstate, e);
+        return r < 0 ? err_prefix(e, "loading the device state of '%s'", vm->name) : 0;
+}
+
+static int come_alive(struct vm *vm, struct err *e) {
+        int r;
+
+        r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, e);
+        if (r == 0)
+                r = vm->ops->resume(vm->vmm, e);
+        if (r == 0)
+                r = vm_wake_wait(vm, e);
+        return r < 0 ? r : vm_set_state(vm, VM_RUNNING, e);
+}
+
+static int restore(struct vm *vm, const struct snap_manifest *m, bool paused, struct vm_clone_result *ret, struct err *e) {
+        uint64_t start = now_ns(), loaded;
+        int r;
+
+        r = load(vm, m, e);
+        if (r == 0)
+                r = vm_link_open(vm, e);
+        if (r < 0)
+                return r;
+        loaded = now_ns();
+        ret->load_ms = (double) (loaded - start) / 1e6;
+        vm->needs_wake = true;
+        r = paused ? vm_set_state(vm, VM_PAUSED, e) : come_alive(vm, e);
+        ret->ack_ms = paused ? 0 : ms_since(loaded);
+        ret->total_ms = ms_since(start);
+        return r;
+}
+
+int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, struct vm_clone_result *ret, struct err *e) {
+        enum vm_state before = vm->state;
+        struct snap_entry *s;
+        struct err ignored;
+        char path[PATH_MAX];
+        int r;
+
+        r = catalog_find(vm->d->catalog, snapshot, &s, e);
+        if (r == 0)
+                r = check_fits(vm, &s->m, force, e);
+        if (r == 0)
+                r = host_check_memory(0, 1, e);
+        if (r < 0)
+                return r;
+        s->users++;
+        if (before == VM_CREATING) {
+                (void) snprintf(vm->net, sizeof(vm->net), "%.7s", s->m.net[0] ? s->m.net : "none");
+                if (!vm->on_pager_loss[0])
+                        (void) strcpy(vm->on_pager_loss, "kill");
+        }
+        catalog_vm_stands_by(vm, s);
+        r = co_sem_acquire(&vm->d->starts, -1);
+        if (r == 0) {
+                r = restore(vm, &s->m, paused, ret, e);
+                co_sem_release(&vm->d->starts);
+        }
+        s->users--;
+        if (r == 0)
+                return 0;
+        /* As it was: the snapshot is untouched. */
+        if (vm->state == VM_FAILED)
+                err_prefix(e, "%s", vm->reason);
+        vm_teardown(vm);
+        vm->needs_wake = vm->has_base = false;
+        if (vm_store_path(vm, NULL, path, sizeof(path)) == 0)
+                best_effort(io_remove_tree(AT_FDCWD, path));
+        if (before != VM_CREATING)
+                (void) vm_set_state(vm, before, &ignored);
+        return r;
+}

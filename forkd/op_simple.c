@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT */
+/* pause, resume, stop, rm. */
+#include <errno.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "forkd/daemon.h"
+#include "forkd/vm.h"
+
+static int attr_printf(4, 5) wrong_state(struct vm *vm, const char *want, struct err *e, const char *hint, ...) {
+        va_list ap;
+
+        (void) err_set(e, ERR_STATE, -EINVAL, "'%s' is %s, not %s", vm->name, vm_state_name(vm->state), want);
+        va_start(ap, hint);
+        (void) vsnprintf(e->hint, sizeof(e->hint), hint, ap);
+        va_end(ap);
+        return e->r;
+}
+
+int vm_op_pause(struct vm *vm, struct err *e) {
+        int r;
+
+        if (vm->state == VM_PAUSED)
+                return 0;
+        if (vm->state != VM_RUNNING)
+                return wrong_state(vm, "running", e, "only a running VM can be paused: see 'forkctl inspect %s'", vm->name);
+        r = vm->ops->pause(vm->vmm, e);
+        return r < 0 ? err_prefix(e, "pausing '%s'", vm->name) : vm_set_state(vm, VM_PAUSED, e);
+}
+
+int vm_op_resume(struct vm *vm, struct err *e) {
+        int r = 0;
+
+        if (vm->state == VM_RUNNING)
+                return 0;
+        if (vm->state == VM_STANDBY)
+                return wrong_state(vm, "paused", e, "bring it back with: forkctl restore %s", vm->name);
+        if (vm->state != VM_PAUSED)
+                return wrong_state(vm, "paused", e, "see 'forkctl inspect %s'", vm->name);
+        /* A clone that was kept paused does not know yet that it is one. */
+        if (vm->needs_wake)
+                r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, e);
+        if (r == 0)
+                r = vm->ops->resume(vm->vmm, e);
+        if (r == 0 && vm->needs_wake)
+                r = vm_wake_wait(vm, e);
+        return r < 0 ? err_prefix(e, "resuming '%s'", vm->name) : vm_set_state(vm, VM_RUNNING, e);
+}
+
+/* ---- stop ---- */
+
+static void on_poweroff_data(unsigned stream, const void *data, size_t len, void *arg) {
+}
+static void on_poweroff_eof(unsigned stream, void *arg) {
+}
+static void on_poweroff_done(const struct guest_result *res, void *arg) {
+        co_wake(arg, 0);
+}
+
+/* Asks the guest to end itself; the VMM's end is what counts. */
+static void ask_guest(struct vm *vm) {
+        static const struct guest_call_handlers handlers = {
+                .on_data = on_poweroff_data,
+                .on_eof = on_poweroff_eof,
+                .on_done = on_poweroff_done,
+        };
+        const char *argv[] = { "/bin/sh", "-c", "sync; exec poweroff", NULL };
+        struct guest_exec_params p = { .argv = argv };
+        struct co_wait done = CO_WAIT_INIT;
+        struct guest_call *call;
+        struct err e;
+
+        if (vm->state != VM_RUNNING || !vm->link || !guest_link_ready(vm->link))
+                return;
+        if (guest_exec(vm->link, &p, &handlers, &done, &call, &e) < 0) {
+                log_debug("asking %s to end: %s", vm->name, e.message);
+                return;
+        }
+        if (co_wait_fd(vm->ops->pidfd(vm->vmm), EV_READ, (int) vm->d->cfg.stop_timeout_s * 1000) < 0)
+                log_info("%s does not end by itself within %u s: its VMM is killed", vm->name, vm->d->cfg.stop_timeout_s);
+        if (!done.done)
+                guest_call_cancel(call);
+}
+
+int vm_op_stop(struct vm *vm, struct err *e) {
+        enum vm_state before = vm->state;
+        int r;
+
+        if (before == VM_STOPPED)
+                return 0;
+        if (before == VM_STANDBY)
+                return wrong_state(vm, "running", e, "it uses nothing but disk; remove it with: forkctl rm %s", vm->name);
+        if (before == VM_FAILED)
+                return wrong_state(vm, "running", e, "it has ended already; remove it with: forkctl rm %s", vm->name);
+        r = vm_set_state(vm, VM_STOPPING, e);
+        if (r < 0)
+                return r;
+        vm->state = before; /* the record says stopping; the guest is asked as what it still is */
+        ask_guest(vm);
+        vm->state = VM_STOPPING;
+        vm_teardown(vm);
+        return vm_set_state(vm, VM_STOPPED, e);
+}
+
+int vm_op_rm(struct vm *vm, struct err *e) {
+        /* So that a forkd that is killed now finishes the removal instead of taking the VM back; a full disk
+         * must not keep anybody from removing things. */
+        if (vm->vmm && vm_set_state(vm, VM_STOPPING, e) < 0)
+                log_warning("%s", e->message);
+        vm_teardown(vm);
+        vm_delete(vm, true);
+        return 0;
+}

@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: MIT */
+/* Taking a snapshot: `standby`, `snapshot create`, and the first half of forking a running VM.
+ *
+ *      prepare     worker: temporary directory, reflink of the image below the VM       guest runs
+ *      pause       VMM: vCPUs stopped, disks drained
+ *      copy        worker: dirty pages, disks ‖ VMM: device state                      guest paused
+ *      [resume     the VM goes on, if it is to]
+ *      publish     worker: device state, manifest, sync, rename
+ *      [end        the VMM is killed, the VM is on standby]
+ *
+ * Whatever fails before the rename: the temporary directory goes with the worker, the guest goes on. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "forkd/catalog.h"
+#include "forkd/daemon.h"
+#include "forkd/host.h"
+#include "forkd/pager_link.h"
+#include "forkd/vm.h"
+#include "forkd/worker.h"
+#include "setup/assets.h"
+
+#define COPY_TIMEOUT_MS 600000
+#define MAX_REGIONS 16
+/* Refuse to begin when not even the device state and an index would fit. */
+#define MIN_FREE_BYTES (4u << 20)
+
+struct taking {
+        struct vm *vm;
+        const struct vm_snap_params *p;
+        struct vm_snap_result *result;
+        struct worker *worker;
+        struct snap_manifest *m;
+        int base_fd, vmstate_fd;
+        char store[PATH_MAX];
+        bool paused_by_us;
+        uint64_t t0, t_pause;
+};
+
+static int fill_manifest(struct taking *t, struct err *e) {
+        struct vm *vm = t->vm;
+        struct snap_manifest *m = t->m;
+        struct snap_entry *parent;
+        struct assets assets;
+        struct timespec now;
+        struct err ignored;
+
+        if (t->p->tag && t->p->tag[0]) {
+                if (!name_valid(t->p->tag)) {
+                        (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be a tag", t->p->tag);
+                        return err_hint(e, "tags are letters, digits, '.', '_' and '-', at most %d", NAME_MAX_LEN);
+                }
+                if (catalog_by_tag(vm->d->catalog, t->p->tag)) {
+                        (void) err_set(e, ERR_EXISTS, -EEXIST, "a snapshot with the tag '%s' exists already", t->p->tag);
+                        return err_hint(e, "take another tag, or remove it: forkctl snapshot rm %s", t->p->tag);
+                }
+                (void) strcpy(m->tag, t->p->tag);
+        }
+        (void) clock_gettime(CLOCK_REALTIME, &now);
+        id_new(m->id);
+        (void) strcpy(m->source, vm->name);
+        m->created_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+        (void) snprintf(m->vmm, sizeof(m->vmm), "%s", vm->driver);
+        (void) snprintf(m->vmm_version, sizeof(m->vmm_version), "%s", vm->vmm_version);
+        (void) snprintf(m->accel, sizeof(m->accel), "%s", vm->machine.accel == VMM_ACCEL_KVM ? "kvm" : "tcg");
+        (void) snprintf(m->net, sizeof(m->net), "%s", vm->net);
+        m->vcpus = vm->machine.vcpus;
+        m->mem_bytes = vm->machine.mem_bytes;
+        m->n_disks = vm->machine.n_disks;
+        /* What the guest booted from is told for people; nothing depends on it. */
+        if (assets_locate(vm->d->cache_dir, &assets, &ignored) == 0)
+                (void) snprintf(m->kernel, sizeof(m->kernel), "%s", assets.id);
+        if (vm->snapshot[0]) {
+                parent = catalog_by_id(vm->d->catalog, vm->snapshot);
+                if (parent) {
+                        snap_manifest_set_parent(m, &parent->m);
+                } else {
+                        /* The parent was removed; its id still tells the lineage. */
+                        memcpy(m->parent, vm->snapshot, sizeof(m->parent));
+                        m->depth = vm->generation;
+                        m->n_chain = 1;
+                        memcpy(m->chain[0], vm->snapshot, sizeof(m->chain[0]));
+                }
+        }
+        return 0;
+}
+
+static int prepare(struct taking *t, struct err *e) {
+        cleanup_mp_buf struct mp_buf b;
+        char path[PATH_MAX];
+        int r;
+
+        mp_buf_init(&b);
+        r = fill_manifest(t, e);
+        if (r == 0)
+                r = host_check_disk(t->store, MIN_FREE_BYTES, "a snapshot", e);
+        if (r < 0)
+                return r;
+        if (t->vm->has_base) {
+                r = vm_store_path(t->vm, "base.img", path, sizeof(path));
+                t->base_fd = r < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+                if (t->base_fd < 0)
+                        return err_errno(e, r < 0 ? r : -errno, "opening %s", path);
+        }
+        t->vmstate_fd = memfd_create("forkd-vmstate", MFD_CLOEXEC);
+        if (t->vmstate_fd < 0)
+                return err_errno(e, -errno, "making room for the device state");
+        r = worker_get(t->vm->d->workers, &t->worker, e);
+        if (r < 0)
+                return r;
+        mp_map(&b, 6);
+        mp_kv_str(&b, "store", t->store);
+        mp_kv_str(&b, "id", t->m->id);
+        mp_kv_u64(&b, "ram_bytes", t->vm->machine.mem_bytes);
+        mp_kv_u64(&b, "codec", (uint64_t) t->p->codec);
+        mp_kv_u64(&b, "level", (uint64_t) t->p->level);
+        mp_kv_u64(&b, "fds", t->base_fd >= 0);
+        return rpc_call_co(worker_conn(t->worker), "snap.prepare", &b, &t->base_fd, t->base_fd >= 0, COPY_TIMEOUT_MS, NULL, e);
+}
+
+static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
+        struct vmm_region regions[MAX_REGIONS];
+        cleanup_free void *removed = NULL;
+        struct vm *vm = t->vm;
+        size_t n, removed_len = 0;
+        int r;
+
+        r = vm->ops->ram_regions(vm->vmm, regions, MAX_REGIONS, &n, e);
+        if (r == 0 && vm->session)
+                r = pager_session_removed(vm->d->pager, vm, &removed, &removed_len, e);
+        if (r < 0)
+                return r;
+        mp_map(b, removed ? 4 : 3);
+        mp_kv_u64(b, "pid", (uint64_t) vm->ops->pid(vm->vmm));
+        mp_key(b, "regions");
+        mp_array(b, n);
+        for (size_t i = 0; i < n; i++) {
+                mp_map(b, 3);
+                mp_kv_u64(b, "addr", regions[i].host_addr);
+                mp_kv_u64(b, "size", regions[i].size);
+                mp_kv_u64(b, "offset", regions[i].offset);
+        }
+        mp_key(b, "disks");
+        mp_array(b, vm->machine.n_disks);
+        for (unsigned i = 0; i < vm->machine.n_disks; i++) {
+                char file[32], path[PATH_MAX];
+
+                (void) snprintf(file, sizeof(file), "disk-%u.img", i);
+                r = vm_store_path(vm, file, path, sizeof(path));
+                if (r < 0)
+                        return err_errno(e, r, "saving disk %u", i);
+                mp_str(b, path);
+        }
+        if (removed) {
+                mp_key(b, "removed");
+                mp_raw(b, removed, removed_len);
+        }
+        return 0;
+}
+
+/* Memory in the worker and device state in the VMM, at the same time. */
+static int copy(struct taking *t, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b;
+        uint64_t start = now_ns(), pages = 0;
+        struct rpc_co call;
+        struct err copy_err;
+        int r, copy_r;
+
+        mp_buf_init(&b);
+        r = put_copy_params(t, &b, e);
+        if (r < 0)
+                return r;
+        r = rpc_co_begin(&call, worker_conn(t->worker), "snap.copy", &b, NULL, 0, e);
+        if (r < 0)
+                return r;
+        r = t->vm->ops->save_state(t->vm->vmm, t->vmstate_fd, e);
+        t->result->device_ms = ms_since(start);
+        copy_r = rpc_co_end(&call, COPY_TIMEOUT_MS, &a, &copy_err);
+        if (r < 0)
+                return err_prefix(e, "saving the device state of '%s'", t->vm->name);
+        if (copy_r < 0) {
+                *e = copy_err;
+                return copy_r;
+        }
+        (void) mp_get_u64(&a.doc.root, "dirty_pages", &pages);
+        (void) mp_get_double(&a.doc.root, "ms", &t->result->memory_ms);
+        t->m->dirty_bytes = pages * SNAP_PAGE_SIZE;
+        return 0;
+}
+
+static int publish(struct taking *t, struct snap_entry **ret, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_free void *manifest = NULL;
+        cleanup_mp_buf struct mp_buf b;
+        const void *data;
+        size_t len;
+        int r;
+
+        mp_buf_init(&b);
+        r = snap_manifest_encode(t->m, &manifest, &len);
+        if (r < 0)
+                return err_errno(e, r, "describing the snapshot");
+        mp_map(&b, 3);
+        mp_kv_bin(&b, "manifest", manifest, len);
+        mp_kv_bool(&b, "sync", t->p->sync);
+        mp_kv_u64(&b, "fds", 1);
+        r = rpc_call_co(worker_conn(t->worker), "snap.publish", &b, &t->vmstate_fd, 1, COPY_TIMEOUT_MS, &a, e);
+        if (r < 0)
+                return r;
+        r = mp_get_bin(&a.doc.root, "manifest", &data, &len);
+        if (r == 0)
+                r = snap_manifest_decode(data, len, t->m);
+        if (r == 0)
+                r = catalog_add(t->vm->d->catalog, t->m, t->p->sync, ret);
+        return r < 0 ? err_errno(e, r, "publishing the snapshot") : 0;
+}
+
+static int pause_vm(struct taking *t, struct err *e) {
+        int r;
+
+        t->t_pause = now_ns();
+        if (t->vm->state == VM_PAUSED)
+                return 0;
+        r = t->vm->ops->pause(t->vm->vmm, e);
+        if (r < 0)
+                return err_prefix(e, "pausing '%s'", t->vm->name);
+        t->paused_by_us = true;
+        return 0;
+}
+
+/* The guest goes on, after a failure or because it shall. */
+static int resume_vm(struct taking *t, struct err *e) {
+        if (!t->paused_by_us)
+                return 0;
+        t->paused_by_us = false;
+        return t->vm->ops->resume(t->vm->vmm, e);
+}
+
+static int take(struct taking *t, bool keep_running, struct snap_entry **ret, struct err *e) {
+        struct vm *vm = t->vm;
+        int r;
+
+        r = prepare(t, e);
+        if (r < 0)
+                return r;
+        if (!keep_running) {
+                memcpy(vm->pending_snapshot, t->m->id, sizeof(vm->pending_snapshot));
+                r = vm_record_save(vm, e);
+                if (r < 0)
+                        return r;
+        }
+        r = pause_vm(t, e);
+        if (r == 0)
+                r = copy(t, e);
+        if (r == 0 && keep_running)
+                r = resume_vm(t, e);
+        t->result->pause_ms = ms_since(t->t_pause);
+        return r < 0 ? r : publish(t, ret, e);
+}
+
+/* After a failure: the guest runs on and nothing half-written stays. */
+static void undo(struct taking *t) {
+        struct vm *vm = t->vm;
+        struct err e;
+
+        if (vm->vmm && !vm->vmm_exited && resume_vm(t, &e) < 0)
+                log_error("%s does not go on after a failed snapshot: %s", vm->name, e.message);
+        worker_put(TAKE_PTR(t->worker), true);
+        best_effort(snap_store_sweep(vm->d->store, NULL));
+        if (vm->pending_snapshot[0]) {
+                vm->pending_snapshot[0] = '\0';
+                if (vm_record_save(vm, &e) < 0)
+                        log_error("%s", e.message);
+        }
+}
+
+static int become_standby(struct vm *vm, struct snap_entry *s, struct err *e) {
+        char path[PATH_MAX];
+
+        vm_teardown(vm);
+        catalog_vm_stands_by(vm, s);
+        /* Its disks and memory are in the snapshot now. */
+        if (vm_store_path(vm, NULL, path, sizeof(path)) == 0)
+                best_effort(io_remove_tree(AT_FDCWD, path));
+        return vm_set_state(vm, VM_STANDBY, e);
+}
+
+int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_running, struct vm_snap_result *ret, struct err *e) {
+        cleanup_free struct snap_manifest *m = calloc(1, sizeof(*m));
+        struct taking t = { .vm = vm, .p = p, .m = m, .result = ret, .base_fd = -1, .vmstate_fd = -1, .t0 = now_ns() };
+        struct snap_entry *s = NULL;
+        int r;
+
+        if (!m)
+                return err_errno(e, -ENOMEM, "taking a snapshot of '%s'", vm->name);
+        if (vm->state != VM_RUNNING && vm->state != VM_PAUSED) {
+                (void) err_set(e, ERR_STATE, -EINVAL, "'%s' is %s: only a running or paused VM can be saved", vm->name,
+                               vm_state_name(vm->state));
+                return err_hint(e, vm->state == VM_STANDBY ? "it is saved already: snapshot %s" : "see 'forkctl ps'", vm->snapshot);
+        }
+        *ret = (struct vm_snap_result){ 0 };
+        (void) snprintf(t.store, sizeof(t.store), "%s/store", vm->d->state_dir);
+        r = take(&t, keep_running, &s, e);
+        if (r < 0)
+                undo(&t);
+        else
+                worker_put(TAKE_PTR(t.worker), false);
+        (void) close_fd(t.base_fd);
+        (void) close_fd(t.vmstate_fd);
+        if (r < 0)
+                return r;
+        if (!keep_running) {
+                s->users++; /* ending the VM takes a while, in which nobody may remove its snapshot */
+                r = become_standby(vm, s, e);
+                s->users--;
+                if (r < 0)
+                        return r;
+        }
+        memcpy(ret->snapshot, s->m.id, sizeof(ret->snapshot));
+        ret->dirty_bytes = s->m.dirty_bytes;
+        ret->stored_bytes = s->m.stored_bytes;
+        ret->durable = s->durable;
+        ret->total_ms = ms_since(t.t0);
+        return 0;
+}

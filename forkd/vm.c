@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT */
+#include "forkd/vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "forkd/daemon.h"
+
+static const char *const state_names[] = {
+        [VM_CREATING] = "creating", [VM_BOOTING] = "booting",   [VM_RUNNING] = "running", [VM_PAUSED] = "paused",
+        [VM_STANDBY] = "standby",   [VM_STOPPING] = "stopping", [VM_STOPPED] = "stopped", [VM_FAILED] = "failed",
+};
+
+const char *vm_state_name(enum vm_state s) {
+        return (size_t) s < ARRAY_LEN(state_names) ? state_names[s] : "unknown";
+}
+
+static struct vm *find(struct daemon *d, const char *s) {
+        struct vm *vm;
+
+        TAILQ_FOREACH(vm, &d->vms, entry)
+                if (strcmp(vm->name, s) == 0)
+                        return vm;
+        TAILQ_FOREACH(vm, &d->vms, entry)
+                if (strcmp(vm->id, s) == 0)
+                        return vm;
+        return NULL;
+}
+
+int vm_find(struct daemon *d, const char *name_or_id, struct vm **ret, struct err *e) {
+        struct vm *vm = find(d, name_or_id);
+
+        if (!vm) {
+                if (!name_valid(name_or_id)) {
+                        (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be the name of a VM", name_or_id);
+                        return err_hint(e, "names are letters, digits, '.', '_' and '-', at most %d", NAME_MAX_LEN);
+                }
+                (void) err_set(e, ERR_NOT_FOUND, -ENOENT, "there is no VM named '%s'", name_or_id);
+                return err_hint(e, "'forkctl ps' lists the VMs");
+        }
+        *ret = vm;
+        return 0;
+}
+
+bool vm_name_taken(struct daemon *d, const char *name) {
+        return find(d, name) != NULL;
+}
+
+int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
+        struct timespec now;
+        struct vm *vm;
+
+        if (!name_valid(name)) {
+                (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be the name of a VM", name);
+                return err_hint(e, "names are letters, digits, '.', '_' and '-', begin with a letter or digit, and have "
+                                   "at most %d characters", NAME_MAX_LEN);
+        }
+        if (vm_name_taken(d, name)) {
+                (void) err_set(e, ERR_EXISTS, -EEXIST, "a VM named '%s' exists already", name);
+                return err_hint(e, "take another name, or remove it: forkctl rm %s", name);
+        }
+        if (d->n_vms >= d->cfg.max_vms) {
+                (void) err_set(e, ERR_LIMIT, -EMFILE, "there are %u VMs already, the most that this forkd holds", d->n_vms);
+                return err_hint(e, "remove some, or raise max_vms in the configuration");
+        }
+        vm = calloc(1, sizeof(*vm));
+        if (!vm)
+                return err_errno(e, -ENOMEM, "making VM '%s'", name);
+        (void) clock_gettime(CLOCK_REALTIME, &now);
+        vm->d = d;
+        vm->uffd = -1;
+        vm->created_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+        id_new(vm->id);
+        (void) strcpy(vm->name, name);
+        TAILQ_INIT(&vm->calls);
+        TAILQ_INSERT_TAIL(&d->vms, vm, entry);
+        d->n_vms++;
+        *ret = vm;
+        return 0;
+}
+
+static int join(char *buf, size_t size, const char *base, const char *mid, const char *id, const char *file) {
+        int n = snprintf(buf, size, "%s/%s%s%s%s", base, mid, id, file ? "/" : "", file ? file : "");
+
+        return n < 0 || (size_t) n >= size ? -ENAMETOOLONG : 0;
+}
+
+int vm_state_path(const struct vm *vm, const char *file, char *buf, size_t size) {
+        return join(buf, size, vm->d->state_dir, "vms/", vm->id, file);
+}
+
+int vm_run_path(const struct vm *vm, const char *file, char *buf, size_t size) {
+        return join(buf, size, vm->d->run_dir, "vms/", vm->id, file);
+}
+
+int vm_store_path(const struct vm *vm, const char *file, char *buf, size_t size) {
+        return join(buf, size, vm->d->state_dir, "store/vms/", vm->id, file);
+}
+
+static void remove_path(const char *what, int r, const char *path) {
+        if (r == 0)
+                r = io_remove_tree(AT_FDCWD, path);
+        if (r < 0)
+                log_warning("cannot remove the %s %s: %s", what, path, strerror(-r));
+}
+
+void vm_delete(struct vm *vm, bool files) {
+        char path[PATH_MAX];
+
+        if (files) {
+                /* The record goes last: what is left of a crash in between still has an owner. */
+                remove_path("files", vm_store_path(vm, NULL, path, sizeof(path)), path);
+                remove_path("files", vm_run_path(vm, NULL, path, sizeof(path)), path);
+                remove_path("record", vm_state_path(vm, NULL, path, sizeof(path)), path);
+        }
+        if (vm->idle_waiter)
+                co_wake(vm->idle_waiter, 0);
+        TAILQ_REMOVE(&vm->d->vms, vm, entry);
+        vm->d->n_vms--;
+        free(vm);
+}
+
+void vm_release_all(struct daemon *d) {
+        for (struct vm *vm; (vm = TAILQ_FIRST(&d->vms));) {
+                guest_link_free(vm->link);
+                if (vm->vmm)
+                        vm->ops->free(vm->vmm);
+                (void) close_fd(vm->uffd);
+                vm_delete(vm, false);
+        }
+}
+
+int vm_op_begin(struct vm *vm, const char *what, struct err *e) {
+        if (vm->d->stopping && !vm->d->stop_all) {
+                (void) err_set(e, ERR_CANCELED, -ECANCELED, "forkd is about to exit");
+                return err_hint(e, "try again when it is back");
+        }
+        if (vm->busy) {
+                (void) err_set(e, ERR_BUSY, -EBUSY, "cannot %s '%s': %s is under way", what, vm->name, vm->busy);
+                return err_hint(e, "try again when it is done");
+        }
+        vm->busy = what;
+        return 0;
+}
+
+void vm_op_end(struct vm *vm) {
+        if (vm->vmm_exited && vm->vmm) {
+                if (vm->state == VM_RUNNING || vm->state == VM_PAUSED || vm->state == VM_BOOTING)
+                        vm_fail(vm, "the VMM ended unexpectedly");
+                vm_teardown(vm);
+        }
+        vm->busy = NULL;
+        if (vm->idle_waiter)
+                co_wake(TAKE_PTR(vm->idle_waiter), 0);
+}
+
+int vm_set_state(struct vm *vm, enum vm_state state, struct err *e) {
+        if (state != vm->state)
+                log_info("%s (%s): %s -> %s", vm->name, vm->id, vm_state_name(vm->state), vm_state_name(state));
+        vm->state = state;
+        vm->reason[0] = '\0';
+        return vm_record_save(vm, e);
+}
+
+void vm_fail(struct vm *vm, const char *fmt, ...) {
+        struct err e;
+        va_list ap;
+
+        va_start(ap, fmt);
+        (void) vsnprintf(vm->reason, sizeof(vm->reason), fmt, ap);
+        va_end(ap);
+        log_warning("%s (%s): %s -> failed: %s", vm->name, vm->id, vm_state_name(vm->state), vm->reason);
+        vm->state = VM_FAILED;
+        if (vm_record_save(vm, &e) < 0)
+                log_error("%s", e.message);
+}

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT */
+/* One virtual machine as forkd knows it: its record (which survives forkd) and its living parts.
+ *
+ *      creating → booting → running ⇄ paused;  running/paused → standby → (restore) → running
+ *      any state → stopping → stopped;  any state → failed(reason)
+ *
+ * One operation at a time: vm_op_begin takes the VM for an operation, which runs as one coroutine and may
+ * wait; whoever else wants to change the VM meanwhile is told that it is busy. What an operation changed is
+ * written to the record before its side effects, so that the next forkd can finish or undo it. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "common/err.h"
+#include "common/ids.h"
+#include "forkd/guest/guest_link.h"
+#include "forkd/vmm/vmm.h"
+
+struct daemon;
+struct stream_call;
+
+enum vm_state {
+        VM_CREATING,
+        VM_BOOTING,
+        VM_RUNNING,
+        VM_PAUSED,
+        VM_STANDBY,
+        VM_STOPPING,
+        VM_STOPPED,
+        VM_FAILED,
+};
+
+struct vm {
+        TAILQ_ENTRY(vm) entry;
+        struct daemon *d;
+
+        /* ---- the record ---- */
+        id_str id;
+        char name[NAME_MAX_LEN + 1];
+        enum vm_state state;
+        char reason[200];           /* of VM_FAILED, else empty */
+        char driver[16];
+        char vmm_version[32];
+        struct vmm_machine machine;
+        char on_pager_loss[8];      /* "kill" or "recover" */
+        char net[8];
+        id_str snapshot;            /* stands by in it, or was restored from it; "" for a VM that booted */
+        id_str parent;              /* that snapshot's parent */
+        uint32_t generation;        /* snapshots in its chain */
+        bool has_base;              /* store/vms/<id>/base.img: what its memory was restored from */
+        id_str pending_snapshot;    /* a standby under way: completed if this one is published, else undone */
+        bool needs_wake;            /* restored, but its agent has not yet been told who it is */
+        int64_t created_ns;
+        pid_t pid;
+        uint64_t start_time;        /* of the pid, /proc/<pid>/stat field 22 */
+
+        /* ---- living parts, gone when forkd goes ---- */
+        const struct vmm_ops *ops;
+        struct vmm *vmm;
+        struct guest_link *link;
+        bool session;               /* the pager serves it */
+        int uffd;                   /* duplicate of its userfaultfd: keeps its faults waiting when all others go */
+        bool vmm_exited;            /* the process has ended; the operation under way, or vm_reap, cleans up */
+        bool guest_shutdown;        /* the guest itself asked for its end */
+        const char *busy;           /* the operation under way */
+        struct co_wait *idle_waiter;
+        TAILQ_HEAD(, stream_call) calls;
+};
+TAILQ_HEAD(vm_list, vm);
+
+const char *vm_state_name(enum vm_state s);
+
+/* ---- the table ---- */
+
+/** By name or id. -ENOENT. */
+int vm_find(struct daemon *d, const char *name_or_id, struct vm **ret, struct err *e) attr_warn_unused;
+bool vm_name_taken(struct daemon *d, const char *name);
+
+/** A new VM with a valid, free @name, in VM_CREATING with a new id; nothing is on disk yet. */
+int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) attr_warn_unused;
+/** Forgets the VM; its files are removed if @files. Nothing of it may be alive. */
+void vm_delete(struct vm *vm, bool files);
+/** Frees the table's entries at forkd's exit; VMMs live on. */
+void vm_release_all(struct daemon *d);
+
+/** "<state>/vms/<id>[/<file>]", "<run>/vms/<id>[/…]", "<store>/vms/<id>[/…]". -ENAMETOOLONG. */
+int vm_state_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
+int vm_run_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
+int vm_store_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
+
+/* ---- operations ---- */
+
+/** Takes the VM for operation @what. -EBUSY: another is under way. */
+int vm_op_begin(struct vm *vm, const char *what, struct err *e) attr_warn_unused;
+/** Gives it back. A VMM that died meanwhile is cleaned up now. */
+void vm_op_end(struct vm *vm);
+/** Sets the state and writes the record. */
+int vm_set_state(struct vm *vm, enum vm_state state, struct err *e);
+/** To VM_FAILED with a reason; the record is written as far as the disk allows. */
+void vm_fail(struct vm *vm, const char *fmt, ...) attr_printf(2, 3);
+
+/* ---- records (record.c) ---- */
+int vm_record_save(struct vm *vm, struct err *e);
+/** Reads every record of the state directory into the table; what cannot be read is logged and left alone. */
+int vm_records_load(struct daemon *d, struct err *e) attr_warn_unused;
+
+/* ---- living parts (vm_life.c); all are coroutine calls ---- */
+
+struct vm_launch {
+        const char *kernel, *initrd, *cmdline; /* of a boot */
+        int image_fd, pager_sock;              /* of a restore; -1 */
+};
+/** Makes the directories, opens the console, starts the VMM, and records its pid. */
+int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) attr_warn_unused;
+/** Connects to the agent's channel. */
+int vm_link_open(struct vm *vm, struct err *e) attr_warn_unused;
+/** Tells the guest who it is (fresh entropy, time, hostname, machine-id); the VMM may still be paused. */
+int vm_wake_queue(struct vm *vm, enum wire_wake_kind kind, struct err *e) attr_warn_unused;
+int vm_wake_wait(struct vm *vm, struct err *e) attr_warn_unused;
+/** Ends everything that lives of this VM, in order: calls, link, VMM (killed and reaped), pager session, run
+ *  directory, cgroup. Files and record stay. */
+void vm_teardown(struct vm *vm);
+/** Takes back what an earlier forkd left running, or finds out how it ended. */
+void vm_adopt(struct vm *vm);
+/** Kills a guest that lost its memory, from anywhere: state failed with @reason. */
+void vm_kill_lost(struct vm *vm, const char *reason);
+
+/* ---- whole operations (one file each): the VM is taken by them ---- */
+
+struct vm_run_params {
+        const char *name;
+        uint64_t mem_bytes;
+        unsigned vcpus;
+        const char *vmm, *accel, *net, *on_pager_loss;
+        unsigned n_disks;
+        const char *disks[VMM_MAX_DISKS];
+};
+int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, double *ret_boot_ms, struct err *e)
+        attr_warn_unused;
+
+struct vm_snap_params {
+        const char *tag;      /* NULL or "": none */
+        int codec, level;
+        bool sync;
+};
+struct vm_snap_result {
+        id_str snapshot;
+        double pause_ms, total_ms, device_ms, memory_ms;
+        uint64_t dirty_bytes, stored_bytes;
+        bool durable;
+};
+/** @keep_running: the VM goes on after the snapshot (snapshot.create, fork of a running VM); else it ends
+ *  in VM_STANDBY. */
+int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_running, struct vm_snap_result *ret,
+                   struct err *e) attr_warn_unused;
+
+struct vm_clone_result {
+        double total_ms, load_ms, ack_ms;
+};
+/** Brings @vm (in VM_STANDBY, or new in VM_CREATING) to life from snapshot @id. */
+int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, struct vm_clone_result *ret,
+                  struct err *e) attr_warn_unused;
+
+int vm_op_pause(struct vm *vm, struct err *e) attr_warn_unused;
+int vm_op_resume(struct vm *vm, struct err *e) attr_warn_unused;
+int vm_op_stop(struct vm *vm, struct err *e) attr_warn_unused;
+/** Removes the VM (killed if it lives). @vm is gone on success. */
+int vm_op_rm(struct vm *vm, struct err *e) attr_warn_unused;

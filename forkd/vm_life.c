@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: MIT */
+/* The living parts of a VM: how they come up, how they go, and how an earlier forkd's are taken back. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "common/spawn.h"
+#include "forkd/catalog.h"
+#include "forkd/daemon.h"
+#include "forkd/pager_link.h"
+#include "forkd/streams.h"
+#include "forkd/vm.h"
+#include "forkd/vmm/cgroup.h"
+#include "setup/assets.h"
+
+#define CONSOLE_MAX_BYTES (4 << 20) /* then the older half of the console goes */
+#define LINK_TIMEOUT_MS 10000
+
+/* ---- the VMM's events ---- */
+
+static void reap(void *arg) {
+        struct vm *vm = arg;
+
+        if (vm->guest_shutdown) {
+                struct err e;
+
+                (void) vm_set_state(vm, VM_STOPPING, &e);
+                vm_teardown(vm);
+                if (vm_set_state(vm, VM_STOPPED, &e) < 0)
+                        log_error("%s", e.message);
+        }
+        vm_op_end(vm);
+}
+
+static void on_exit_event(int status, void *arg) {
+        struct vm *vm = arg;
+
+        log_info("%s (%s): the VMM has ended (wait status %d)", vm->name, vm->id, status);
+        vm->vmm_exited = true;
+        if (vm->busy)
+                return; /* the operation under way notices, and vm_op_end cleans up */
+        vm->busy = "cleaning up";
+        if (co_start(vm->d->base, reap, vm) < 0)
+                vm->busy = NULL;
+}
+
+static void on_guest_event(const char *what, void *arg) {
+        struct vm *vm = arg;
+
+        log_info("%s (%s): guest %s", vm->name, vm->id, what);
+        if (strcmp(what, "shutdown") == 0 || strcmp(what, "reset") == 0)
+                vm->guest_shutdown = true;
+}
+
+static const struct vmm_events vmm_events = { .on_exit = on_exit_event, .on_guest_event = on_guest_event };
+
+/* A guest without its memory is killed at once, whatever else goes on with it: an operation under way sees its
+ * VMM die and ends; vm_op_end then finds the state set here. */
+void vm_kill_lost(struct vm *vm, const char *reason) {
+        if (!vm->vmm)
+                return;
+        vm_fail(vm, "%s", reason);
+        best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
+}
+
+/* ---- coming up ---- */
+
+/* Appended by the VMM, so that a truncation never leaves a hole. A guest may write for ever: what is more
+ * than CONSOLE_MAX_BYTES at a start is cut. */
+static int open_console(struct vm *vm, int *ret_fd, struct err *e) {
+        cleanup_fd int fd = -1;
+        char path[PATH_MAX];
+        struct stat st;
+        int r;
+
+        r = vm_state_path(vm, "console.log", path, sizeof(path));
+        if (r < 0)
+                return err_errno(e, r, "opening the console of '%s'", vm->name);
+        fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0 || fstat(fd, &st) < 0)
+                return err_errno(e, -errno, "opening %s", path);
+        if (st.st_size > CONSOLE_MAX_BYTES && ftruncate(fd, 0) < 0)
+                return err_errno(e, -errno, "truncating %s", path);
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
+static int make_run_dir(struct vm *vm, char *path, size_t size, struct err *e) {
+        int r = vm_run_path(vm, NULL, path, size);
+
+        /* What an earlier life left is of no use. */
+        if (r == 0)
+                r = io_remove_tree(AT_FDCWD, path);
+        if (r == 0 && mkdir(path, 0700) < 0)
+                r = -errno;
+        return r < 0 ? err_errno(e, r, "making the directory %s", path) : 0;
+}
+
+int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
+        char run_dir[PATH_MAX], log_path[PATH_MAX], disks[VMM_MAX_DISKS][PATH_MAX];
+        cleanup_fd int console = -1, cgroup = -1;
+        struct vmm_start s = {
+                .machine = &vm->machine,
+                .kernel = l->kernel,
+                .initrd = l->initrd,
+                .cmdline = l->cmdline,
+                .incoming = l->image_fd >= 0,
+                .image_fd = l->image_fd,
+                .pager_sock = l->pager_sock,
+                .attach_lib = vm->d->attach_lib,
+                .cgroup_procs_fd = -1,
+        };
+        struct err ignored;
+        int r;
+
+        r = make_run_dir(vm, run_dir, sizeof(run_dir), e);
+        if (r == 0)
+                r = open_console(vm, &console, e);
+        if (r < 0)
+                return r;
+        if (vm_state_path(vm, "vmm.log", log_path, sizeof(log_path)) < 0)
+                return err_errno(e, -ENAMETOOLONG, "starting '%s'", vm->name);
+        for (unsigned i = 0; i < vm->machine.n_disks; i++) {
+                char file[32];
+
+                (void) snprintf(file, sizeof(file), "disk-%u.img", i);
+                if (vm_store_path(vm, file, disks[i], sizeof(disks[i])) < 0)
+                        return err_errno(e, -ENAMETOOLONG, "starting '%s'", vm->name);
+                s.disks[i] = disks[i];
+        }
+        r = cgroup_create(vm->d->instance, vm->id, &cgroup, &ignored);
+        if (r < 0)
+                log_debug("%s runs without a cgroup of its own: %s", vm->name, ignored.message);
+        s.cgroup_procs_fd = cgroup;
+        s.run_dir = run_dir;
+        s.log_path = log_path;
+        s.console_fd = console;
+        vm->vmm_exited = vm->guest_shutdown = false;
+        r = vm->ops->start(vm->d->base, &s, &vmm_events, vm, &vm->vmm, e);
+        if (r < 0)
+                return err_prefix(e, "starting '%s'", vm->name);
+        vm->pid = vm->ops->pid(vm->vmm);
+        r = spawn_start_time(vm->pid, &vm->start_time);
+        if (r < 0)
+                return err_errno(e, r, "starting '%s': the VMM is gone", vm->name);
+        return vm_record_save(vm, e);
+}
+
+static void on_link_lost(int r, void *arg);
+
+static void reconnect(void *arg) {
+        struct vm *vm = arg;
+        struct guest_identity id = { .kind = WIRE_WAKE_RECONNECT };
+        struct err e;
+        int r;
+
+        r = vm_link_open(vm, &e);
+        if (r == 0) {
+                r = guest_link_queue_wake(vm->link, &id);
+                if (r == 0)
+                        r = vm_wake_wait(vm, &e);
+        }
+        if (r < 0)
+                log_warning("%s: the agent does not come back: %s", vm->name, e.message);
+        vm_op_end(vm);
+}
+
+/* The VMM lives but the agent was lost: it crashed and was respawned, or lost its place in the stream. */
+static void on_link_lost(int r, void *arg) {
+        struct vm *vm = arg;
+
+        log_info("%s (%s): the agent's connection was lost: %s", vm->name, vm->id, strerror(-r));
+        streams_fail(vm, "the connection to the agent was lost");
+        if (vm->busy || vm->state != VM_RUNNING || r == -EPIPE)
+                return;
+        vm->busy = "reconnecting to the agent";
+        if (co_start(vm->d->base, reconnect, vm) < 0)
+                vm->busy = NULL;
+}
+
+int vm_link_open(struct vm *vm, struct err *e) {
+        int r;
+
+        guest_link_free(TAKE_PTR(vm->link));
+        r = guest_link_new(vm->d->base, vm->ops->agent_socket(vm->vmm), &vm->link);
+        if (r < 0)
+                return err_errno(e, r, "connecting to the agent of '%s'", vm->name);
+        r = guest_link_connect(vm->link, LINK_TIMEOUT_MS, e);
+        if (r < 0)
+                return err_prefix(e, "connecting to the agent of '%s'", vm->name);
+        guest_link_set_on_lost(vm->link, on_link_lost, vm);
+        return 0;
+}
+
+int vm_wake_queue(struct vm *vm, enum wire_wake_kind kind, struct err *e) {
+        struct guest_identity id = { .kind = kind };
+        uint8_t machine_id[16];
+        int r;
+
+        (void) snprintf(id.hostname, sizeof(id.hostname), "%s", vm->name);
+        random_bytes(machine_id, sizeof(machine_id));
+        hex_encode(machine_id, sizeof(machine_id), id.machine_id);
+        random_bytes(id.entropy, sizeof(id.entropy));
+        r = guest_link_queue_wake(vm->link, &id);
+        explicit_bzero(id.entropy, sizeof(id.entropy));
+        return r < 0 ? err_errno(e, r, "waking '%s'", vm->name) : 0;
+}
+
+int vm_wake_wait(struct vm *vm, struct err *e) {
+        struct guest_ack ack;
+        int r;
+
+        r = guest_link_wait_ack(vm->link, (int) vm->d->cfg.wake_timeout_s * 1000, &ack, e);
+        if (r < 0)
+                return err_prefix(e, "waking '%s'", vm->name);
+        for (unsigned i = 0; i < ack.n_warnings; i++)
+                log_warning("%s: waking up: %s", vm->name, ack.warnings[i]);
+        vm->needs_wake = false;
+        return 0;
+}
+
+/* ---- going ---- */
+
+void vm_teardown(struct vm *vm) {
+        char path[PATH_MAX];
+        struct err e;
+
+        streams_fail(vm, "the VM was ended");
+        guest_link_free(TAKE_PTR(vm->link));
+        if (vm->vmm) {
+                if (!vm->vmm_exited && vm->ops->kill(vm->vmm, &e) < 0)
+                        log_error("%s (%s): %s", vm->name, vm->id, e.message);
+                vm->ops->free(TAKE_PTR(vm->vmm));
+        }
+        vm->vmm_exited = false;
+        vm->pid = 0;
+        vm->start_time = 0;
+        /* Only now: without its pager a living guest would wait for ever. */
+        pager_session_close(vm->d->pager, vm);
+        if (cgroup_remove(vm->d->instance, vm->id, &e) < 0)
+                log_debug("%s: %s", vm->name, e.message);
+        if (vm_run_path(vm, NULL, path, sizeof(path)) == 0)
+                best_effort(io_remove_tree(AT_FDCWD, path));
+}
+
+/* ---- taking back ---- */
+
+/* The VMM is gone, or cannot be used: what was it doing? */
+static void settle_dead(struct vm *vm) {
+        struct snap_entry *s;
+        struct err e;
+
+        vm_teardown(vm);
+        if (vm->pending_snapshot[0] && (s = catalog_by_id(vm->d->catalog, vm->pending_snapshot))) {
+                /* The standby had published its snapshot when forkd was ended: it is complete. */
+                catalog_vm_stands_by(vm, s);
+                (void) vm_set_state(vm, VM_STANDBY, &e);
+        } else if (vm->state == VM_STOPPING) {
+                (void) vm_set_state(vm, VM_STOPPED, &e);
+        } else if (vm->state != VM_STANDBY && vm->state != VM_STOPPED && vm->state != VM_FAILED) {
+                vm_fail(vm, "the VMM ended while forkd was away (state was %s)", vm_state_name(vm->state));
+        }
+}
+
+static int adopt_vmm(struct vm *vm, struct err *e) {
+        char run_dir[PATH_MAX], log_path[PATH_MAX];
+        cleanup_fd int pidfd = -1;
+        bool known = true;
+        int r;
+
+        r = spawn_pidfd_open(vm->pid, vm->start_time, &pidfd);
+        if (r < 0)
+                return err_set(e, ERR_VMM, r, "its VMM is gone");
+        if (vm->session) {
+                known = false;
+                if (pager_is_up(vm->d->pager))
+                        (void) pager_session_known(vm->d->pager, vm, &known, e);
+        }
+        if (!known || vm->state == VM_CREATING || vm->state == VM_BOOTING || vm->state == VM_FAILED ||
+            vm->state == VM_STANDBY || vm->state == VM_STOPPED || vm->state == VM_STOPPING) {
+                /* Half-made, meant to be gone, or without its memory. */
+                best_effort(spawn_kill(pidfd, SIGKILL));
+                if (co_wait_fd(pidfd, EV_READ, LINK_TIMEOUT_MS) < 0)
+                        log_error("%s: the VMM (pid %d) does not die", vm->name, (int) vm->pid);
+                return err_set(e, ERR_VMM, -ESRCH, known ? "it was not complete" : "pager-lost");
+        }
+        if (vm_run_path(vm, NULL, run_dir, sizeof(run_dir)) < 0 || vm_state_path(vm, "vmm.log", log_path, sizeof(log_path)) < 0)
+                return err_errno(e, -ENAMETOOLONG, "taking back '%s'", vm->name);
+        r = vm->ops->adopt(vm->d->base, run_dir, log_path, vm->pid, pidfd, &vm->machine, &vmm_events, vm, &vm->vmm, e);
+        if (r < 0) {
+                best_effort(spawn_kill(pidfd, SIGKILL));
+                (void) co_wait_fd(pidfd, EV_READ, LINK_TIMEOUT_MS);
+                return r;
+        }
+        (void) TAKE_FD(pidfd);
+        return 0;
+}
+
+void vm_adopt(struct vm *vm) {
+        struct guest_identity id = { .kind = WIRE_WAKE_RECONNECT };
+        struct err e = { 0 };
+        bool running = false;
+        int r;
+
+        vm->busy = "taking back";
+        if (vm->pid <= 0) {
+                settle_dead(vm);
+                vm->busy = NULL;
+                return;
+        }
+        r = adopt_vmm(vm, &e);
+        if (r < 0) {
+                log_info("%s (%s) is not taken back: %s", vm->name, vm->id, e.message);
+                settle_dead(vm);
+                vm->busy = NULL;
+                return;
+        }
+        /* A standby that was cut off before its snapshot was published is undone: the guest goes on. */
+        vm->pending_snapshot[0] = '\0';
+        r = vm->ops->is_running(vm->vmm, &running, &e);
+        if (r == 0 && vm->state == VM_RUNNING && !running)
+                r = vm->ops->resume(vm->vmm, &e);
+        if (r == 0)
+                r = vm_link_open(vm, &e);
+        if (r == 0 && vm->state == VM_RUNNING) {
+                if (vm->needs_wake)
+                        r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, &e);
+                else
+                        r = guest_link_queue_wake(vm->link, &id);
+                if (r == 0)
+                        r = vm_wake_wait(vm, &e);
+        }
+        if (r < 0)
+                log_warning("%s: taken back, but not whole: %s", vm->name, e.message);
+        else
+                log_info("%s (%s): taken back, %s", vm->name, vm->id, vm_state_name(vm->state));
+        if (vm_record_save(vm, &e) < 0)
+                log_error("%s", e.message);
+        vm_op_end(vm);
+}

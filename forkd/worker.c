@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: MIT */
+#include "forkd/worker.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include "common/log.h"
+#include "common/spawn.h"
+#include "forkd/daemon.h"
+
+#define KILL_TIMEOUT_MS 5000
+
+struct worker {
+        TAILQ_ENTRY(worker) entry;
+        struct worker_pool *pool;
+        struct rpc_conn *conn;
+        pid_t pid;
+        int pidfd;
+};
+
+struct worker_pool {
+        struct daemon *d;
+        char self[FORKD_MAX_DIR + 16]; /* forkd's own binary */
+        TAILQ_HEAD(, worker) idle;
+};
+
+static void on_message(struct rpc_msg *msg, void *arg) {
+        /* Workers answer; they do not ask. */
+        if (msg->is_request) {
+                struct err e;
+
+                (void) err_set(&e, ERR_PROTOCOL, -EPROTO, "forkd takes no calls from its workers");
+                (void) rpc_reply_err(msg->conn, msg->msgid, &e);
+        }
+}
+
+static const struct rpc_handlers worker_handlers = { .on_message = on_message };
+
+int worker_pool_new(struct daemon *d, struct worker_pool **ret) {
+        struct worker_pool *p = calloc(1, sizeof(*p));
+
+        if (!p)
+                return -ENOMEM;
+        p->d = d;
+        (void) snprintf(p->self, sizeof(p->self), "%s/forkd", d->bin_dir);
+        TAILQ_INIT(&p->idle);
+        *ret = p;
+        return 0;
+}
+
+/* Closing the connection ends an idle worker at once; it is reaped by its pidfd. */
+static void worker_free(struct worker *w, bool kill) {
+        if (kill)
+                best_effort(spawn_kill(w->pidfd, SIGKILL));
+        rpc_conn_unref(w->conn);
+        if (co_self() && co_wait_fd(w->pidfd, EV_READ, KILL_TIMEOUT_MS) < 0)
+                log_warning("worker %d does not end", (int) w->pid);
+        else if (spawn_wait(w->pidfd, KILL_TIMEOUT_MS, NULL) < 0)
+                log_warning("worker %d does not end", (int) w->pid);
+        (void) close_fd(w->pidfd);
+        free(w);
+}
+
+void worker_pool_free(struct worker_pool *p) {
+        if (!p)
+                return;
+        for (struct worker *w; (w = TAILQ_FIRST(&p->idle));) {
+                TAILQ_REMOVE(&p->idle, w, entry);
+                worker_free(w, true);
+        }
+        free(p);
+}
+
+static int worker_start(struct worker_pool *p, struct worker **ret, struct err *e) {
+        const char *const argv[] = { p->self, "--worker", "--log-level", log_level_name(), NULL };
+        cleanup_fd int ours = -1, theirs = -1;
+        struct worker *w = NULL;
+        int sv[2], r;
+
+        if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0)
+                return err_errno(e, -errno, "starting a worker");
+        ours = sv[0];
+        theirs = sv[1];
+        struct spawn_fd fds[] = { { theirs, WORKER_FD }, { STDERR_FILENO, STDERR_FILENO } };
+        struct spawn_params sp = {
+                .argv = argv,
+                .fds = fds,
+                .n_fds = ARRAY_LEN(fds),
+                .cgroup_procs_fd = -1,
+                .death_signal = SIGKILL, /* a worker without forkd has nobody to tell */
+        };
+
+        w = calloc(1, sizeof(*w));
+        if (!w)
+                return err_errno(e, -ENOMEM, "starting a worker");
+        w->pool = p;
+        r = spawn_process(&sp, &w->pid, &w->pidfd);
+        if (r < 0) {
+                free(w);
+                return err_errno(e, r, "starting a worker (%s)", p->self);
+        }
+        r = rpc_conn_new(p->d->base, TAKE_FD(ours), &worker_handlers, w, &w->conn);
+        if (r < 0) {
+                worker_free(w, true);
+                return err_errno(e, r, "starting a worker");
+        }
+        *ret = w;
+        return 0;
+}
+
+int worker_get(struct worker_pool *p, struct worker **ret, struct err *e) {
+        struct worker *w;
+
+        while ((w = TAILQ_FIRST(&p->idle))) {
+                TAILQ_REMOVE(&p->idle, w, entry);
+                if (rpc_conn_is_open(w->conn)) {
+                        *ret = w;
+                        return 0;
+                }
+                worker_free(w, true);
+        }
+        return worker_start(p, ret, e);
+}
+
+void worker_put(struct worker *w, bool broken) {
+        if (!w)
+                return;
+        if (!broken && rpc_conn_is_open(w->conn) && TAILQ_EMPTY(&w->pool->idle) && !w->pool->d->stopping)
+                TAILQ_INSERT_TAIL(&w->pool->idle, w, entry);
+        else
+                worker_free(w, broken);
+}
+
+struct rpc_conn *worker_conn(struct worker *w) {
+        return w->conn;
+}
+
+int worker_do(struct worker_pool *p, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
+              int timeout_ms, struct rpc_answer *ret, struct err *e) {
+        struct worker *w;
+        int r;
+
+        r = worker_get(p, &w, e);
+        if (r < 0)
+                return r;
+        r = rpc_call_co(worker_conn(w), method, params, fds, n_fds, timeout_ms, ret, e);
+        /* An error that the worker itself reported leaves it whole; anything else does not. */
+        worker_put(w, r < 0 && r != -EREMOTEIO);
+        return r;
+}
