@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: MIT */
+/* What concerns the host and forkd itself: setup, doctor, versions, health, the end. */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/ids.h"
+#include "common/io.h"
+#include "forkctl/client.h"
+#include "forkctl/commands.h"
+#include "forkctl/json.h"
+#include "forkctl/progress.h"
+#include "forkctl/table.h"
+#include "setup/doctor.h"
+#include "setup/setup.h"
+
+#ifndef FORKD_VERSION
+#error "the build tells the version"
+#endif
+
+/* ---- setup ---- */
+
+/* Where the forkd at the socket keeps its things. Not reaching it is no error here: setup comes before the
+ * first start. */
+struct dirs {
+        bool reachable;
+        char state[STORE_MAX_PATH];
+        char cache[STORE_MAX_PATH];
+};
+
+static int find_dirs(struct ctl *c, const char *state_dir, struct dirs *ret) {
+        const char *env = getenv("FORKD_STATE_DIR");
+        cleanup_json json_t *info = NULL;
+        struct dirs d = { 0 };
+        int r;
+
+        (void) snprintf(d.state, sizeof(d.state), "%s", env && *env ? env : SETUP_STATE_DEFAULT);
+        (void) snprintf(d.cache, sizeof(d.cache), "%s", assets_cache_dir());
+        r = ctl_call(c, "info", NULL, &info);
+        if (r == 0) {
+                d.reachable = true;
+                (void) snprintf(d.state, sizeof(d.state), "%s", json_str(info, "state_dir", d.state));
+                (void) snprintf(d.cache, sizeof(d.cache), "%s", json_str(info, "cache_dir", d.cache));
+        } else if (strcmp(c->e.code, ERR_UNREACHABLE) != 0) {
+                return r;
+        }
+        c->e = (struct err){ 0 };
+        if (state_dir) {
+                /* Named by the user: another forkd's, unless it is the same. */
+                d.reachable = d.reachable && strcmp(d.state, state_dir) == 0;
+                if ((size_t) snprintf(d.state, sizeof(d.state), "%s", state_dir) >= sizeof(d.state))
+                        return err_errno(&c->e, -ENAMETOOLONG, "state directory %.80s", state_dir);
+        }
+        *ret = d;
+        return 0;
+}
+
+static void on_progress(const char *step, const char *text, int percent, void *arg) {
+        progress_set(arg, percent, text);
+}
+
+int setup_for_forkd(struct ctl *c, const char *state_dir, uint64_t store_bytes, bool check, struct setup_result *ret) {
+        cleanup_progress struct progress p = { 0 };
+        struct setup_params params = { .store_bytes = store_bytes, .check_only = check };
+        struct dirs d;
+        int r = find_dirs(c, state_dir, &d);
+
+        if (r < 0)
+                return r;
+        params.state_dir = d.state;
+        params.cache_dir = d.cache;
+        progress_start(&p, c, "setup");
+        r = setup_run(&params, on_progress, &p, ret, &c->e);
+        if (r < 0)
+                return r;
+        progress_end(&p);
+        /* A forkd that started before there was a store mounts it now. */
+        if (d.reachable && !check)
+                return ctl_call(c, "store.attach", NULL, NULL);
+        return 0;
+}
+
+static int setup_json(struct ctl *c, const struct setup_result *s, bool check) {
+        bool has = s->assets.id[0] != '\0';
+        cleanup_json json_t *missing = json_array(), *doc = NULL;
+
+        for (size_t i = 0; i < s->n_missing; i++)
+                (void) json_array_append_new(missing, json_text(s->missing[i], strlen(s->missing[i])));
+        doc = json_pack("{s:o, s:{s:s, s:b, s:b, s:I, s:s}, s:b, s:b}", "assets",
+                        has ? json_pack("{s:s, s:s, s:s}", "id", s->assets.id, "kernel", s->assets.kernel, "initrd",
+                                        s->assets.initrd)
+                            : json_null(),
+                        "store", "path", s->store.path, "reflink", s->store.reflink, "created", s->store_created,
+                        "size_bytes", (json_int_t) s->store.size_bytes, "kind", store_kind_name(s->store.kind),
+                        "kvm", s->kvm, "changed", s->assets_changed || s->store_created);
+        if (!doc)
+                return err_errno(&c->e, -ENOMEM, "telling the result");
+        if (check && json_object_set(doc, "missing", missing) < 0)
+                return err_errno(&c->e, -ENOMEM, "telling the result");
+        return ctl_print(c, doc);
+}
+
+static void setup_text(const struct setup_result *s) {
+        char size[32], safe[256];
+
+        for (size_t i = 0; i < s->n_missing; i++)
+                printf("missing: %s\n", text_safe(s->missing[i], safe, sizeof(safe)));
+        if (s->assets.id[0])
+                printf("guest assets  %s (Linux %s)%s\n", s->assets.dir, s->assets.release, s->assets_changed ? ", new" : "");
+        if (s->store.kind == STORE_LOOP)
+                printf("store         %s (%s image of XFS)%s\n", s->store.path,
+                       size_format(s->store.size_bytes, size, sizeof(size)), s->store_created ? ", new" : "");
+        else if (s->store.kind != STORE_NONE)
+                printf("store         %s (%s)%s\n", s->store.path, s->store.reflink ? "reflinks" : "no reflink: copies",
+                       s->store_created ? ", new" : "");
+        if (s->kvm)
+                printf("accelerator   kvm\n");
+        else
+                printf("accelerator   tcg%s%s\n", s->kvm_reason[0] ? ": " : "", text_safe(s->kvm_reason, safe, sizeof(safe)));
+        if (!s->assets_changed && !s->store_created && s->n_missing == 0)
+                printf("all there, nothing to do%s\n", s->waited ? ": another setup did it meanwhile" : "");
+}
+
+int cmd_setup(struct ctl *c, const struct args *a) {
+        cleanup_free struct setup_result *s = calloc(1, sizeof(*s));
+        bool check = arg_given(a, "check");
+        uint64_t store_bytes = 0;
+        int r;
+
+        if (!s)
+                return err_errno(&c->e, -ENOMEM, "setup");
+        r = arg_size(c, a, "store-size", &store_bytes);
+        if (r < 0)
+                return r;
+        if (arg_given(a, "store-size") && (store_bytes < STORE_MIN_BYTES || store_bytes > STORE_MAX_BYTES)) {
+                (void) usage_error(c, a->cmd, "--store-size cannot be '%.80s'", arg_str(a, "store-size"));
+                (void) err_hint(&c->e, "between 512M and 64T");
+                return -EINVAL;
+        }
+        r = setup_for_forkd(c, arg_str(a, "state-dir"), store_bytes, check, s);
+        if (r < 0)
+                return r;
+        if (c->json)
+                r = setup_json(c, s, check);
+        else
+                setup_text(s);
+        return r < 0 ? r : s->n_missing ? CTL_EXIT_FAILED : CTL_EXIT_OK;
+}
+
+/* ---- doctor ---- */
+
+static int doctor_json(struct ctl *c, const struct doctor_report *d) {
+        cleanup_json json_t *list = json_array(), *doc = NULL;
+
+        for (size_t i = 0; list && i < d->n; i++) {
+                const struct doctor_check *k = &d->checks[i];
+                json_t *row = json_pack("{s:s, s:s, s:o, s:o}", "name", k->name, "status", doctor_status_name(k->status),
+                                        "detail", json_text(k->detail, strlen(k->detail)), "hint",
+                                        json_text(k->hint, strlen(k->hint)));
+
+                if (!row || json_array_append_new(list, row) < 0)
+                        return err_errno(&c->e, -ENOMEM, "telling the result");
+        }
+        doc = json_pack("{s:b, s:O}", "ok", d->ok, "checks", list);
+        return doc ? ctl_print(c, doc) : err_errno(&c->e, -ENOMEM, "telling the result");
+}
+
+static int doctor_text(const struct doctor_report *d) {
+        static const char *const head[] = { "CHECK", "STATUS", "DETAIL" };
+        cleanup_table struct table t = { 0 };
+        char safe[256];
+        int r;
+
+        table_init(&t, head, ARRAY_LEN(head));
+        for (size_t i = 0; i < d->n; i++) {
+                table_cell(&t, "%s", d->checks[i].name);
+                table_cell(&t, "%s", doctor_status_name(d->checks[i].status));
+                table_cell(&t, "%s", d->checks[i].detail);
+        }
+        r = table_print(&t, stdout);
+        for (size_t i = 0; i < d->n; i++)
+                if (d->checks[i].status != DOCTOR_OK && d->checks[i].hint[0])
+                        printf("%s: %s\n", d->checks[i].name,
+                               text_safe(d->checks[i].hint, safe, sizeof(safe)));
+        puts(d->ok ? "this host can run forkd" : "this host cannot run forkd yet: see what failed");
+        return r;
+}
+
+int cmd_doctor(struct ctl *c, const struct args *a) {
+        cleanup_free struct doctor_report *d = calloc(1, sizeof(*d));
+        cleanup_progress struct progress p = { 0 };
+        struct dirs dirs;
+        int r;
+
+        if (!d)
+                return err_errno(&c->e, -ENOMEM, "doctor");
+        r = find_dirs(c, arg_str(a, "state-dir"), &dirs);
+        if (r < 0)
+                return r;
+        progress_start(&p, c, "trying what this host can do");
+        progress_set(&p, -1, "trying what this host can do");
+        doctor_run(&(struct doctor_params){ .cache_dir = dirs.cache, .state_dir = dirs.state, .socket = c->socket }, d);
+        progress_end(&p);
+        r = c->json ? doctor_json(c, d) : doctor_text(d);
+        if (r < 0)
+                return err_errno(&c->e, r, "telling the result");
+        return d->ok ? CTL_EXIT_OK : CTL_EXIT_FAILED;
+}
+
+/* ---- forkd itself ---- */
+
+int cmd_version(struct ctl *c, const struct args *a) {
+        cleanup_json json_t *forkd = NULL, *doc = NULL;
+        char safe[128];
+        int r = ctl_call(c, "version", NULL, &forkd);
+
+        /* A forkd that is not there is part of the answer, not an error. */
+        if (r < 0 && strcmp(c->e.code, ERR_UNREACHABLE) != 0)
+                return r;
+        if (c->json) {
+                doc = json_pack("{s:s, s:i, s:O?}", "version", FORKD_VERSION, "protocol", CTL_PROTOCOL, "forkd", forkd);
+                return doc ? ctl_print(c, doc) : err_errno(&c->e, -ENOMEM, "telling the version");
+        }
+        printf("forkctl %s\n", FORKD_VERSION);
+        if (r == 0)
+                printf("forkd %s\n", text_safe(json_str(forkd, "version", "?"), safe, sizeof(safe)));
+        else
+                printf("forkd is not running at %s\n", c->socket);
+        return 0;
+}
+
+int cmd_ping(struct ctl *c, const struct args *a) {
+        cleanup_json json_t *result = NULL;
+        uint64_t start;
+        char ms[32];
+        int r;
+
+        if (a->n_pos == 1) {
+                r = ctl_call_name(c, "vm.ping", "name", a->pos[0], &result);
+        } else {
+                r = ctl_connect(c);
+                start = now_ns();
+                if (r == 0)
+                        r = ctl_call(c, "version", NULL, NULL);
+                if (r == 0)
+                        result = json_pack("{s:f}", "rtt_ms", ms_since(start));
+        }
+        if (r < 0)
+                return r;
+        if (c->json)
+                return ctl_print(c, result);
+        printf("%s answers in %s\n", a->n_pos == 1 ? a->pos[0] : "forkd",
+               text_ms(json_num(result, "rtt_ms", -1), ms, sizeof(ms)));
+        return 0;
+}
+
+int cmd_shutdown(struct ctl *c, const struct args *a) {
+        cleanup_progress struct progress p = { 0 };
+        cleanup_json json_t *result = NULL;
+        cleanup_req struct req q;
+        char name[128];
+        json_t *v;
+        size_t i;
+        int r;
+
+        req_init(&q);
+        if (arg_given(a, "all"))
+                req_bool(&q, "all", true);
+        progress_start(&p, c, "stopping");
+        r = ctl_call(c, "shutdown", &q, &result);
+        progress_end(&p);
+        if (r < 0)
+                return r;
+        if (c->json)
+                return ctl_print(c, result);
+        json_array_foreach(json_list(result, "stopped"), i, v)
+                if (json_is_string(v))
+                        printf("stopped %s\n", text_safe(json_string_value(v), name, sizeof(name)));
+        puts("forkd ends");
+        return 0;
+}
+
+int cmd_pager_status(struct ctl *c, const struct args *a) {
+        cleanup_json json_t *result = NULL;
+        int r = ctl_call(c, "pager.status", NULL, &result);
+
+        if (r < 0)
+                return r;
+        r = c->json ? json_print(stdout, result) : print_fields(result, stdout);
+        return r < 0 ? err_errno(&c->e, r, "writing the output") : 0;
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/* The table. Names, flags and exit codes are a contract with users and scripts; docs/man/forkctl.1 tells
+ * more about each, and a test compares the two. */
+#include "forkctl/commands.h"
+
+#define OPTIONS(...) ((const struct option_def[]){ __VA_ARGS__, { 0 } })
+
+#define OPT_TAG { .name = "tag", .letter = 't', .arg = "TAG", .help = "a name for the snapshot" }
+#define OPT_COMPRESSION                                                                                      \
+        { .name = "compression", .arg = "CODEC", .suggest = "lz4|zstd|zstd:3|none",                          \
+          .help = "lz4 (the default), zstd, zstd:LEVEL, or none" }
+#define OPT_NO_SYNC { .name = "no-sync", .help = "do not wait for the disk: usable at once, durable a little later" }
+#define OPT_FORCE { .name = "force", .help = "also when the VMM's version is not the snapshot's" }
+#define OPT_QUIET { .name = "quiet", .letter = 'q', .help = "names only, one a line" }
+
+const struct command command_table[] = {
+        { "setup", "", "prepare this host: guest kernel, initramfs and the snapshot store",
+          OPTIONS({ .name = "check", .help = "change nothing; tell what is missing, exit 1 if something is" },
+                  { .name = "store-size", .arg = "SIZE", .help = "of the store's image, where one is needed (8G)" },
+                  { .name = "state-dir", .arg = "DIR", .complete = COMPLETE_DIR,
+                    .help = "forkd's state directory, when none is running (FORKD_STATE_DIR, /var/lib/forkd)" }),
+          0, 0, { 0 }, .run = cmd_setup },
+        { "doctor", "", "check what this host can do for forkd, by trying it",
+          OPTIONS({ .name = "state-dir", .arg = "DIR", .complete = COMPLETE_DIR,
+                    .help = "forkd's state directory, when none is running" }),
+          0, 0, { 0 }, .run = cmd_doctor },
+
+        { "run", "NAME", "boot a new VM",
+          OPTIONS({ .name = "mem", .letter = 'm', .arg = "SIZE", .help = "guest memory (256M)" },
+                  { .name = "vcpus", .arg = "N", .help = "virtual CPUs (1)" },
+                  { .name = "vmm", .arg = "VMM", .choices = "qemu|firecracker", .help = "which VMM runs it: qemu (the default), firecracker" },
+                  { .name = "accel", .arg = "ACCEL", .choices = "auto|kvm|tcg", .help = "auto (the default), kvm, tcg" },
+                  { .name = "disk", .letter = 'd', .arg = "FILE", .complete = COMPLETE_FILE, .repeat = true,
+                    .help = "a raw disk image; repeat it for more" },
+                  { .name = "publish", .letter = 'p', .arg = "[HOSTIP:]PORT:GUESTPORT[/udp]", .repeat = true,
+                    .help = "make a guest's port reachable on the host; implies --net nat" },
+                  { .name = "net", .arg = "NET", .choices = "nat|none", .help = "none (the default) or nat" },
+                  { .name = "on-pager-loss", .arg = "POLICY", .choices = "kill|recover",
+                    .help = "when the pager dies: kill the guest (the default) or recover it" },
+                  { .name = "setup", .help = "do what 'forkctl setup' does first" }),
+          1, 1, { 0 }, .run = cmd_run },
+        { "ps", "", "list the VMs", OPTIONS(OPT_QUIET), 0, 0, { 0 }, .run = cmd_ps },
+        { "inspect", "NAME", "all about one VM", NULL, 1, 1, { COMPLETE_VM }, .run = cmd_inspect },
+        { "exec", "NAME [--] COMMAND [ARG…]", "run a command in a guest; its exit code is passed on",
+          OPTIONS({ .name = "interactive", .letter = 'i', .help = "pass stdin to the command" },
+                  { .name = "tty", .letter = 't', .help = "give it a terminal" },
+                  { .name = "timeout", .arg = "SECONDS", .help = "kill it after that long" },
+                  { .name = "env", .letter = 'e', .arg = "NAME[=VALUE]", .repeat = true,
+                    .help = "set a variable; without a value, take ours" },
+                  { .name = "cwd", .letter = 'w', .arg = "DIR", .help = "the directory it starts in" }),
+          1, 1, { COMPLETE_VM }, .takes_command = true, .fail_status = CTL_EXIT_NOT_RUN, .run = cmd_exec },
+        { "cp", "SOURCE TARGET", "copy a file into a guest or out of it; the guest's side is NAME:PATH, - is stdin or stdout",
+          NULL, 2, 2, { COMPLETE_COPY, COMPLETE_COPY }, .run = cmd_cp },
+        { "logs", "NAME", "print a VM's serial console",
+          OPTIONS({ .name = "follow", .letter = 'f', .help = "go on as it grows" }),
+          1, 1, { COMPLETE_VM }, .run = cmd_logs },
+
+        { "standby", "NAME", "put a VM on standby: its state becomes a snapshot, the VM's process goes away",
+          OPTIONS(OPT_TAG, OPT_COMPRESSION, OPT_NO_SYNC), 1, 1, { COMPLETE_VM }, .run = cmd_standby },
+        { "restore", "NAME", "bring a VM back from standby", OPTIONS(OPT_FORCE), 1, 1, { COMPLETE_VM }, .run = cmd_restore },
+        { "fork", "SOURCE [NAME]", "make new VMs of a VM or a snapshot: NAME, or NAME-1 … NAME-N",
+          OPTIONS({ .name = "count", .letter = 'n', .arg = "N", .help = "how many (1)" },
+                  { .name = "paused", .help = "leave them paused" }, OPT_FORCE),
+          1, 2, { COMPLETE_SOURCE }, .run = cmd_fork },
+        { "pause", "NAME", "stop a VM's vCPUs", NULL, 1, 1, { COMPLETE_VM }, .run = cmd_pause },
+        { "resume", "NAME", "let a paused VM run on", NULL, 1, 1, { COMPLETE_VM }, .run = cmd_resume },
+        { "stop", "NAME", "end a VM; its record stays", NULL, 1, 1, { COMPLETE_VM }, .run = cmd_stop },
+        { "rm", "NAME… | --all", "remove VMs; their snapshots stay",
+          OPTIONS({ .name = "all", .letter = 'a', .help = "every VM" }), 0, -1, { COMPLETE_VM, COMPLETE_VM }, .run = cmd_rm },
+
+        { "snapshot ls", "", "list the snapshots", OPTIONS(OPT_QUIET), 0, 0, { 0 }, .run = cmd_snapshot_ls },
+        { "snapshot show", "SNAPSHOT", "all about one snapshot", NULL, 1, 1, { COMPLETE_SNAPSHOT }, .run = cmd_snapshot_show },
+        { "snapshot create", "NAME", "snapshot a VM that runs on",
+          OPTIONS(OPT_TAG, OPT_COMPRESSION, OPT_NO_SYNC), 1, 1, { COMPLETE_VM }, .run = cmd_snapshot_create },
+        { "snapshot rm", "SNAPSHOT…", "remove snapshots; others never depend on them",
+          OPTIONS({ .name = "force", .help = "also those that VMs stand by in" }),
+          1, -1, { COMPLETE_SNAPSHOT, COMPLETE_SNAPSHOT }, .run = cmd_snapshot_rm },
+        { "snapshot verify", "SNAPSHOT", "check every stored byte", NULL, 1, 1, { COMPLETE_SNAPSHOT }, .run = cmd_snapshot_verify },
+        { "snapshot memory", "SNAPSHOT -o FILE", "write the guest's memory as a raw sparse file",
+          OPTIONS({ .name = "output", .letter = 'o', .arg = "FILE", .complete = COMPLETE_FILE, .help = "a file that does not exist yet" }),
+          1, 1, { COMPLETE_SNAPSHOT }, .run = cmd_snapshot_memory },
+        { "snapshot tree", "", "draw which snapshot and VM came from which", NULL, 0, 0, { 0 }, .run = cmd_snapshot_tree },
+
+        { "pager status", "", "sessions, images and counters of the pager", NULL, 0, 0, { 0 }, .run = cmd_pager_status },
+        { "ping", "[NAME]", "ask a guest's agent, or forkd, for a sign of life", NULL, 0, 1, { COMPLETE_VM }, .run = cmd_ping },
+        { "shutdown", "", "end forkd; VMs run on and are taken back when it starts again",
+          OPTIONS({ .name = "all", .letter = 'a', .help = "stop every VM first" }), 0, 0, { 0 }, .run = cmd_shutdown },
+        { "version", "", "versions of forkctl and forkd", NULL, 0, 0, { 0 }, .run = cmd_version },
+        { "completion", "SHELL", "print the completion script for bash or zsh", NULL, 1, 1, { COMPLETE_SHELL }, .run = cmd_completion },
+        { "help", "[COMMAND]", "what the commands do", NULL, 0, 2, { COMPLETE_COMMAND }, .run = cmd_help },
+};
+
+const size_t command_count = ARRAY_LEN(command_table);
