@@ -204,7 +204,8 @@ int pager_find(struct pager *p, struct err *e) {
 
 static int pager_spawn(struct pager *p, struct err *e) {
         char prog[FORKD_MAX_DIR + 16], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], level[16];
-        const char *argv[12] = { prog, "--control-fd", "3", "--idle-image-seconds", idle, "--log-level", level };
+        const char *argv[12] = { prog, "--control", p->socket_path, "--control-fd", "3", "--idle-image-seconds", idle,
+                                 "--log-level", level };
         cleanup_fd int listen_fd = -1, log_fd = -1, conn_fd = -1;
         int r;
 
@@ -214,8 +215,8 @@ static int pager_spawn(struct pager *p, struct err *e) {
         (void) snprintf(level, sizeof(level), "%s", log_level_name());
         if (p->d->cfg.pager_workers > 0) {
                 (void) snprintf(workers, sizeof(workers), "%u", p->d->cfg.pager_workers);
-                argv[7] = "--workers";
-                argv[8] = workers;
+                argv[9] = "--workers";
+                argv[10] = workers;
         }
         r = io_listen_unix(p->socket_path, 0600, &listen_fd);
         if (r < 0)

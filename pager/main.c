@@ -13,6 +13,7 @@
 #error "the build says which version this is"
 #endif
 
+#define MAX_FD 65536u
 #define MAX_SECONDS 604800u /* a week: anything longer is a mistake */
 
 static void usage(FILE *out) {
@@ -21,6 +22,7 @@ static void usage(FILE *out) {
                        "Serves guests' page faults from compressed snapshot images. Started by forkd.\n"
                        "\n"
                        "  --control PATH          listen for forkd on the unix socket PATH\n"
+                       "  --control-fd N          descriptor N listens at PATH already\n"
                        "  --workers N             fault threads, 1 to %u (default: one per CPU)\n"
                        "  --idle-image-seconds S  keep an image's decoded pages so long after its last\n"
                        "                          session (default 300; 0: give them back at once)\n"
@@ -52,9 +54,10 @@ static bool parse_number(const char *s, unsigned min, unsigned max, unsigned *re
 
 /** -1: go on; else the exit code. */
 static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_level *level) {
-        enum { OPT_CONTROL = 256, OPT_WORKERS, OPT_IDLE, OPT_HANDSHAKE, OPT_LEVEL, OPT_HELP, OPT_VERSION };
+        enum { OPT_CONTROL = 256, OPT_CONTROL_FD, OPT_WORKERS, OPT_IDLE, OPT_HANDSHAKE, OPT_LEVEL, OPT_HELP, OPT_VERSION };
         static const struct option options[] = {
                 { "control", required_argument, NULL, OPT_CONTROL },
+                { "control-fd", required_argument, NULL, OPT_CONTROL_FD },
                 { "workers", required_argument, NULL, OPT_WORKERS },
                 { "idle-image-seconds", required_argument, NULL, OPT_IDLE },
                 { "handshake-seconds", required_argument, NULL, OPT_HANDSHAKE },
@@ -63,11 +66,17 @@ static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_
                 { "version", no_argument, NULL, OPT_VERSION },
                 { 0 },
         };
+        unsigned fd;
 
         for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
                 switch (c) {
                 case OPT_CONTROL:
                         cfg->control_path = optarg;
+                        break;
+                case OPT_CONTROL_FD:
+                        if (!parse_number(optarg, 3, MAX_FD, &fd))
+                                return bad_usage("--control-fd wants the number of a descriptor from 3 on");
+                        cfg->control_fd = (int) fd;
                         break;
                 case OPT_WORKERS:
                         if (!parse_number(optarg, 1, PAGER_MAX_WORKERS, &cfg->workers))

@@ -315,9 +315,13 @@ static int start_listening(struct pager *p, struct err *e) {
         struct stat st;
         int fd, r;
 
-        r = io_listen_unix(p->control_path, 0600, &fd);
-        if (r < 0)
-                return err_errno(e, r, "listening at %s", p->control_path);
+        if (p->cfg.control_fd > 0) {
+                fd = p->cfg.control_fd;
+        } else {
+                r = io_listen_unix(p->control_path, 0600, &fd);
+                if (r < 0)
+                        return err_errno(e, r, "listening at %s", p->control_path);
+        }
         r = rpc_listener_new(p->base, fd, pager_accept, p, &p->listener);
         if (r < 0)
                 return err_errno(e, r, "listening at %s", p->control_path);

@@ -9,6 +9,8 @@
 
 struct pager_config {
         const char *control_path;  /* of the control socket */
+        int control_fd;            /* > 0: already listens there (whoever starts the pager can connect at once);
+                                    * taken */
         unsigned workers;          /* 1 … PAGER_MAX_WORKERS; 0: one per online CPU */
         unsigned idle_seconds;     /* how long an image stays open after its last session */
         unsigned handshake_seconds; /* 1 …; 0: PAGER_HANDSHAKE_SECONDS */
