@@ -109,7 +109,8 @@ struct guest_call_handlers {
         /** @len (1 … WIRE_DATA_MAX) bytes of @stream; valid during the callback. The guest may send on when
          *  guest_call_credit gives these bytes back. */
         void (*on_data)(unsigned stream, const void *data, size_t len, void *arg);
-        /** No more data on @stream. Not called for streams still open when the call ends with an error. */
+        /** No more data on @stream. Not called for streams still open when the call ends with an error, nor for
+         *  WIRE_STDERR with a terminal, which has only WIRE_STDOUT. */
         void (*on_eof)(unsigned stream, void *arg);
         /** The guest took @bytes of @stream (0): as many more may be sent. May be NULL. */
         void (*on_credit)(unsigned stream, uint32_t bytes, void *arg);
@@ -131,7 +132,8 @@ struct guest_exec_params {
 };
 
 /** Begin a call; what happens is told by @h (copied) with @arg. -ENOTCONN when the link is not ready, -EBUSY
- *  when WIRE_MAX_CALLS are open, -E2BIG or -EINVAL for parameters beyond the limits of wire.h. */
+ *  when WIRE_MAX_CALLS are open, -ENOBUFS while the guest does not read what it was sent, -E2BIG or -EINVAL for
+ *  parameters beyond the limits of wire.h. */
 int guest_exec(struct guest_link *l, const struct guest_exec_params *p, const struct guest_call_handlers *h,
                void *arg, struct guest_call **ret, struct err *e) attr_warn_unused;
 /** Writes a file of @size bytes sent with guest_call_send and guest_call_eof: beside @path first, then
