@@ -117,11 +117,12 @@ void initramfs_id(const struct initramfs_inputs *in, const struct kernel *k, cha
 }
 
 static void add_tree(struct cpio *c) {
-        static const char *const dirs[] = { "bin",     "sbin",    "usr",     "usr/bin", "usr/sbin", "usr/local",
-                                            "usr/local/bin", "usr/local/sbin", "etc", "etc/forkd", "etc/forkd/resume.d",
-                                            "lib",     "lib/dev", "lib/dev/pts", "lib/modules", "dev", "proc", "sys",
-                                            "run",     "mnt",     "home",    "opt",     "srv",      "var",
-                                            "var/log", "var/lib", "var/cache" };
+        static const char *const dirs[] = {
+                ".", /* the root itself, which would be 01777 */
+                "bin", "sbin", "usr", "usr/bin", "usr/sbin", "usr/local", "usr/local/bin", "usr/local/sbin",
+                "etc", "etc/forkd", "etc/forkd/resume.d", "lib", "lib/dev", "lib/dev/pts", "lib/modules",
+                "dev", "proc", "sys", "run", "mnt", "home", "opt", "srv", "var", "var/log", "var/lib", "var/cache",
+        };
 
         for (size_t i = 0; i < ARRAY_LEN(dirs); i++)
                 cpio_dir(c, dirs[i], 0755);
