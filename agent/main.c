@@ -126,7 +126,7 @@ int main(int argc, char **argv) {
                                opt.transport ? opt.transport : "a virtio-serial port or vsock", strerror(-r));
                 return EXIT_FAILURE;
         }
-        (void) fprintf(stderr, "forkd-agent " FORKD_VERSION ": ready on %s\n", tr.name);
+        (void) fprintf(stderr, "forkd-agent: ready on %s (" FORKD_VERSION ")\n", tr.name);
         r = agent_init(&agent, &opt, &tr);
         if (r == 0) {
                 r = agent_run(&agent);
