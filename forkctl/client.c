@@ -198,8 +198,8 @@ int ctl_call_error(struct ctl *c, const char *method, const struct rpc_result *r
         return c->e.r;
 }
 
-static int start_fds(struct ctl *c, const char *method, const struct req *q, const int *fds, size_t n_fds,
-                     rpc_result_fn fn, void *arg, uint32_t *ret_msgid) {
+static int start_fds(struct ctl *c, const char *method, const struct req *q, const int *fds, size_t n_fds, rpc_result_fn fn,
+                     void *arg, uint32_t *ret_msgid) {
         cleanup_mp_buf struct mp_buf b;
         int r;
 
@@ -217,8 +217,7 @@ static int start_fds(struct ctl *c, const char *method, const struct req *q, con
         return r < 0 ? err_errno(&c->e, r, "calling %s", method) : 0;
 }
 
-int ctl_start(struct ctl *c, const char *method, const struct req *q, rpc_result_fn fn, void *arg,
-              uint32_t *ret_msgid) {
+int ctl_start(struct ctl *c, const char *method, const struct req *q, rpc_result_fn fn, void *arg, uint32_t *ret_msgid) {
         return start_fds(c, method, q, NULL, 0, fn, arg, ret_msgid);
 }
 

@@ -46,8 +46,7 @@ int ctl_call(struct ctl *c, const char *method, const struct req *q, json_t **re
 int ctl_call_fd(struct ctl *c, const char *method, struct req *q, int fd, json_t **ret_result) attr_warn_unused;
 
 /** ctl_call with the name of one object as the only parameter. */
-int ctl_call_name(struct ctl *c, const char *method, const char *key, const char *name, json_t **ret_result)
-        attr_warn_unused;
+int ctl_call_name(struct ctl *c, const char *method, const char *key, const char *name, json_t **ret_result) attr_warn_unused;
 
 /** The command's result as the one JSON document on stdout. */
 int ctl_print(struct ctl *c, const json_t *j) attr_warn_unused;

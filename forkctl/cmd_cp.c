@@ -165,6 +165,7 @@ static int copy_in(struct ctl *c, const struct args *a, const struct side *src, 
         req_u64(&q, "mode", st.st_mode & 0777);
         req_u64(&q, "size", len);
         progress_start(&p, c, "copying %s", base_name(src->path));
+        progress_bytes(&p, &s.sent, &len);
         r = streams_start(&s, "vm.put", &q);
         if (r == 0)
                 r = streams_run(&s);
@@ -282,6 +283,7 @@ static int copy_out(struct ctl *c, const struct args *a, const struct side *src,
         req_str(&q, "name", src->vm);
         req_str(&q, "path", src->path);
         progress_start(&p, c, "copying %s", base_name(src->path));
+        progress_bytes(&p, &s.out[1].total, &s.file_size);
         r = streams_start(&s, "vm.get", &q);
         if (r == 0)
                 r = streams_run(&s);
@@ -305,8 +307,9 @@ int cmd_cp(struct ctl *c, const struct args *a) {
         struct side src = parse_side(a->pos[0]), dst = parse_side(a->pos[1]);
 
         if (src.remote == dst.remote) {
-                (void) usage_error(c, a->cmd, src.remote ? "cp copies between the host and a guest, not between two guests"
-                                                         : "neither side is a guest's NAME:PATH");
+                (void) usage_error(c, a->cmd,
+                                   src.remote ? "cp copies between the host and a guest, not between two guests"
+                                              : "neither side is a guest's NAME:PATH");
                 if (src.remote)
                         (void) err_hint(&c->e, "in two steps: forkctl cp %.60s:… - | forkctl cp - %.60s:…", src.vm, dst.vm);
                 return -EINVAL;

@@ -27,8 +27,8 @@ struct exec {
         struct tty tty;
         struct event *signals[8];
         size_t n_signals;
-        unsigned impatience;  /* interrupting signals so far */
-        int killed_by;        /* the signal that made us give up */
+        unsigned impatience;         /* interrupting signals so far */
+        int killed_by;               /* the signal that made us give up */
         char carry[STREAM_N_OUT][4]; /* --json: the beginning of a UTF-8 sequence */
         size_t n_carry[STREAM_N_OUT];
 };

@@ -90,9 +90,9 @@ static int setup_json(struct ctl *c, const struct setup_result *s, bool check) {
                         has ? json_pack("{s:s, s:s, s:s}", "id", s->assets.id, "kernel", s->assets.kernel, "initrd",
                                         s->assets.initrd)
                             : json_null(),
-                        "store", "path", s->store.path, "reflink", s->store.reflink, "created", s->store_created,
-                        "size_bytes", (json_int_t) s->store.size_bytes, "kind", store_kind_name(s->store.kind),
-                        "kvm", s->kvm, "changed", s->assets_changed || s->store_created);
+                        "store", "path", s->store.path, "reflink", s->store.reflink, "created", s->store_created, "size_bytes",
+                        (json_int_t) s->store.size_bytes, "kind", store_kind_name(s->store.kind), "kvm", s->kvm, "changed",
+                        s->assets_changed || s->store_created);
         if (!doc)
                 return err_errno(&c->e, -ENOMEM, "telling the result");
         if (check && json_object_set(doc, "missing", missing) < 0)
@@ -154,9 +154,9 @@ static int doctor_json(struct ctl *c, const struct doctor_report *d) {
 
         for (size_t i = 0; list && i < d->n; i++) {
                 const struct doctor_check *k = &d->checks[i];
-                json_t *row = json_pack("{s:s, s:s, s:o, s:o}", "name", k->name, "status", doctor_status_name(k->status),
-                                        "detail", json_text(k->detail, strlen(k->detail)), "hint",
-                                        json_text(k->hint, strlen(k->hint)));
+                json_t *row =
+                        json_pack("{s:s, s:s, s:o, s:o}", "name", k->name, "status", doctor_status_name(k->status), "detail",
+                                  json_text(k->detail, strlen(k->detail)), "hint", json_text(k->hint, strlen(k->hint)));
 
                 if (!row || json_array_append_new(list, row) < 0)
                         return err_errno(&c->e, -ENOMEM, "telling the result");
@@ -180,8 +180,7 @@ static int doctor_text(const struct doctor_report *d) {
         r = table_print(&t, stdout);
         for (size_t i = 0; i < d->n; i++)
                 if (d->checks[i].status != DOCTOR_OK && d->checks[i].hint[0])
-                        printf("%s: %s\n", d->checks[i].name,
-                               text_safe(d->checks[i].hint, safe, sizeof(safe)));
+                        printf("%s: %s\n", d->checks[i].name, text_safe(d->checks[i].hint, safe, sizeof(safe)));
         puts(d->ok ? "this host can run forkd" : "this host cannot run forkd yet: see what failed");
         return r;
 }
@@ -273,7 +272,7 @@ int cmd_shutdown(struct ctl *c, const struct args *a) {
                 return r;
         if (c->json)
                 return ctl_print(c, result);
-        json_array_foreach(json_list(result, "stopped"), i, v)
+        json_array_foreach (json_list(result, "stopped"), i, v)
                 if (json_is_string(v))
                         printf("stopped %s\n", text_safe(json_string_value(v), name, sizeof(name)));
         puts("forkd ends");

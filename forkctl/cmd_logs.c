@@ -13,18 +13,18 @@
 #include "forkctl/commands.h"
 #include "forkctl/json.h"
 
-#define LOG_CHUNK (1u << 20)            /* asked for at once */
-#define LOG_MAX_DOCUMENT (64u << 20)    /* of --json without -f, which has to hold it all */
-#define FOLLOW_EVERY_MS 200             /* a person notices no delay of that size */
+#define LOG_CHUNK (1u << 20)         /* asked for at once */
+#define LOG_MAX_DOCUMENT (64u << 20) /* of --json without -f, which has to hold it all */
+#define FOLLOW_EVERY_MS 200          /* a person notices no delay of that size */
 
 struct logs {
         struct ctl *c;
         bool follow;
-        uint64_t offset, end;   /* end: where to stop without -f */
-        size_t got;             /* bytes of the last answer */
-        char *all;              /* --json without -f */
+        uint64_t offset, end; /* end: where to stop without -f */
+        size_t got;           /* bytes of the last answer */
+        char *all;            /* --json without -f */
         size_t n_all;
-        bool done, answered;    /* of the call under way */
+        bool done, answered; /* of the call under way */
         int r;
 };
 

@@ -2,6 +2,7 @@
 /* What is done with snapshots; the tree has its own file. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -10,6 +11,68 @@
 #include "forkctl/json.h"
 #include "forkctl/progress.h"
 #include "forkctl/table.h"
+
+/* ---- standby and snapshot create ---- */
+
+/* "zstd:9" becomes compression "zstd" and level 9. */
+static int put_compression(struct ctl *c, const struct args *a, struct req *q) {
+        const char *s = arg_str(a, "compression"), *colon = s ? strchr(s, ':') : NULL;
+        char codec[8] = "";
+        char *end;
+        long level;
+
+        if (!s)
+                return 0;
+        (void) snprintf(codec, sizeof(codec), "%.*s", colon ? (int) MIN_OF(colon - s, 7) : 7, s);
+        if ((strcmp(codec, "lz4") != 0 && strcmp(codec, "none") != 0 && strcmp(codec, "zstd") != 0) ||
+            (!colon && strlen(s) != strlen(codec)) || (colon && strcmp(codec, "zstd") != 0))
+                goto bad;
+        req_str(q, "compression", codec);
+        if (!colon)
+                return 0;
+        errno = 0;
+        level = strtol(colon + 1, &end, 10);
+        if (!colon[1] || *end || errno || level < INT_MIN || level > INT_MAX)
+                goto bad;
+        req_key(q, "level");
+        mp_i64(&q->body, level);
+        return 0;
+bad:
+        (void) usage_error(c, a->cmd, "--compression cannot be '%.80s'", s);
+        (void) err_hint(&c->e, "one of: lz4, zstd, zstd:LEVEL, none");
+        return -EINVAL;
+}
+
+int standby_params(struct ctl *c, const struct args *a, struct req *q) {
+        req_str(q, "name", a->pos[0]);
+        req_str(q, "tag", arg_str(a, "tag"));
+        if (arg_given(a, "no-sync"))
+                req_bool(q, "sync", false);
+        return put_compression(c, a, q);
+}
+
+int standby_report(struct ctl *c, const struct args *a, const char *what, const char *method, const struct req *q) {
+        cleanup_progress struct progress p = { 0 };
+        cleanup_json json_t *s = NULL;
+        char pause[32], total[32], dirty[32], stored[32], id[64];
+        int r;
+
+        progress_start(&p, c, "saving %s", a->pos[0]);
+        r = ctl_call(c, method, q, &s);
+        progress_end(&p);
+        if (r < 0)
+                return r;
+        if (c->json)
+                return ctl_print(c, s);
+        printf("%s %s snapshot %s: %s changed, %s stored%s; paused %s, %s in all\n", a->pos[0], what,
+               text_safe(json_str(s, "snapshot", "?"), id, sizeof(id)), text_size(s, "dirty_bytes", dirty, sizeof(dirty)),
+               text_size(s, "stored_bytes", stored, sizeof(stored)), json_flag(s, "durable") ? "" : ", not on disk yet",
+               text_ms(json_num(s, "pause_ms", -1), pause, sizeof(pause)),
+               text_ms(json_num(s, "total_ms", -1), total, sizeof(total)));
+        return 0;
+}
+
+/* ---- the snapshots themselves ---- */
 
 static void snapshot_row(struct table *t, const json_t *s) {
         char text[64];
@@ -26,7 +89,8 @@ static void snapshot_row(struct table *t, const json_t *s) {
 }
 
 int cmd_snapshot_ls(struct ctl *c, const struct args *a) {
-        static const char *const head[] = { "SNAPSHOT", "TAG", "SOURCE", "PARENT", ">DEPTH", ">MEMORY", ">STORED", "DURABLE", "CREATED" };
+        static const char *const head[] = { "SNAPSHOT", "TAG",     "SOURCE",  "PARENT", ">DEPTH",
+                                            ">MEMORY",  ">STORED", "DURABLE", "CREATED" };
         cleanup_json json_t *result = NULL, *none = NULL;
         cleanup_table struct table t = { 0 };
         json_t *s, *list;
@@ -40,7 +104,7 @@ int cmd_snapshot_ls(struct ctl *c, const struct args *a) {
         if (c->json)
                 return ctl_print(c, list ? list : (none = json_array()));
         table_init(&t, head, ARRAY_LEN(head));
-        json_array_foreach(list, i, s) {
+        json_array_foreach (list, i, s) {
                 if (arg_given(a, "quiet"))
                         printf("%s\n", text_safe(json_str(s, "id", "?"), id, sizeof(id)));
                 else
@@ -86,7 +150,7 @@ int cmd_snapshot_rm(struct ctl *c, const struct args *a) {
                 return r;
         if (c->json)
                 return ctl_print(c, result);
-        json_array_foreach(json_list(result, "removed"), i, v)
+        json_array_foreach (json_list(result, "removed"), i, v)
                 if (json_is_string(v))
                         printf("removed %s\n", text_safe(json_string_value(v), id, sizeof(id)));
         return 0;
@@ -110,7 +174,7 @@ int cmd_snapshot_verify(struct ctl *c, const struct args *a) {
                 r = ctl_print(c, result);
                 return r < 0 ? r : json_flag(result, "ok") ? CTL_EXIT_OK : CTL_EXIT_FAILED;
         }
-        json_array_foreach(json_list(result, "errors"), i, v)
+        json_array_foreach (json_list(result, "errors"), i, v)
                 if (json_is_string(v))
                         printf("%s\n", text_safe(json_string_value(v), text, sizeof(text)));
         printf("%s %s, %llu frames\n", a->pos[0], json_flag(result, "ok") ? "is sound" : "is DAMAGED",

@@ -141,8 +141,7 @@ int cmd_run(struct ctl *c, const struct args *a) {
                 return ctl_print(c, vm);
         printf("%s is %s: id %s, pid %d, %s, booted in %s\n", a->pos[0], json_str(vm, "state", "running"),
                text_safe(json_str(vm, "id", "?"), id, sizeof(id)), (int) json_num(vm, "pid", -1),
-               text_safe(json_str(vm, "accel", "?"), accel, sizeof(accel)),
-               text_ms(json_num(vm, "boot_ms", -1), ms, sizeof(ms)));
+               text_safe(json_str(vm, "accel", "?"), accel, sizeof(accel)), text_ms(json_num(vm, "boot_ms", -1), ms, sizeof(ms)));
         return 0;
 }
 
@@ -173,13 +172,14 @@ static int print_names(const json_t *list, const char *key) {
         json_t *v;
         size_t i;
 
-        json_array_foreach((json_t *) list, i, v)
+        json_array_foreach ((json_t *) list, i, v)
                 printf("%s\n", text_safe(json_str(v, key, "?"), name, sizeof(name)));
         return 0;
 }
 
 int cmd_ps(struct ctl *c, const struct args *a) {
-        static const char *const head[] = { "NAME", "STATE", "VMM", ">MEMORY", ">PID", "SNAPSHOT", ">GEN", "ADDRESS", "ID", "REASON" };
+        static const char *const head[] = { "NAME",     "STATE", "VMM",     ">MEMORY", ">PID",
+                                            "SNAPSHOT", ">GEN",  "ADDRESS", "ID",      "REASON" };
         cleanup_json json_t *result = NULL, *none = NULL;
         cleanup_table struct table t = { 0 };
         json_t *vm, *vms;
@@ -194,7 +194,7 @@ int cmd_ps(struct ctl *c, const struct args *a) {
         if (arg_given(a, "quiet"))
                 return print_names(vms, "name");
         table_init(&t, head, ARRAY_LEN(head));
-        json_array_foreach(vms, i, vm)
+        json_array_foreach (vms, i, vm)
                 vm_row(&t, vm);
         r = table_print(&t, stdout);
         return r < 0 ? err_errno(&c->e, r, "writing the output") : 0;
@@ -215,65 +215,7 @@ int cmd_inspect(struct ctl *c, const struct args *a) {
         return list ? ctl_print(c, list) : err_errno(&c->e, -ENOMEM, "writing the output");
 }
 
-/* ---- standby and snapshot create ---- */
-
-/* "zstd:9" becomes compression "zstd" and level 9. */
-static int put_compression(struct ctl *c, const struct args *a, struct req *q) {
-        const char *s = arg_str(a, "compression"), *colon = s ? strchr(s, ':') : NULL;
-        char codec[8] = "";
-        char *end;
-        long level;
-
-        if (!s)
-                return 0;
-        (void) snprintf(codec, sizeof(codec), "%.*s", colon ? (int) MIN_OF(colon - s, 7) : 7, s);
-        if ((strcmp(codec, "lz4") != 0 && strcmp(codec, "none") != 0 && strcmp(codec, "zstd") != 0) ||
-            (!colon && strlen(s) != strlen(codec)) || (colon && strcmp(codec, "zstd") != 0))
-                goto bad;
-        req_str(q, "compression", codec);
-        if (!colon)
-                return 0;
-        errno = 0;
-        level = strtol(colon + 1, &end, 10);
-        if (!colon[1] || *end || errno || level < INT_MIN || level > INT_MAX)
-                goto bad;
-        req_key(q, "level");
-        mp_i64(&q->body, level);
-        return 0;
-bad:
-        (void) usage_error(c, a->cmd, "--compression cannot be '%.80s'", s);
-        (void) err_hint(&c->e, "one of: lz4, zstd, zstd:LEVEL, none");
-        return -EINVAL;
-}
-
-int standby_params(struct ctl *c, const struct args *a, struct req *q) {
-        req_str(q, "name", a->pos[0]);
-        req_str(q, "tag", arg_str(a, "tag"));
-        if (arg_given(a, "no-sync"))
-                req_bool(q, "sync", false);
-        return put_compression(c, a, q);
-}
-
-int standby_report(struct ctl *c, const struct args *a, const char *what, const char *method, const struct req *q) {
-        cleanup_progress struct progress p = { 0 };
-        cleanup_json json_t *s = NULL;
-        char pause[32], total[32], dirty[32], stored[32], id[64];
-        int r;
-
-        progress_start(&p, c, "saving %s", a->pos[0]);
-        r = ctl_call(c, method, q, &s);
-        progress_end(&p);
-        if (r < 0)
-                return r;
-        if (c->json)
-                return ctl_print(c, s);
-        printf("%s %s snapshot %s: %s changed, %s stored%s; paused %s, %s in all\n", a->pos[0], what,
-               text_safe(json_str(s, "snapshot", "?"), id, sizeof(id)), text_size(s, "dirty_bytes", dirty, sizeof(dirty)),
-               text_size(s, "stored_bytes", stored, sizeof(stored)), json_flag(s, "durable") ? "" : ", not on disk yet",
-               text_ms(json_num(s, "pause_ms", -1), pause, sizeof(pause)),
-               text_ms(json_num(s, "total_ms", -1), total, sizeof(total)));
-        return 0;
-}
+/* ---- standby, restore and fork ---- */
 
 int cmd_standby(struct ctl *c, const struct args *a) {
         cleanup_req struct req q;
@@ -283,8 +225,6 @@ int cmd_standby(struct ctl *c, const struct args *a) {
         r = standby_params(c, a, &q);
         return r < 0 ? r : standby_report(c, a, "stands by in", "vm.standby", &q);
 }
-
-/* ---- restore and fork ---- */
 
 int cmd_restore(struct ctl *c, const struct args *a) {
         cleanup_progress struct progress p = { 0 };
@@ -319,7 +259,7 @@ static int fork_text(struct ctl *c, const json_t *result) {
         int r;
 
         table_init(&t, head, ARRAY_LEN(head));
-        json_array_foreach(clones, i, vm) {
+        json_array_foreach (clones, i, vm) {
                 table_cell(&t, "%s", json_str(vm, "name", "?"));
                 table_cell(&t, "%s", json_str(vm, "id", "?"));
                 table_cell(&t, "%d", (int) json_num(vm, "pid", -1));
@@ -416,7 +356,7 @@ int cmd_rm(struct ctl *c, const struct args *a) {
                 return r;
         if (c->json)
                 return ctl_print(c, result);
-        json_array_foreach(json_list(result, "removed"), i, v)
+        json_array_foreach (json_list(result, "removed"), i, v)
                 if (json_is_string(v))
                         printf("removed %s\n", text_safe(json_string_value(v), name, sizeof(name)));
         return 0;

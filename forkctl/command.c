@@ -20,7 +20,9 @@
 #define EDIT_MAX_WORD 63
 
 const struct option_def global_options[] = {
-        { .name = "socket", .arg = "PATH", .complete = COMPLETE_FILE,
+        { .name = "socket",
+          .arg = "PATH",
+          .complete = COMPLETE_FILE,
           .help = "forkd's socket (FORKD_SOCKET, or " CTL_SOCKET_DEFAULT ")" },
         { .name = "json", .help = "one JSON document on stdout, errors too" },
         { .name = "help", .letter = 'h', .help = "what a command does" },
@@ -36,8 +38,8 @@ int usage_error(struct ctl *c, const struct command *cmd, const char *fmt, ...) 
         va_end(ap);
         (void) err_set(&c->e, ERR_USAGE, -EINVAL, "%s", text);
         if (cmd)
-                (void) err_hint(&c->e, "forkctl %s%s%s; 'forkctl help %s' has the options", cmd->name,
-                                cmd->args[0] ? " " : "", cmd->args, cmd->name);
+                (void) err_hint(&c->e, "forkctl %s%s%s; 'forkctl help %s' has the options", cmd->name, cmd->args[0] ? " " : "",
+                                cmd->args, cmd->name);
         else
                 (void) err_hint(&c->e, "'forkctl help' lists the commands");
         return -EINVAL;
@@ -90,7 +92,7 @@ const char *command_nearest(const char *word, char *buf, size_t size) {
 
         for (size_t i = 0; i < command_count; i++) {
                 const char *name = command_table[i].name;
-                size_t lens[] = { strlen(name), strcspn(name, " ") };
+                size_t lens[] = { strcspn(name, " "), strlen(name) };
 
                 for (size_t k = 0; k < ARRAY_LEN(lens); k++) {
                         unsigned d = name_distance(word, name, lens[k], best);
@@ -176,8 +178,7 @@ static const struct option_def *find_option(const struct command *cmd, const cha
 
 /* getopt's forms of the table: the long options in the table's order, globals last; @ret_short must have
  * room for three bytes an option and three more. */
-static void make_getopt(const struct command *cmd, struct option *ret_long, const struct option_def **ret_defs,
-                        char *ret_short) {
+static void make_getopt(const struct command *cmd, struct option *ret_long, const struct option_def **ret_defs, char *ret_short) {
         const struct option_def *lists[] = { cmd->options, global_options };
         size_t n = 0, s = 0;
 

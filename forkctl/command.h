@@ -11,19 +11,19 @@
 #include "common/cleanup.h"
 #include "forkctl/ctl.h"
 
-#define COMMAND_MAX_OPTIONS 16  /* of one command */
-#define COMMAND_MAX_GIVEN 512   /* options on one command line, repeated ones counted */
+#define COMMAND_MAX_OPTIONS 16 /* of one command */
+#define COMMAND_MAX_GIVEN 512  /* options on one command line, repeated ones counted */
 
 /** What stands in for a word, for completion. */
 enum complete {
         COMPLETE_NONE,
         COMPLETE_VM,
         COMPLETE_SNAPSHOT,
-        COMPLETE_SOURCE,   /* a VM or a snapshot */
+        COMPLETE_SOURCE, /* a VM or a snapshot */
         COMPLETE_FILE,
         COMPLETE_DIR,
-        COMPLETE_COPY,     /* NAME:PATH or a file */
-        COMPLETE_COMMAND,  /* a name of this table */
+        COMPLETE_COPY,    /* NAME:PATH or a file */
+        COMPLETE_COMMAND, /* a name of this table */
         COMPLETE_SHELL,
 };
 
@@ -34,21 +34,21 @@ struct option_def {
         const char *choices; /* "a|b": nothing else is taken */
         const char *suggest; /* "a|b": completed, but other values are taken too */
         enum complete complete;
-        bool repeat;         /* may be given more than once */
+        bool repeat; /* may be given more than once */
         const char *help;
 };
 
 struct args;
 
 struct command {
-        const char *name;    /* one word, or two for a command of a group: "snapshot ls" */
-        const char *args;    /* the positional arguments, as the synopsis has them */
-        const char *help;    /* one line */
+        const char *name;                 /* one word, or two for a command of a group: "snapshot ls" */
+        const char *args;                 /* the positional arguments, as the synopsis has them */
+        const char *help;                 /* one line */
         const struct option_def *options; /* ends with a NULL name; may be NULL */
         int min_args, max_args;           /* positional arguments; max -1: any number */
         enum complete complete[2];        /* of the first positional, and of all further ones */
-        bool takes_command;  /* after the first positional all is a command line of its own */
-        int fail_status;     /* exit code of a failure that is neither usage nor unreachable; 0: 1 */
+        bool takes_command;               /* after the first positional all is a command line of its own */
+        int fail_status;                  /* exit code of a failure that is neither usage nor unreachable; 0: 1 */
         /** Returns an exit code, or -errno with c->e set. */
         int (*run)(struct ctl *c, const struct args *a);
 };
@@ -64,11 +64,11 @@ struct args {
                 const char *value; /* NULL for a flag */
         } given[COMMAND_MAX_GIVEN];
         size_t n_given;
-        char **pos;          /* positional arguments; owned */
+        char **pos; /* positional arguments; owned */
         int n_pos;
-        char **rest;         /* takes_command: the command line, NULL-terminated */
+        char **rest; /* takes_command: the command line, NULL-terminated */
         int n_rest;
-        bool help;           /* --help was there: nothing else counts */
+        bool help; /* --help was there: nothing else counts */
 };
 
 /** Finds the command that @argv (of @argc words) starts with; *ret_words is how many words name it (1 or 2).
@@ -89,8 +89,7 @@ const char *arg_str(const struct args *a, const char *name);
 const char *arg_nth(const struct args *a, const char *name, size_t i);
 /** Typed values: 0 and *ret, which stays as it is when the option was not given. A bad value is a usage error. */
 int arg_size(struct ctl *c, const struct args *a, const char *name, uint64_t *ret) attr_warn_unused;
-int arg_uint(struct ctl *c, const struct args *a, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
-        attr_warn_unused;
+int arg_uint(struct ctl *c, const struct args *a, const char *name, uint64_t min, uint64_t max, uint64_t *ret) attr_warn_unused;
 
 /** A usage error: sets c->e, returns -EINVAL. The hint names the command's help. */
 int usage_error(struct ctl *c, const struct command *cmd, const char *fmt, ...) attr_printf(3, 4);

@@ -3,6 +3,8 @@
  * more about each, and a test compares the two. */
 #include "forkctl/commands.h"
 
+/* A row is easier to read as one row. */
+/* clang-format off */
 #define OPTIONS(...) ((const struct option_def[]){ __VA_ARGS__, { 0 } })
 
 #define OPT_TAG { .name = "tag", .letter = 't', .arg = "TAG", .help = "a name for the snapshot" }
@@ -89,5 +91,6 @@ const struct command command_table[] = {
         { "completion", "SHELL", "print the completion script for bash or zsh", NULL, 1, 1, { COMPLETE_SHELL }, .run = cmd_completion },
         { "help", "[COMMAND]", "what the commands do", NULL, 0, 2, { COMPLETE_COMMAND }, .run = cmd_help },
 };
+/* clang-format on */
 
 const size_t command_count = ARRAY_LEN(command_table);

@@ -15,8 +15,8 @@ int cmd_pager_status(struct ctl *c, const struct args *a);
 /** What `run --setup` and `setup` share: makes what is missing for the forkd at the socket, or for the
  *  default directories when there is none. *ret_changed may be NULL. */
 struct setup_result;
-int setup_for_forkd(struct ctl *c, const char *state_dir, uint64_t store_bytes, bool check, struct setup_result *ret)
-        attr_warn_unused;
+int setup_for_forkd(struct ctl *c, const char *state_dir, uint64_t store_bytes, bool check,
+                    struct setup_result *ret) attr_warn_unused;
 
 /* cmd_vm.c */
 int cmd_run(struct ctl *c, const struct args *a);
@@ -48,8 +48,8 @@ int cmd_snapshot_tree(struct ctl *c, const struct args *a);
  *  they say when done. */
 struct req;
 int standby_params(struct ctl *c, const struct args *a, struct req *q) attr_warn_unused;
-int standby_report(struct ctl *c, const struct args *a, const char *what, const char *method, const struct req *q)
-        attr_warn_unused;
+int standby_report(struct ctl *c, const struct args *a, const char *what, const char *method,
+                   const struct req *q) attr_warn_unused;
 
 /* completion.c, help.c */
 int cmd_completion(struct ctl *c, const struct args *a);

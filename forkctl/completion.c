@@ -14,15 +14,24 @@
 
 static const char *kind_name(enum complete kind) {
         switch (kind) {
-        case COMPLETE_VM: return "vm";
-        case COMPLETE_SNAPSHOT: return "snapshot";
-        case COMPLETE_SOURCE: return "source";
-        case COMPLETE_FILE: return "file";
-        case COMPLETE_DIR: return "dir";
-        case COMPLETE_COPY: return "copy";
-        case COMPLETE_COMMAND: return "command";
-        case COMPLETE_SHELL: return "shell";
-        case COMPLETE_NONE: break;
+        case COMPLETE_VM:
+                return "vm";
+        case COMPLETE_SNAPSHOT:
+                return "snapshot";
+        case COMPLETE_SOURCE:
+                return "source";
+        case COMPLETE_FILE:
+                return "file";
+        case COMPLETE_DIR:
+                return "dir";
+        case COMPLETE_COPY:
+                return "copy";
+        case COMPLETE_COMMAND:
+                return "command";
+        case COMPLETE_SHELL:
+                return "shell";
+        case COMPLETE_NONE:
+                break;
         }
         return "none";
 }

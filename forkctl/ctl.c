@@ -27,9 +27,9 @@ void ctl_tell_error(const struct ctl *c) {
         char text[sizeof(c->e.message)];
 
         if (c->json) {
-                cleanup_json json_t *j = json_pack("{s:{s:o, s:o, s:o}}", "error", "code", json_text(c->e.code, strlen(c->e.code)),
-                                                   "message", json_text(c->e.message, strlen(c->e.message)),
-                                                   "hint", json_text(c->e.hint, strlen(c->e.hint)));
+                cleanup_json json_t *j =
+                        json_pack("{s:{s:o, s:o, s:o}}", "error", "code", json_text(c->e.code, strlen(c->e.code)), "message",
+                                  json_text(c->e.message, strlen(c->e.message)), "hint", json_text(c->e.hint, strlen(c->e.hint)));
 
                 if (j && json_print(stdout, j) == 0)
                         return;

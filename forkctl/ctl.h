@@ -34,14 +34,14 @@ struct ctl {
         /* The connection; see client.h. */
         struct event_base *base;
         struct rpc_conn *conn;
-        bool peer_refused;  /* forkd sent an `error` notification: the reason is in e */
+        bool peer_refused; /* forkd sent an `error` notification: the reason is in e */
 
         /* Who listens to the notifications of the call under way; NULL outside of streams. */
         void (*on_notify)(struct rpc_msg *msg, void *arg);
         void (*on_drain)(void *arg);
         void *notify_arg;
 
-        const char *partial;       /* see ctl_partial */
+        const char *partial; /* see ctl_partial */
         struct event *partial_ev[3];
 };
 

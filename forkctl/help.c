@@ -41,14 +41,16 @@ static void print_options(FILE *f, const struct option_def *o) {
 
 void help_overview(FILE *f) {
         (void) fputs("Usage: forkctl [--socket PATH] [--json] COMMAND [OPTION…] [ARGUMENT…]\n\n"
-                     "Snapshots and forks virtual machines, by way of forkd.\n\nCommands:\n", f);
+                     "Snapshots and forks virtual machines, by way of forkd.\n\nCommands:\n",
+                     f);
         for (size_t i = 0; i < command_count; i++)
                 print_command(f, &command_table[i]);
         (void) fputs("\nOptions of every command:\n", f);
         print_options(f, global_options);
         (void) fputs("\nExit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 forkd not reachable. exec passes the\n"
                      "command's own code, 125 if it could not be run, 128+n if signal n ended it.\n"
-                     "'forkctl help COMMAND' tells more.\n", f);
+                     "'forkctl help COMMAND' tells more.\n",
+                     f);
 }
 
 void help_group(FILE *f, const char *group) {
@@ -61,8 +63,8 @@ void help_group(FILE *f, const char *group) {
 }
 
 void help_command(FILE *f, const struct command *cmd) {
-        (void) fprintf(f, "Usage: forkctl %s%s%s%s\n\n%s\n", cmd->name, cmd->options ? " [OPTION…]" : "",
-                       cmd->args[0] ? " " : "", cmd->args, cmd->help);
+        (void) fprintf(f, "Usage: forkctl %s%s%s%s\n\n%s\n", cmd->name, cmd->options ? " [OPTION…]" : "", cmd->args[0] ? " " : "",
+                       cmd->args, cmd->help);
         if (cmd->options) {
                 (void) fputs("\nOptions:\n", f);
                 print_options(f, cmd->options);
@@ -78,8 +80,8 @@ static json_t *options_json(const struct option_def *o) {
                 const char letter[2] = { o->letter, '\0' };
 
                 if (json_array_append_new(list, json_pack("{s:s, s:s*, s:s*, s:b, s:s}", "name", o->name, "letter",
-                                                          o->letter ? letter : NULL, "arg", o->arg, "repeat", o->repeat,
-                                                          "help", o->help)) < 0) {
+                                                          o->letter ? letter : NULL, "arg", o->arg, "repeat", o->repeat, "help",
+                                                          o->help)) < 0) {
                         json_decref(list);
                         return NULL;
                 }
@@ -97,8 +99,8 @@ static int help_json(struct ctl *c, const char *only) {
 
                 if (only && (strncmp(cmd->name, only, n) != 0 || (cmd->name[n] && cmd->name[n] != ' ')))
                         continue;
-                if (json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:o}", "name", cmd->name, "args", cmd->args,
-                                                          "help", cmd->help, "options", options_json(cmd->options))) < 0)
+                if (json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:o}", "name", cmd->name, "args", cmd->args, "help",
+                                                          cmd->help, "options", options_json(cmd->options))) < 0)
                         return err_errno(&c->e, -ENOMEM, "listing the commands");
         }
         doc = json_pack("{s:O}", "commands", list);

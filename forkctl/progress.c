@@ -10,8 +10,8 @@
 #include "forkctl/json.h"
 #include "forkctl/table.h"
 
-#define TICK_US 120000       /* a spinner that turns eight times a second */
-#define SHOW_AFTER_MS 150    /* what is quicker needs no line: a fork of one takes less */
+#define TICK_US 120000    /* a spinner that turns eight times a second */
+#define SHOW_AFTER_MS 150 /* what is quicker needs no line: a fork of one takes less */
 #define BAR_WIDTH 24
 
 static unsigned columns(void) {
@@ -37,8 +37,8 @@ static void draw(struct progress *p) {
                 bar[BAR_WIDTH] = '\0';
                 (void) snprintf(line, sizeof(line), "[%s] %3d%% %s", bar, p->percent, p->text);
         } else {
-                (void) snprintf(line, sizeof(line), "%s %s (%.1f s)", spin[(unsigned) (ms / 150) % ARRAY_LEN(spin)],
-                                p->text, ms / 1000);
+                (void) snprintf(line, sizeof(line), "%s %s (%.1f s)", spin[(unsigned) (ms / 150) % ARRAY_LEN(spin)], p->text,
+                                ms / 1000);
         }
         (void) fprintf(stderr, "\r\x1b[K%.*s", (int) columns() - 1, line);
         (void) fflush(stderr);
@@ -53,7 +53,7 @@ static void on_list(const struct rpc_result *res, void *arg) {
         json_t *vm;
 
         p->asking = false;
-        json_array_foreach(json_list(result, "vms"), i, vm) {
+        json_array_foreach (json_list(result, "vms"), i, vm) {
                 const char *name = json_str(vm, "name", ""), *state = json_str(vm, "state", "");
 
                 if (strncmp(name, p->prefix, n) == 0 && name[n] == '-' &&
@@ -69,6 +69,8 @@ static void on_tick(evutil_socket_t fd, short what, void *arg) {
 
         if (p->prefix && p->c->conn && !p->asking && ms_since(p->start_ns) > SHOW_AFTER_MS)
                 p->asking = rpc_call(p->c->conn, "vm.list", NULL, NULL, 0, on_list, p, &p->ask_id) == 0;
+        if (p->all && *p->all)
+                p->percent = (int) (MIN_OF(*p->done, *p->all) * 100.0 / *p->all);
         draw(p);
 }
 
@@ -92,6 +94,11 @@ void progress_start(struct progress *p, struct ctl *c, const char *fmt, ...) {
 void progress_vms(struct progress *p, const char *prefix, unsigned total) {
         p->prefix = prefix;
         p->total = total;
+}
+
+void progress_bytes(struct progress *p, const uint64_t *done, const uint64_t *all) {
+        p->done = done;
+        p->all = all;
 }
 
 void progress_set(struct progress *p, int percent, const char *text) {

@@ -12,10 +12,11 @@
 struct progress {
         struct ctl *c;
         char text[160];
-        int percent;          /* -1: unknown, then the time that has passed is shown */
+        int percent; /* -1: unknown, then the time that has passed is shown */
         uint64_t start_ns, drawn_ns;
         struct event *tick;
         bool shown;
+        const uint64_t *done, *all; /* progress_bytes */
         /* progress_vms: clones that are there already, asked from forkd while it works */
         const char *prefix;
         unsigned total;
@@ -27,6 +28,8 @@ struct progress {
 void progress_start(struct progress *p, struct ctl *c, const char *fmt, ...) attr_printf(3, 4);
 /** Shows how many of @total VMs named @prefix-1 … run already. @prefix stays the caller's. */
 void progress_vms(struct progress *p, const char *prefix, unsigned total);
+/** Shows how far *@done is on its way to *@all, which may be 0 (unknown) at first. Both stay the caller's. */
+void progress_bytes(struct progress *p, const uint64_t *done, const uint64_t *all);
 /** A new text or percentage (-1: unknown), drawn at most ten times a second. */
 void progress_set(struct progress *p, int percent, const char *text);
 /** Takes the line away. A struct of zeros, or one ended before, is fine. */

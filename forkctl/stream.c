@@ -261,8 +261,11 @@ static void on_notify(struct rpc_msg *msg, void *arg) {
         struct streams *s = arg;
         uint64_t call, n;
 
-        if (s->answered || mp_get_u64(msg->params, "call", &call) < 0 || call != s->call ||
-            mp_get_u64(msg->params, "stream", &n) < 0)
+        if (s->answered || mp_get_u64(msg->params, "call", &call) < 0 || call != s->call)
+                return;
+        if (strcmp(msg->method, "stream.file") == 0)
+                (void) mp_get_u64(msg->params, "size", &s->file_size);
+        if (mp_get_u64(msg->params, "stream", &n) < 0)
                 return;
         if (strcmp(msg->method, "stream.credit") == 0) {
                 if (n == 0)

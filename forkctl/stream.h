@@ -12,27 +12,27 @@
 #include "common/rpc.h"
 #include "forkctl/client.h"
 
-#define STREAM_WINDOW (256u << 10)    /* what each side may send before it hears of a credit */
-#define STREAM_MAX_CHUNK (64u << 10)  /* bytes in one stream.data */
-#define STREAM_GRANT (64u << 10)      /* credits are returned in pieces of at least this */
-#define STREAM_N_OUT 3                /* streams 0 … 2; 0 only goes to forkd */
+#define STREAM_WINDOW (256u << 10)   /* what each side may send before it hears of a credit */
+#define STREAM_MAX_CHUNK (64u << 10) /* bytes in one stream.data */
+#define STREAM_GRANT (64u << 10)     /* credits are returned in pieces of at least this */
+#define STREAM_N_OUT 3               /* streams 0 … 2; 0 only goes to forkd */
 
 struct streams;
 
 /** A descriptor that output goes to. Several streams may share one. */
 struct sink {
         struct streams *s;
-        int fd;              /* not owned; blocking or not */
+        int fd; /* not owned; blocking or not */
         struct evbuffer *buf;
         struct event *ev;
-        bool broken;         /* nobody reads it any more */
-        bool may_break;      /* then its data is dropped and the call goes on (stderr) */
+        bool broken;    /* nobody reads it any more */
+        bool may_break; /* then its data is dropped and the call goes on (stderr) */
 };
 
 struct stream_in {
-        struct sink *sink;   /* NULL: forkd may not send on this stream */
-        uint32_t allowed;    /* bytes that forkd may still send */
-        uint32_t owed;       /* bytes that came and were not allowed anew yet */
+        struct sink *sink; /* NULL: forkd may not send on this stream */
+        uint32_t allowed;  /* bytes that forkd may still send */
+        uint32_t owed;     /* bytes that came and were not allowed anew yet */
         bool eof;
         uint64_t total;
 };
@@ -43,11 +43,11 @@ struct streams {
         uint32_t call;
 
         /* What we send, as stream 0. */
-        int in_fd;           /* not owned; -1: nothing to send */
+        int in_fd; /* not owned; -1: nothing to send */
         struct event *in_ev;
         uint64_t credit;
-        uint64_t left;       /* bytes that may still be read; UINT64_MAX: until the end of file */
-        bool exact;          /* an end of file before `left` is an error: the size was promised */
+        uint64_t left; /* bytes that may still be read; UINT64_MAX: until the end of file */
+        bool exact;    /* an end of file before `left` is an error: the size was promised */
         bool in_done;
         uint64_t sent;
 
@@ -55,14 +55,16 @@ struct streams {
         size_t n_sinks;
         struct stream_in out[STREAM_N_OUT];
 
+        uint64_t file_size; /* of a vm.get, once it is known */
+
         /** Turns received bytes into what is written; NULL: they are written as they are. */
         int (*encode)(struct streams *s, unsigned stream, const void *data, size_t len, struct evbuffer *to);
-        void *arg;           /* for encode */
+        void *arg; /* for encode */
 
         bool answered;
         json_t *result;
-        int r;               /* the first failure, c->e tells; ends the run */
-        bool pipe_closed;    /* the failure is that our stdout is closed: nothing to tell anybody */
+        int r;            /* the first failure, c->e tells; ends the run */
+        bool pipe_closed; /* the failure is that our stdout is closed: nothing to tell anybody */
 };
 
 void streams_init(struct streams *s, struct ctl *c);

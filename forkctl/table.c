@@ -149,8 +149,8 @@ int table_print(const struct table *t, FILE *f) {
                         bool right = t->head[c][0] == '>';
 
                         if (w[c])
-                                print_padded(f, row ? t->cells[(row - 1) * t->n_columns + c] : t->head[c] + right,
-                                             w[c], right, c == last);
+                                print_padded(f, row ? t->cells[(row - 1) * t->n_columns + c] : t->head[c] + right, w[c], right,
+                                             c == last);
                 }
                 (void) fputc('\n', f);
         }
@@ -195,7 +195,7 @@ static void map_text(const json_t *map, char *buf, size_t size) {
         size_t n = 0;
 
         buf[0] = '\0';
-        json_object_foreach((json_t *) map, key, v) {
+        json_object_foreach ((json_t *) map, key, v) {
                 char text[256], name[64];
 
                 value_text(key, v, text, sizeof(text));
@@ -228,13 +228,13 @@ static int print_rows(const json_t *list, FILE *f) {
         json_t *v, *row;
         size_t n = 0, i;
 
-        json_object_foreach(json_array_get(list, 0), key, v)
+        json_object_foreach (json_array_get(list, 0), key, v)
                 if (n < TABLE_MAX_COLUMNS)
                         head[n++] = key;
         if (n == 0)
                 return 0;
         table_init(&t, head, n);
-        json_array_foreach((json_t *) list, i, row)
+        json_array_foreach ((json_t *) list, i, row)
                 for (size_t c = 0; c < n; c++) {
                         v = json_object_get(row, head[c]);
                         any_text(head[c], v, text, sizeof(text));
@@ -250,16 +250,16 @@ int print_fields(const json_t *map, FILE *f) {
         json_t *v;
         int r;
 
-        json_object_foreach((json_t *) map, key, v)
+        json_object_foreach ((json_t *) map, key, v)
                 w = is_list_of_maps(v) ? w : MAX_OF(w, MIN_OF(width(key), sizeof(name) - 1));
-        json_object_foreach((json_t *) map, key, v) {
+        json_object_foreach ((json_t *) map, key, v) {
                 if (is_list_of_maps(v))
                         continue;
                 any_text(key, v, text, sizeof(text));
                 (void) text_safe(key, name, sizeof(name));
                 (void) fprintf(f, "%s%*s  %s\n", name, (int) (w - MIN_OF(w, width(name))), "", text);
         }
-        json_object_foreach((json_t *) map, key, v) {
+        json_object_foreach ((json_t *) map, key, v) {
                 if (!is_list_of_maps(v))
                         continue;
                 (void) fprintf(f, "\n%s:\n", text_safe(key, name, sizeof(name)));

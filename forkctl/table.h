@@ -15,9 +15,9 @@
 struct table {
         const char *head[TABLE_MAX_COLUMNS]; /* not owned; a name that starts with '>' is aligned to the right */
         size_t n_columns;
-        char **cells;                        /* rows × columns */
+        char **cells; /* rows × columns */
         size_t n_cells, cap;
-        int failed;                          /* -ENOMEM, remembered until table_print */
+        int failed; /* -ENOMEM, remembered until table_print */
 };
 
 void table_init(struct table *t, const char *const *head, size_t n_columns);

@@ -18,17 +18,17 @@
 #define TREE_MAX_NESTED 400 /* JSON readers give up at about 1000 levels; each generation takes two */
 
 struct node {
-        const json_t *s;       /* the snapshot */
+        const json_t *s; /* the snapshot */
         struct node *parent, *child, *last, *next;
-        json_t *json;          /* while nesting */
-        unsigned depth;        /* in the drawn tree */
+        json_t *json;   /* while nesting */
+        unsigned depth; /* in the drawn tree */
 };
 
 struct tree {
         struct node *nodes;
         size_t n;
         const json_t *vms;
-        struct node root;      /* its children are the roots */
+        struct node root; /* its children are the roots */
 };
 
 static const json_t *snapshot_id(const json_t *s) {
@@ -93,7 +93,7 @@ static int tree_build(struct tree *t, const json_t *snapshots, const json_t *vms
         t->nodes = calloc(json_array_size(snapshots) + 1, sizeof(*t->nodes));
         if (!t->nodes || !index || !chain)
                 return -ENOMEM;
-        json_array_foreach((json_t *) snapshots, i, s)
+        json_array_foreach ((json_t *) snapshots, i, s)
                 t->nodes[t->n++].s = s;
         if (index_ids(t, index) < 0)
                 return -ENOMEM;
@@ -151,7 +151,7 @@ static int print_vms_of(const struct tree *t, const struct node *n) {
         size_t i;
         int r = 0;
 
-        json_array_foreach((json_t *) t->vms, i, vm) {
+        json_array_foreach ((json_t *) t->vms, i, vm) {
                 if (!vm_belongs(vm, n->s))
                         continue;
                 if (before) {
@@ -186,7 +186,7 @@ static int tree_draw(const struct tree *t) {
                 if (r < 0)
                         return r;
         }
-        json_array_foreach((json_t *) t->vms, i, vm)
+        json_array_foreach ((json_t *) t->vms, i, vm)
                 if (vm_belongs(vm, NULL))
                         print_vm(vm);
         return 0;
@@ -198,7 +198,7 @@ static json_t *vms_json(const struct tree *t, const json_t *s) {
         json_t *list = json_array(), *vm;
         size_t i;
 
-        json_array_foreach((json_t *) t->vms, i, vm)
+        json_array_foreach ((json_t *) t->vms, i, vm)
                 if (vm_belongs(vm, s) &&
                     json_array_append_new(list, json_pack("{s:s, s:s, s:s}", "name", json_str(vm, "name", ""), "id",
                                                           json_str(vm, "id", ""), "state", json_str(vm, "state", ""))) < 0)
