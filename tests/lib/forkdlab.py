@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""A private forkd for a demonstration, a test or a benchmark: its own directories, started and ended by us.
+
+Everything that a Lab starts is known by its own process id or directory and is ended on leaving the `with`
+block, also after a failure. `leftovers()` then tells what is still there that should not be.
+"""
+
+import base64
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MIB = 1 << 20
+
+
+def bin_dir():
+    """Where the programs under test are: FORKD_BIN_DIR, or the release build's."""
+    return pathlib.Path(os.environ.get("FORKD_BIN_DIR", ROOT / "build" / "bin"))
+
+
+class Refused(Exception):
+    """forkctl said no: .code is its exit code, .error the error object."""
+
+    def __init__(self, args, code, error):
+        super().__init__(f"forkctl {' '.join(args)}: exit {code}: {error.get('message')} ({error.get('hint')})")
+        self.code, self.error = code, error
+
+
+class Result:
+    """What a command in a guest printed and how it ended."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+
+class Lab:
+    def __init__(self, store="2G", config="", env=None, setup=True):
+        self.store, self.config, self.setup_wanted = store, config, setup
+        self.env = dict(os.environ, **(env or {}))
+        self.forkd = None
+        self.children = []
+
+    def __enter__(self):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="forkd-", dir=os.environ.get("FORKD_LAB_DIR", "/tmp")))
+        self.state, self.run_dir = self.dir / "state", self.dir / "run"
+        self.socket = self.run_dir / "forkd.sock"
+        self.conf = self.dir / "forkd.conf"
+        self.conf.write_text(self.config)
+        self.log_path = self.dir / "forkd.log"
+        try:
+            if self.setup_wanted:
+                self.ctl("setup", "--state-dir", str(self.state), "--store-size", self.store)
+            self.start()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def __exit__(self, kind, exc, tb):
+        if kind is not None and self.log_path.exists():
+            sys.stderr.write(f"---- end of {self.log_path}\n")
+            sys.stderr.write("\n".join(self.log_path.read_text(errors="replace").splitlines()[-40:]) + "\n")
+        for child in self.children:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+        try:
+            self.end()
+        finally:
+            self.kill_remains()
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    # ---- forkd itself ----
+
+    def start(self):
+        """Starts forkd and waits until it says that it is ready (the protocol of sd_notify)."""
+        note = self.dir / "notify"
+        note.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.bind(str(note))
+            s.settimeout(60)
+            with open(self.log_path, "ab") as log:
+                self.forkd = subprocess.Popen(
+                    [bin_dir() / "forkd", "--state-dir", self.state, "--run-dir", self.run_dir, "--config", self.conf,
+                     "--log-level", os.environ.get("FORKD_LAB_LOG", "info")],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(self.env, NOTIFY_SOCKET=str(note)))
+            pidfd = os.pidfd_open(self.forkd.pid)
+            try:
+                import select
+                ready, _, _ = select.select([s, pidfd], [], [], 60)
+                if s not in ready or b"READY=1" not in s.recv(4096):
+                    raise RuntimeError("forkd did not start: " + self.log_path.read_text(errors="replace")[-2000:])
+            finally:
+                os.close(pidfd)
+
+    def terminate(self):
+        """SIGTERM: forkd goes, its VMs stay."""
+        self.forkd.send_signal(signal.SIGTERM)
+        code = self.forkd.wait(timeout=60)
+        self.forkd = None
+        return code
+
+    def end(self):
+        """Everything down, in order."""
+        if self.forkd is None and self.lives():
+            self.start()
+        if self.forkd is None:
+            return
+        if self.forkd.poll() is None:
+            try:
+                self.ctl("rm", "--all")
+                self.ctl("shutdown", "--all")
+                self.forkd.wait(timeout=60)
+            except (Refused, subprocess.TimeoutExpired) as e:
+                sys.stderr.write(f"shutdown: {e}\n")
+                self.forkd.kill()
+                self.forkd.wait()
+        self.forkd = None
+
+    # ---- forkctl ----
+
+    def argv(self, *args, json_mode=True):
+        return [str(bin_dir() / "forkctl"), "--socket", str(self.socket), *(["--json"] if json_mode else []), *map(str, args)]
+
+    def ctl(self, *args, timeout=600):
+        """Runs forkctl --json; returns the document, or raises Refused."""
+        p = subprocess.run(self.argv(*args), stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, env=self.env)
+        text = p.stdout.decode(errors="replace")
+        try:
+            doc = json.loads(text) if text.strip() else {}
+        except ValueError:
+            raise AssertionError(f"forkctl {args} printed no JSON document: {text[:500]!r} {p.stderr[:500]!r}")
+        if p.returncode != 0:
+            raise Refused([str(a) for a in args], p.returncode, (doc or {}).get("error", {"message": p.stderr.decode()}))
+        return doc
+
+    def sh(self, name, script, check=True, timeout=120, stdin=None):
+        """Runs a shell script in the guest; stdout and stderr as bytes."""
+        p = subprocess.run(self.argv("exec", name, *(["-i"] if stdin is not None else []), "--timeout", timeout, "--",
+                                     "/bin/sh", "-c", script, json_mode=False),
+                           input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
+                           capture_output=True, timeout=timeout + 30, env=self.env)
+        if check and p.returncode != 0:
+            raise AssertionError(f"{name}: {script!r}: exit {p.returncode}: {p.stdout[-300:]!r} {p.stderr[-300:]!r}")
+        return Result(p.returncode, p.stdout, p.stderr)
+
+    def text(self, name, script, **kw):
+        return self.sh(name, script, **kw).out.decode().strip()
+
+    def vm(self, name):
+        return self.ctl("inspect", name)
+
+    # ---- looking from outside ----
+
+    def private_bytes(self, pid):
+        """Anonymous bytes of guest RAM: what this VM alone pays. The mapping is the private one of the image."""
+        return sum(m["Anonymous"] for m in guest_ram_mappings(pid))
+
+    def processes(self):
+        """Process ids that name our directory, by path boundary, in their arguments."""
+        mine = []
+        needle = str(self.dir)
+        for p in pathlib.Path("/proc").iterdir():
+            if not p.name.isdigit() or int(p.name) == os.getpid():
+                continue
+            try:
+                words = (p / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            if any(f"{needle}/" in w or w.endswith(needle) for w in words):
+                mine.append(int(p.name))
+        return mine
+
+    def lives(self):
+        return [p for p in self.processes()]
+
+    def kill_remains(self):
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        for line in reversed(pathlib.Path("/proc/self/mounts").read_text().splitlines()):
+            if line.split()[1].startswith(f"{self.dir}/"):
+                subprocess.run(["umount", "-l", line.split()[1]], check=False)
+
+    def leftovers(self):
+        """What is still there after end(): processes, mounts, loop devices, sockets, cgroups."""
+        found = [f"process {p}" for p in self.processes()]
+        found += [f"mount {m.split()[1]}" for m in pathlib.Path("/proc/self/mounts").read_text().splitlines()
+                  if m.split()[1].startswith(f"{self.dir}/")]
+        for b in pathlib.Path("/sys/block").glob("loop*/loop/backing_file"):
+            try:
+                if b.read_text().startswith(f"{self.dir}/"):
+                    found.append(f"loop device {b}")
+            except OSError:
+                pass
+        found += [f"socket {s}" for s in self.run_dir.rglob("*") if s.is_socket()]
+        found += [f"cgroup {c}" for c in cgroups(self.state)]
+        return found
+
+
+def instance(state_dir):
+    """Names forkd's cgroup: FNV-1a of the state directory's path."""
+    h = 14695981039346656037
+    for byte in str(state_dir).encode():
+        h = ((h ^ byte) * 1099511628211) % (1 << 64)
+    return f"{h:016x}"
+
+
+def cgroups(state_dir):
+    for line in pathlib.Path("/proc/self/mounts").read_text().splitlines():
+        dev, where, kind = line.split()[:3]
+        if kind == "cgroup2":
+            yield from pathlib.Path(where).glob(f"*{instance(state_dir)}*")
+
+
+def guest_ram_mappings(pid):
+    """The mappings of guest RAM in a VMM: from its layout file's point of view the largest private ones."""
+    maps, current = [], None
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if not first.endswith(":"):
+            fields = line.split(None, 5)
+            current = {"name": fields[5] if len(fields) > 5 else "", "perms": fields[1]}
+            maps.append(current)
+        elif line.endswith(" kB"):
+            current[first[:-1]] = int(line.split()[1]) * 1024
+    return [m for m in maps if "memfd:forkd-image" in m["name"] and "p" in m["perms"]]
+
+
+def decode_stream(line):
+    """The bytes of one line of `exec --json`."""
+    return base64.b64decode(line["data_base64"]) if "data_base64" in line else line["data"].encode()
