@@ -41,10 +41,10 @@ static int read_program(const char *path, const char *what, char **ret, size_t *
         return 0;
 }
 
-/* <dir of our program>/forkd-agent in a build tree; ../lib/forkd/ when installed, for it is no program that
- * a host runs. */
+/* <dir of our program>/forkd-agent in a build tree; ../libexec/forkd/ when installed, for it is no program
+ * that a host runs. */
 static int find_agent(char *buf, size_t size, struct err *e) {
-        static const char *const places[] = { "", "../lib/forkd/", "../libexec/forkd/", "../bin/" };
+        static const char *const places[] = { "", "../libexec/forkd/", "../lib/forkd/", "../bin/" };
         char exe[PATH_MAX];
 
         ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
@@ -59,7 +59,7 @@ static int find_agent(char *buf, size_t size, struct err *e) {
         return err_hint(e, "build it, or install forkd completely");
 }
 
-int initramfs_inputs_read(struct initramfs_inputs *ret, struct err *e) {
+int initramfs_inputs_read(const char *agent_path, struct initramfs_inputs *ret, struct err *e) {
         cleanup_initramfs_inputs struct initramfs_inputs in = { 0 };
 
         int r = run_find("busybox", in.busybox_path, sizeof(in.busybox_path));
@@ -72,7 +72,10 @@ int initramfs_inputs_read(struct initramfs_inputs *ret, struct err *e) {
                 return err_hint(e, "apt-get install busybox-static");
         if (r < 0)
                 return r;
-        r = find_agent(in.agent_path, sizeof(in.agent_path), e);
+        if (agent_path)
+                (void) snprintf(in.agent_path, sizeof(in.agent_path), "%s", agent_path);
+        else
+                r = find_agent(in.agent_path, sizeof(in.agent_path), e);
         if (r < 0)
                 return r;
         r = read_program(in.agent_path, "the guest agent", &in.agent, &in.agent_len, e);

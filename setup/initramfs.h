@@ -16,9 +16,9 @@ struct initramfs_inputs {
         char busybox_path[512], agent_path[512];
 };
 
-/** Finds busybox (from busybox-static) and the agent (beside our own program, or where it is installed),
- *  and reads them. */
-int initramfs_inputs_read(struct initramfs_inputs *ret, struct err *e) attr_warn_unused;
+/** Finds busybox (from busybox-static) and the agent (@agent_path, or if NULL beside our own program and
+ *  where it is installed), and reads them. */
+int initramfs_inputs_read(const char *agent_path, struct initramfs_inputs *ret, struct err *e) attr_warn_unused;
 void initramfs_inputs_clear(struct initramfs_inputs *in);
 #define cleanup_initramfs_inputs attr_cleanup(initramfs_inputs_clear)
 

@@ -22,7 +22,7 @@
 #define CACHE_ADVICE "free space (`apt-get clean`, /var/log, old snapshots), or point FORKD_CACHE_DIR at another disk"
 
 struct setup_run {
-        const char *cache_dir, *state_dir;
+        const char *cache_dir, *state_dir, *agent_path;
         uint64_t store_bytes;
         setup_progress_fn *progress;
         void *arg;
@@ -106,7 +106,7 @@ static int find_assets(struct setup_run *s, struct assets *ret, struct err *e) {
         char id[ASSETS_ID_LEN + 1];
         struct assets current;
 
-        int r = initramfs_inputs_read(&s->inputs, e);
+        int r = initramfs_inputs_read(s->agent_path, &s->inputs, e);
         if (r < 0)
                 return r;
         s->have_kernel = kernel_cached(s->cache_dir, &s->kernel) == 0;
@@ -200,6 +200,7 @@ int setup_run(const struct setup_params *params, setup_progress_fn *fn, void *ar
                 .cache_dir = params->cache_dir ? params->cache_dir : assets_cache_dir(),
                 .state_dir = params->state_dir ? params->state_dir : SETUP_STATE_DEFAULT,
                 .store_bytes = params->store_bytes ? params->store_bytes : STORE_DEFAULT_BYTES,
+                .agent_path = params->agent_path,
                 .progress = fn,
                 .arg = arg,
         };

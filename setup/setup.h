@@ -21,6 +21,7 @@ struct setup_params {
         const char *cache_dir;   /* NULL: assets_cache_dir() */
         const char *state_dir;   /* NULL: SETUP_STATE_DEFAULT */
         uint64_t store_bytes;    /* size of a store image if one must be made; 0: STORE_DEFAULT_BYTES */
+        const char *agent_path;  /* the guest's agent; NULL: forkd-agent as found beside this program */
         bool check_only;         /* change nothing: tell what is missing */
         bool skip_kvm;           /* do not try KVM: result.kvm is then the cached verdict, or false */
 };
