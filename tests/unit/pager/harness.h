@@ -68,7 +68,7 @@ const struct note *harness_note(struct harness *h, const char *method, const cha
 bool harness_has_note(struct harness *h, const char *method, const char *session);
 
 /** A number out of `status`. @list: "sessions", "images" or "totals"; @which: the session's id, an image's
- *  index is always 0. @key may be "faults.zero". */
+ *  index is always 0. @key may be "faults.zero"; NULL: @list names a boolean itself. */
 double harness_status(struct harness *h, const char *list, const char *which, const char *key);
 
 struct image {

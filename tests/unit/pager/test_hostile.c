@@ -1,0 +1,374 @@
+/* SPDX-License-Identifier: MIT */
+/* VMMs and images that are broken or mean it badly: each harms itself only. */
+#include "tests/unit/pager/harness.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "common/io.h"
+
+#define PAGES 1024ull
+#define EXT "\"page_size\":4096,\"forkd\":{\"mode\":\"memfd\",\"version\":1}"
+
+static struct harness h;
+static struct image img;
+
+static int setup(void **state) {
+        struct pager_config cfg = { .workers = 1, .idle_seconds = 300, .handshake_seconds = 1 };
+
+        harness_start(&h, &cfg);
+        image_make(&img, PAGES, 7, SNAP_CODEC_LZ4);
+        return 0;
+}
+
+static int teardown(void **state) {
+        image_clear(&img);
+        harness_stop(&h);
+        return 0;
+}
+
+/** Everything still works for everybody else. */
+static void assert_service(void) {
+        struct vmm v;
+
+        vmm_start(&h, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "verify 7 2"), "ok");
+        vmm_end(&h, &v);
+}
+
+static void close_session(const char *session) {
+        cleanup_mp_buf struct mp_buf b;
+
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_str(&b, "session", session);
+        struct answer a = harness_call(&h, "session.close", &b, NULL, 0);
+        assert_int_equal(a.r, 0);
+        answer_clear(&a);
+}
+
+/** A handshake that must be refused with @why in the answer and in session.failed. */
+static void refused(const char *json, size_t len, int fd, const char *why) {
+        struct vmm v;
+
+        vmm_open(&h, &v, &img);
+        raw_send(v.sock, json, len, fd);
+        const char *line = raw_answer(v.sock);
+        if (strncmp(line, "error: ", 7) != 0 || !strstr(line, why))
+                fail_msg("the answer is \"%s\", without \"%s\"", line, why);
+        const struct note *n = harness_note(&h, "session.failed", v.session);
+        assert_non_null(strstr(n->text, why));
+        assert_string_equal(raw_answer(v.sock), ""); /* hung up */
+        assert_int_equal(harness_status(&h, "sessions", v.session, "failed"), 1);
+        close_session(v.session);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+}
+
+static void refused_str(const char *json, int fd, const char *why) {
+        refused(json, strlen(json), fd, why);
+}
+
+static void test_bad_handshakes(void **state) {
+        struct raw_vmm r;
+        char json[512];
+        cleanup_fd int memfd = memfd_create("test", MFD_CLOEXEC), null = open("/dev/null", O_RDWR | O_CLOEXEC), unready = -1;
+
+        assert_int_equal(ftruncate(memfd, (off_t) (PAGES * TEST_PAGE)), 0);
+        raw_map(&r, memfd, PAGES * TEST_PAGE);
+        (void) snprintf(json, sizeof(json), "[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":0," EXT "}]",
+                        (unsigned long long) (uintptr_t) r.map, PAGES * TEST_PAGE);
+        refused_str(json, -1, "no userfaultfd");
+        refused_str(json, null, "no userfaultfd that is ready");
+        refused_str(json, memfd, "no userfaultfd that is ready");
+        unready = (int) syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+        refused_str(json, unready, "no userfaultfd that is ready");
+        refused_str("{", r.uffd, "JSON array");
+        refused_str("nonsense", r.uffd, "JSON array");
+        refused_str("[]", r.uffd, "0 regions");
+        refused_str("[\xff]", r.uffd, "JSON");
+        (void) strcat(json, "x");
+        refused_str(json, r.uffd, "behind");
+        (void) snprintf(json, sizeof(json), "[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":4096," EXT "}]",
+                        (unsigned long long) (uintptr_t) r.map, PAGES * TEST_PAGE);
+        refused_str(json, r.uffd, "outside");
+        (void) snprintf(json, sizeof(json), "[{\"base_host_virt_addr\":%llu,\"size\":4096,\"offset\":1," EXT "}]",
+                        (unsigned long long) (uintptr_t) r.map);
+        refused_str(json, r.uffd, "aligned");
+        raw_unmap(&r);
+        assert_service();
+}
+
+static void test_endless_handshake(void **state) {
+        size_t len = PAGER_MAX_HANDSHAKE + 4096;
+        char *json = malloc(len);
+
+        assert_non_null(json);
+        memset(json, ' ', len);
+        json[0] = '[';
+        refused(json, len, -1, "too long");
+        free(json);
+        assert_service();
+}
+
+static void test_two_descriptors(void **state) {
+        struct vmm v;
+        int fds[2];
+
+        vmm_open(&h, &v, &img);
+        fds[0] = fds[1] = v.memfd;
+        assert_int_equal(io_send_fds(v.sock, "[", 1, fds, 2), 1);
+        assert_non_null(strstr(raw_answer(v.sock), "more than one descriptor"));
+        (void) harness_note(&h, "session.failed", v.session);
+        close_session(v.session);
+        (void) close_fd(v.sock);
+
+        /* one with each half */
+        (void) close_fd(v.memfd);
+        vmm_open(&h, &v, &img);
+        assert_int_equal(io_send_fds(v.sock, "[", 1, &v.memfd, 1), 1);
+        assert_int_equal(io_send_fds(v.sock, "{", 1, &v.memfd, 1), 1);
+        assert_non_null(strstr(raw_answer(v.sock), "more than one descriptor"));
+        (void) harness_note(&h, "session.failed", v.session);
+        close_session(v.session);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        assert_service();
+}
+
+/** Nothing, half of it, and all but the last byte: each for the whole deadline, while others are served. */
+static void test_silence(void **state) {
+        static const char *const parts[] = { "", "[{\"base_host", "[{\"base_host_virt_addr\":4096}" };
+        struct vmm v[3];
+
+        for (unsigned i = 0; i < 3; i++) {
+                vmm_open(&h, &v[i], &img);
+                raw_send(v[i].sock, parts[i], strlen(parts[i]), -1);
+        }
+        assert_service();
+        for (unsigned i = 0; i < 3; i++) {
+                assert_non_null(strstr(harness_note(&h, "session.failed", v[i].session)->text, "within 1 seconds"));
+                assert_non_null(strstr(raw_answer(v[i].sock), "within 1 seconds"));
+                close_session(v[i].session);
+                (void) close_fd(v[i].sock);
+                (void) close_fd(v[i].memfd);
+        }
+}
+
+static void test_hang_up_before_and_after(void **state) {
+        struct raw_vmm r;
+        struct vmm v;
+
+        vmm_open(&h, &v, &img);
+        v.sock = close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        (void) harness_note(&h, "session.gone", v.session);
+
+        /* The socket goes first: the session ends, whatever the process still does. */
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        raw_attach(&r, v.sock);
+        assert_true(harness_note(&h, "session.attached", v.session)->good_uffd);
+        v.sock = close_fd(v.sock);
+        (void) harness_note(&h, "session.gone", v.session);
+        raw_unmap(&r);
+        (void) close_fd(v.memfd);
+
+        /* The memory goes first: the next thing tells the worker, or the socket does. */
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        raw_attach(&r, v.sock);
+        raw_unmap(&r);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        (void) harness_note(&h, "session.gone", v.session);
+        assert_int_equal(harness_status(&h, "totals", NULL, "sessions_failed"), 0);
+        assert_service();
+}
+
+static void test_talks_after_handshake(void **state) {
+        struct raw_vmm r;
+        struct vmm v;
+
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        raw_attach(&r, v.sock);
+        raw_send(v.sock, "more", 4, -1);
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "after its handshake"));
+        close_session(v.session);
+        raw_unmap(&r);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        assert_service();
+}
+
+struct toucher {
+        pthread_t thread;
+        volatile uint8_t *at;
+        uint8_t seen;
+        _Atomic bool done;
+};
+
+static void *touch_main(void *arg) {
+        struct toucher *t = arg;
+
+        t->seen = *t->at;
+        t->done = true;
+        return NULL;
+}
+
+/** It registered more than it told of. */
+static void test_fault_outside(void **state) {
+        struct toucher t = { 0 };
+        struct raw_vmm r, told;
+        struct vmm v;
+
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        told = r;
+        told.len -= TEST_PAGE;
+        raw_attach(&told, v.sock);
+        t.at = r.map + told.len;
+        assert_int_equal(pthread_create(&t.thread, NULL, touch_main, &t), 0);
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "not told of"));
+        assert_false(t.done);
+        assert_true(harness_status(&h, "sessions", v.session, "oldest_fault_ms") > 0);
+        assert_service();
+        assert_false(t.done);
+        /* Only its own doing ends the wait: what the last descriptor's end does to a VMM. */
+        close_session(v.session);
+        r.uffd = close_fd(r.uffd);
+        assert_int_equal(pthread_join(t.thread, NULL), 0);
+        assert_int_equal(munmap(r.map, r.len), 0);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+}
+
+static void *move_main(void *arg) {
+        struct raw_vmm *r = arg;
+
+        return mremap(r->map, r->len, r->len, MREMAP_MAYMOVE | MREMAP_FIXED, r->map + 64 * r->len);
+}
+
+static void test_moved_memory(void **state) {
+        struct raw_vmm r;
+        struct vmm v;
+        pthread_t mover;
+        void *to;
+
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        raw_attach(&r, v.sock);
+        /* A failed session's events stay unread, like its faults: the mover waits with them. */
+        assert_int_equal(pthread_create(&mover, NULL, move_main, &r), 0);
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "moved"));
+        close_session(v.session);
+        r.uffd = close_fd(r.uffd);
+        assert_int_equal(pthread_join(mover, &to), 0);
+        assert_ptr_not_equal(to, MAP_FAILED);
+        assert_int_equal(munmap(to, r.len), 0);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        assert_service();
+}
+
+static void test_blocking_descriptor(void **state) {
+        struct raw_vmm r;
+        struct vmm v;
+
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        raw_attach(&r, v.sock);
+        assert_int_equal(io_set_nonblock(r.uffd, false), 0);
+        struct toucher t = { .at = r.map };
+        assert_int_equal(pthread_create(&t.thread, NULL, touch_main, &t), 0);
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "blocking"));
+        assert_service();
+        close_session(v.session);
+        r.uffd = close_fd(r.uffd);
+        assert_int_equal(pthread_join(t.thread, NULL), 0);
+        assert_int_equal(munmap(r.map, r.len), 0);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+}
+
+static void test_corrupt_frame(void **state) {
+        struct image bad;
+        struct vmm v, w;
+        uint64_t page;
+
+        image_make(&bad, PAGES, 9, SNAP_CODEC_LZ4);
+        page = image_stored_page(&bad, 300);
+        vmm_start(&h, &v, &bad);
+        vmm_start(&h, &w, &img);
+        image_corrupt(&bad, page);
+        assert_string_equal(vmm_cmd(&v, "touch %llu", (unsigned long long) page), "ok");
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "corrupt"));
+        assert_string_equal(vmm_cmd(&v, "touched"), "ok 0");
+        assert_int_equal(harness_status(&h, "sessions", v.session, "failed"), 1);
+        assert_int_equal(harness_status(&h, "sessions", v.session, "attached"), 1);
+        /* the others go on, in the same worker */
+        assert_string_equal(vmm_cmd(&w, "verify 7 2"), "ok");
+        assert_string_equal(vmm_cmd(&v, "touched"), "ok 0");
+        assert_true(harness_status(&h, "sessions", v.session, "oldest_fault_ms") > 0);
+        vmm_end(&h, &v);
+        assert_int_equal(harness_status(&h, "totals", NULL, "sessions_failed"), 1);
+        vmm_end(&h, &w);
+
+        /* Repaired, the same file is read anew: nothing of the bad image's memory is kept. */
+        image_corrupt(&bad, page); /* flips the bit back */
+        vmm_start(&h, &v, &bad);
+        assert_string_equal(vmm_cmd(&v, "verify 9 2"), "ok");
+        vmm_end(&h, &v);
+        image_clear(&bad);
+}
+
+/** A process without a userfaultfd touches a hole: the kernel puts a zero page into the memfd. Who needs the
+ *  page from the pager then must not get it. */
+static void test_poisoned_memory(void **state) {
+        uint64_t page = image_stored_page(&img, 200), zero = image_zero_page(&img, 400);
+        struct vmm v, w;
+        uint8_t *map;
+
+        vmm_start(&h, &v, &img);
+        vmm_open(&h, &w, &img);
+        map = mmap(NULL, w.ram_bytes, PROT_READ, MAP_PRIVATE, w.memfd, 0);
+        assert_ptr_not_equal(map, MAP_FAILED);
+        assert_int_equal(*(volatile uint8_t *) (map + zero * TEST_PAGE), 0); /* harmless */
+        assert_int_equal(*(volatile uint8_t *) (map + page * TEST_PAGE), 0);
+        assert_int_equal(munmap(map, w.ram_bytes), 0);
+        /* a page of the same frame, so that the poisoned one is found on the way */
+        uint64_t other = page + 1;
+        while (content_is_zero(img.seed, other))
+                other++;
+        vmm_send(&v, "touch %llu", (unsigned long long) other);
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "did not put there"));
+        assert_int_equal(harness_status(&h, "images", NULL, "bad"), 1);
+        vmm_end(&h, &v);
+        (void) close_fd(w.sock);
+        (void) close_fd(w.memfd);
+        (void) harness_note(&h, "session.gone", w.session);
+        assert_service(); /* with memory of its own */
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test_setup_teardown(test_bad_handshakes, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_endless_handshake, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_two_descriptors, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_silence, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_hang_up_before_and_after, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_talks_after_handshake, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_fault_outside, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_moved_memory, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_blocking_descriptor, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_corrupt_frame, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_poisoned_memory, setup, teardown),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
