@@ -300,17 +300,11 @@ void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
         answer_clear(&a);
 }
 
-#define PROBE_RAM_FD 10
-#define PROBE_IMAGE_FD 11
-#define PROBE_SOCK_FD 12
-#define PROBE_LAYOUT_FD 13
-
-static void spawn_probe(struct vmm *v, bool fresh) {
+static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
         static const char *env_image[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
                                            "FORKD_ATTACH_IMAGE_FD=11", "FORKD_ATTACH_SOCK_FD=12", NULL };
         static const char *env_fresh[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10",
                                            "FORKD_ATTACH_LAYOUT_FD=13", NULL };
-        const char *argv[] = { VMM_PROBE, "10", fresh ? "fresh" : NULL, NULL };
         int in[2], out[2], err[2];
 
         v->ram_fd = memfd_create("test-ram", MFD_CLOEXEC);
@@ -337,13 +331,18 @@ static void spawn_probe(struct vmm *v, bool fresh) {
         v->sock = close_fd(v->sock);
 }
 
+void vmm_spawn_program(struct vmm *v, const char *const *argv) {
+        spawn(v, argv, false);
+}
+
 void vmm_spawn(struct vmm *v) {
-        spawn_probe(v, false);
+        spawn(v, (const char *[]){ VMM_PROBE, "10", NULL }, false);
 }
 
 void vmm_spawn_fresh(struct vmm *v, uint64_t ram_bytes) {
-        *v = (struct vmm){ .memfd = -1, .sock = -1, .ram_bytes = ram_bytes };
-        spawn_probe(v, true);
+        *v = (struct vmm){ .memfd = -1, .sock = -1, .pidfd = -1, .err_fd = -1, .layout_fd = -1,
+                            .ram_fd = -1, .ram_bytes = ram_bytes };
+        spawn(v, (const char *[]){ VMM_PROBE, "10", "fresh", NULL }, true);
 }
 
 static void send_va(struct vmm *v, const char *fmt, va_list ap) {

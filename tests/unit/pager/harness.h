@@ -97,6 +97,12 @@ struct vmm {
 void vmm_open(struct harness *h, struct vmm *v, const struct image *img);
 /** Starts the probe. */
 void vmm_spawn(struct vmm *v);
+/** Starts @argv (which may name the numbers of PROBE_…_FD) in its place; stdin and stdout as for the probe. */
+void vmm_spawn_program(struct vmm *v, const char *const *argv);
+#define PROBE_RAM_FD 10
+#define PROBE_IMAGE_FD 11
+#define PROBE_SOCK_FD 12
+#define PROBE_LAYOUT_FD 13
 /** A probe without an image. */
 void vmm_spawn_fresh(struct vmm *v, uint64_t ram_bytes);
 /** Sends a command and returns the answer's line without its end, in a static buffer. */

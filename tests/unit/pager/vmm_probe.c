@@ -10,7 +10,8 @@
  *   touch PAGE                reads a page in a thread of its own
  *   touched                   how many such reads have ended
  *   storm SEED ROUNDS         three readers, while pages of the upper half are discarded again and again
- *   unmap FIRST N, remap, again, maps, fork PAGE
+ *   hog                       uses up all mappings that the process may have
+ *   unmap FIRST N, remap, again, maps, fork PAGE, env
  *
  * It is built without sanitizers: they would come into every process before the preloaded library. */
 #include <errno.h>
@@ -247,6 +248,19 @@ static void count_mappings(void) {
         printf("ok %d\n", lines);
 }
 
+/** Splits a mapping until the kernel allows no more. */
+static void hog_mappings(void) {
+        size_t n = 1u << 18;
+        uint8_t *p = mmap(NULL, n * TEST_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+        for (size_t i = 1; i < n; i += 2)
+                if (mprotect(p + i * TEST_PAGE, TEST_PAGE, PROT_READ) < 0) {
+                        printf("%s\n", errno == ENOMEM ? "ok" : "errno");
+                        return;
+                }
+        printf("no end\n");
+}
+
 int main(int argc, char **argv) {
         char line[128];
 
@@ -287,6 +301,8 @@ int main(int argc, char **argv) {
                         printf("%s\n", mremap(ram, TEST_PAGE, 2 * TEST_PAGE, MREMAP_MAYMOVE) == MAP_FAILED ? "refused" : "ok");
                 else if (!strcmp(cmd, "again"))
                         map_ram();
+                else if (!strcmp(cmd, "hog"))
+                        hog_mappings();
                 else if (!strcmp(cmd, "maps"))
                         count_mappings();
                 else if (!strcmp(cmd, "fork"))
