@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Things break in the middle: the disk fills up, the VMM dies, the VMM is another version. The VM that was
+running runs on, or is told as failed; nothing half-made stays."""
+
+import os
+import signal
+import stat
+import threading
+
+from case import Case, MIB, main
+from forkdlab import Refused
+
+
+class Faults(Case):
+    lab_options = {"store": "600M"}
+
+    def setUp(self):
+        names = {v["name"]: v for v in self.lab.ctl("ps")}
+        for n in names:
+            self.lab.ctl("rm", n)
+
+    def test_no_space_in_the_middle_of_a_standby(self):
+        digest, secret = self.warm("full", 96)
+        store = self.lab.state / "store"
+        ballast = store / "ballast"
+        before = {s["id"] for s in self.lab.ctl("snapshot", "ls")}
+        free = os.statvfs(store)
+        with open(ballast, "wb") as f:
+            # leaves room for a part of the image only: random bytes do not compress
+            os.posix_fallocate(f.fileno(), 0, free.f_bavail * free.f_frsize - 40 * MIB)
+        try:
+            e = self.refused("standby", "full", code="no-space")
+            self.assertTrue(e["message"])
+            self.assertEqual(self.state("full"), "running")
+            self.assertEqual(self.digest("full"), digest)
+            self.assertEqual(self.ask("full", "still")[0], secret)
+            self.assertEqual({s["id"] for s in self.lab.ctl("snapshot", "ls")}, before)
+            self.assertEqual(list((store / "tmp").iterdir()), [])
+        finally:
+            ballast.unlink()
+        self.lab.ctl("standby", "full")
+        self.lab.ctl("restore", "full")
+        self.assertEqual(self.digest("full"), digest)
+
+    def test_vmm_dies_while_it_runs(self):
+        self.lab.ctl("run", "dies", "--mem", "128M")
+        fd = os.pidfd_open(self.lab.vm("dies")["pid"])
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        os.close(fd)
+        self.wait_for("dies", "failed")
+        self.assertIn("ended unexpectedly", self.lab.vm("dies")["reason"])
+        self.assertEqual(self.lab.sh("dies", "true", check=False).code, 125)
+
+    def wait_for(self, name, state):
+        """The next requests are answered in the order in which forkd learns of things; bounded by their number."""
+        for _ in range(2000):
+            if self.state(name) == state:
+                return
+        self.fail(f"{name} is {self.state(name)}, not {state}")
+
+    def with_qemu(self, script):
+        """A forkd whose QEMU is a script of ours."""
+        path = self.lab.dir / "qemu-of-ours"
+        path.write_text("#!/bin/sh\n" + script)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        self.lab.env["FORKD_QEMU"] = str(path)
+        self.lab.terminate()
+        self.lab.start()
+
+    def with_real_qemu(self):
+        self.lab.env.pop("FORKD_QEMU", None)
+        self.lab.terminate()
+        self.lab.start()
+
+    def test_another_version_of_qemu(self):
+        self.lab.ctl("run", "old", "--mem", "128M")
+        self.lab.ctl("standby", "old")
+        try:
+            self.with_qemu('[ "$1" = --version ] && { echo "QEMU emulator version 99.1.2"; exit; }\n'
+                           'exec /usr/bin/qemu-system-x86_64 "$@"\n')
+            e = self.refused("restore", "old", code="version-mismatch", says=["99.1.2", "--force"])
+            self.assertIn(self.lab.ctl("snapshot", "show", self.lab.vm("old")["snapshot"])["vmm_version"], e["message"])
+            self.assertEqual(self.state("old"), "standby")
+            self.lab.ctl("restore", "old", "--force")
+            self.assertEqual(self.lab.text("old", "hostname"), "old")
+            self.lab.ctl("rm", "old")
+        finally:
+            self.with_real_qemu()
+
+    def test_a_qemu_that_does_not_start(self):
+        try:
+            self.with_qemu('[ "$1" = --version ] && exec /usr/bin/qemu-system-x86_64 "$@"\n'
+                           'echo "the machine is out of order" >&2; exit 3\n')
+            e = self.refused("run", "never", code="vmm-failed")
+            self.assertIn("out of order", e["message"])
+            self.assertEqual(self.lab.ctl("ps"), [])
+        finally:
+            self.with_real_qemu()
+
+    def test_vmm_killed_at_random_moments_of_standby_and_restore(self):
+        self.lab.ctl("run", "r", "--mem", "128M")
+        self.lab.sh("r", "head -c 2097152 /dev/urandom > /run/data")
+        digest = self.digest("r")
+        self.lab.ctl("standby", "r", "--tag", "r")
+        for i in range(12):
+            name = f"r{i}"
+            self.lab.ctl("fork", "r", name)
+            fd = os.pidfd_open(self.lab.vm(name)["pid"])
+            killer = threading.Timer(0.002 * i, signal.pidfd_send_signal, (fd, signal.SIGKILL))
+            killer.start()
+            try:
+                self.lab.ctl("standby", name)
+                self.lab.ctl("fork", name, f"{name}-child")
+                self.assertEqual(self.digest(f"{name}-child"), digest)
+            except Refused:
+                self.wait_for(name, "failed")
+            killer.join()
+            os.close(fd)
+            self.assertEqual(list((self.lab.state / "store" / "tmp").iterdir()), [])
+            self.lab.ctl("rm", *[v["name"] for v in self.lab.ctl("ps") if v["name"] != "r"])
+        self.lab.ctl("restore", "r")
+        self.assertEqual(self.digest("r"), digest)
+
+    def test_guest_that_ends_itself(self):
+        self.lab.ctl("run", "ends", "--mem", "128M")
+        self.lab.sh("ends", "poweroff -f &", check=False)
+        self.wait_for("ends", "stopped")
+
+    def test_z_nothing_is_left(self):
+        self.lab.end()
+        self.assertEqual(self.lab.leftovers(), [])
+
+
+if __name__ == "__main__":
+    main()
