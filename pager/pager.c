@@ -43,25 +43,24 @@ static void remember(struct pager *p, const struct pager_session *s) {
 static void release_session(struct pager *p, struct pager_session *s) {
         struct pager_session **at = &p->sessions;
         struct pager_cached *cached = s->cached;
+        struct pager_waiter close = s->close_waiter, sync = s->sync_waiter;
+        cleanup_mp_buf struct mp_buf b;
+        bool hung_up = s->hung_up;
 
         while (*at != s)
                 at = &(*at)->next;
         *at = s->next;
         p->n_sessions--;
         remember(p, s);
-        log_info("session %s: ended%s", s->id, s->hung_up ? ", the VMM is gone" : "");
-        if (s->hung_up) {
-                cleanup_mp_buf struct mp_buf b;
-
-                mp_buf_init(&b);
-                mp_map(&b, 1);
-                mp_kv_str(&b, "session", s->id);
-                pager_notify(p, "session.gone", &b, NULL, 0);
-        }
-        /* The answers come last: who gets them finds the memory given back. */
-        struct pager_waiter close = s->close_waiter, sync = s->sync_waiter;
+        log_info("session %s: ended%s", s->id, hung_up ? ", the VMM is gone" : "");
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_str(&b, "session", s->id);
         pager_session_free(s);
         pager_cache_put(cached);
+        /* Said last: who hears it finds the memory given back. */
+        if (hung_up)
+                pager_notify(p, "session.gone", &b, NULL, 0);
         pager_answer_ended(&close, &sync);
         if (p->draining && p->n_sessions == 0)
                 pager_end(p);

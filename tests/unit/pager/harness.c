@@ -345,7 +345,7 @@ void vmm_spawn_fresh(struct vmm *v, uint64_t ram_bytes) {
         spawn(v, (const char *[]){ VMM_PROBE, "10", "fresh", NULL }, true);
 }
 
-static void send_va(struct vmm *v, const char *fmt, va_list ap) {
+static attr_printf(2, 0) void send_va(struct vmm *v, const char *fmt, va_list ap) {
         (void) vfprintf(v->in, fmt, ap);
         (void) fputc('\n', v->in);
         assert_int_equal(fflush(v->in), 0);
