@@ -30,6 +30,7 @@ struct guest {
         pid_t agent;
         int agent_fd, listen_fd, client_fd;
         struct event *accept_ev;
+        unsigned n_accepted;
         struct relay_dir to_guest, from_guest;
         struct guest_link *link;
 };

@@ -288,7 +288,7 @@ static void test_terminal(void **state) {
 /* Keys: a line, an interrupt for the foreground group, the end of the input. */
 static void body_terminal_keys(struct guest *g) {
         const char *reader[] = { "sh", "-c", "stty -echo; echo ready; read a; echo \"<$a>\"; cat; echo end", NULL };
-        const char *sleeper[] = { "sh", "-c", "echo ready; sleep 1000", NULL };
+        const char *cat[] = { "cat", NULL }; /* no shell: dash loses an interrupt that meets its vfork */
         cleanup_run struct run r = { 0 }, s = { 0 };
 
         assert_int_equal(guest_wake(g, WIRE_WAKE_BOOT, NULL), 0);
@@ -303,8 +303,9 @@ static void body_terminal_keys(struct guest *g) {
         assert_int_equal(r.res.code, 0);
         assert_non_null(strstr(run_text(&r, WIRE_STDOUT), "end"));
 
-        run_start(g, &s, &(struct guest_exec_params){ .argv = sleeper, .tty = true, .has_stdin = true });
-        while (!strstr(run_text(&s, WIRE_STDOUT), "ready"))
+        run_start(g, &s, &(struct guest_exec_params){ .argv = cat, .tty = true, .has_stdin = true });
+        assert_int_equal(run_send(&s, "x\n", 2), 0);
+        while (!strstr(run_text(&s, WIRE_STDOUT), "x\r\nx\r\n")) /* the terminal's echo, and cat's */
                 run_wait_event(&s);
         assert_int_equal(run_send(&s, "\003", 1), 0);
         run_wait(&s);
@@ -428,7 +429,7 @@ static void test_cancel(void **state) {
         with_guest(body_cancel, 40);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_exit_codes),  cmocka_unit_test(test_signals),
                 cmocka_unit_test(test_send_signal), cmocka_unit_test(test_not_run),
@@ -440,5 +441,7 @@ int main(void) {
                 cmocka_unit_test(test_many),        cmocka_unit_test(test_cancel),
         };
 
+        if (argc > 1)
+                cmocka_set_test_filter(argv[1]);
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
