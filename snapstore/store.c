@@ -220,7 +220,7 @@ static int open_file_at(int dir_fd, const char *file, int *ret_fd) {
         /* O_NONBLOCK: a FIFO in the place of a file must not hold us up. */
         fd = openat(dir_fd, file, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
         if (fd < 0)
-                return -errno;
+                return errno == ELOOP ? -EBADMSG : -errno; /* a symbolic link is none of our files */
         if (fstat(fd, &st) < 0)
                 return -errno;
         if (!S_ISREG(st.st_mode))
@@ -250,17 +250,30 @@ int snap_store_path(struct snap_store *s, const char *id, const char *file, char
 
 static int load_at(int dir_fd, const char *id, struct snap_manifest *ret) {
         cleanup_free struct snap_manifest *m = malloc(sizeof(*m));
-        cleanup_free char *data = NULL;
-        size_t len;
+        cleanup_free void *data = NULL;
+        cleanup_fd int fd = -1;
+        struct stat st;
         int r;
 
         if (!m)
                 return -ENOMEM;
-        r = io_read_file(dir_fd, SNAP_FILE_MANIFEST, SNAP_MANIFEST_MAX_BYTES, &data, &len);
+        r = open_file_at(dir_fd, SNAP_FILE_MANIFEST, &fd);
+        if (r == -ENOENT)
+                return -EBADMSG; /* the directory is there, so it is the snapshot that is broken */
+        if (r < 0)
+                return r;
+        if (fstat(fd, &st) < 0)
+                return -errno;
+        if (st.st_size <= 0 || st.st_size > (off_t) SNAP_MANIFEST_MAX_BYTES)
+                return -EBADMSG;
+        data = malloc((size_t) st.st_size);
+        if (!data)
+                return -ENOMEM;
+        r = io_pread_full(fd, data, (size_t) st.st_size, 0);
         if (r == 0)
-                r = snap_manifest_decode(data, len, m);
-        if (r == -EFBIG || r == -ENOENT || (r == 0 && strcmp(m->id, id) != 0))
-                r = -EBADMSG; /* the directory is there, so it is the snapshot that is broken */
+                r = snap_manifest_decode(data, (size_t) st.st_size, m);
+        if (r == 0 && strcmp(m->id, id) != 0)
+                r = -EBADMSG;
         if (r == 0)
                 *ret = *m;
         return r;
