@@ -6,17 +6,12 @@
 
 /* ---- scanning ---- */
 
-struct scan {
-        const uint8_t *p;
-        size_t len, pos;
-};
-
-/* Big-endian number of n bytes at the cursor, which stays where it is. The caller has checked the length. */
-static uint64_t scan_be(const struct scan *s, size_t n) {
+/* Big-endian number of @n bytes. */
+static uint64_t read_be(const uint8_t *p, size_t n) {
         uint64_t v = 0;
 
         for (size_t i = 0; i < n; i++)
-                v = v << 8 | s->p[s->pos + i];
+                v = v << 8 | p[i];
         return v;
 }
 
@@ -69,59 +64,73 @@ static int scan_shape(uint8_t t, struct shape *ret) {
         return 0;
 }
 
+/* The element at @p (@len > 0): its own bytes, as far as its header tells, and how many elements it holds. */
+struct element {
+        uint64_t bytes, children;
+};
+
+static int scan_element(const uint8_t *p, size_t len, struct element *ret) {
+        struct shape sh;
+        uint64_t n;
+        int r = scan_shape(p[0], &sh);
+
+        if (r < 0)
+                return r;
+        *ret = (struct element){ .bytes = 1u + sh.len_bytes };
+        if (ret->bytes > len)
+                return 0;
+        n = sh.len_bytes ? read_be(p + 1, sh.len_bytes) : sh.count;
+        if (sh.is_container)
+                ret->children = sh.per_len == 2 ? n * 2 : n;
+        else
+                ret->bytes += n + sh.fixed;
+        return 0;
+}
+
 /* Each open container is the number of elements still to come; every element needs at least one byte, so a
- * count that the message cannot hold shows as "more bytes needed" with that many as the lower bound. */
-int mp_scan(const void *data, size_t len, size_t *ret_len) {
-        struct scan s = { .p = data, .len = len };
-        uint64_t open[MP_MAX_DEPTH + 1] = { 1 };
-        size_t depth = 0;
+ * count that the message cannot hold shows as "more bytes needed" with that many as the lower bound. An element
+ * that is cut stays uncounted, with the cursor before it, until more of it is there. */
+int mp_scan_more(struct mp_scanner *s, const void *data, size_t len, size_t *ret_len) {
+        uint64_t need = 0;
 
         for (;;) {
-                struct shape sh;
-                uint64_t n;
+                struct element el;
                 int r;
 
-                while (open[depth] == 0) {
-                        if (depth == 0) {
-                                *ret_len = s.pos;
+                while (s->open[s->depth] == 0) {
+                        if (s->depth == 0) {
+                                *ret_len = s->pos;
                                 return 1;
                         }
-                        depth--;
+                        s->depth--;
                 }
-                if (s.pos >= s.len)
+                if (s->pos >= len)
                         break;
-                r = scan_shape(s.p[s.pos], &sh);
+                r = scan_element((const uint8_t *) data + s->pos, len - s->pos, &el);
                 if (r < 0)
                         return r;
-                if (s.len - s.pos < 1u + sh.len_bytes) {
-                        s.pos += 1u + sh.len_bytes;
+                if (el.bytes > len - s->pos) {
+                        need = el.bytes - 1; /* its first byte counts among those of the open containers */
                         break;
                 }
-                s.pos++;
-                n = sh.len_bytes ? scan_be(&s, sh.len_bytes) : sh.count;
-                s.pos += sh.len_bytes;
-                open[depth]--;
-                if (sh.is_container) {
-                        if (sh.per_len == 2)
-                                n *= 2;
-                        if (n == 0)
-                                continue;
-                        if (depth == MP_MAX_DEPTH)
-                                return -EBADMSG;
-                        open[++depth] = n;
-                        continue;
-                }
-                n += sh.fixed;
-                if (n > s.len - s.pos) {
-                        s.pos += n;
-                        break;
-                }
-                s.pos += n;
+                if (el.children > 0 && s->depth == MP_MAX_DEPTH)
+                        return -EBADMSG;
+                s->pos += el.bytes;
+                s->open[s->depth]--;
+                if (el.children > 0)
+                        s->open[++s->depth] = el.children;
         }
-        for (size_t i = 0; i <= depth; i++)
-                s.pos += open[i];
-        *ret_len = s.pos > len ? s.pos : len + 1;
+        need += s->pos;
+        for (unsigned i = 0; i <= s->depth; i++)
+                need += s->open[i];
+        *ret_len = need;
         return 0;
+}
+
+int mp_scan(const void *data, size_t len, size_t *ret_len) {
+        struct mp_scanner s = MP_SCANNER_INIT;
+
+        return mp_scan_more(&s, data, len, ret_len);
 }
 
 int mp_parse(const void *data, size_t len, struct mp_doc *ret) {

@@ -21,6 +21,17 @@
  *  MessagePack, nest deeper than MP_MAX_DEPTH or hold ext types. */
 int mp_scan(const void *data, size_t len, size_t *ret_len) attr_warn_unused;
 
+/** The same for a message that arrives in pieces: a walk that goes on where it stood, so that each byte is
+ *  looked at once however small the pieces are. @data is the message's beginning, of which @len bytes are
+ *  there by now; what was there at an earlier call must not change. After 1 or an error start anew. */
+struct mp_scanner {
+        size_t pos;                      /* the whole elements seen so far end here */
+        uint64_t open[MP_MAX_DEPTH + 1]; /* elements still to come, by level */
+        unsigned depth;
+};
+#define MP_SCANNER_INIT ((struct mp_scanner){ .open = { 1 } })
+int mp_scan_more(struct mp_scanner *s, const void *data, size_t len, size_t *ret_len) attr_warn_unused;
+
 /** A parsed value and the memory that it points into. */
 struct mp_doc {
         msgpack_zone *zone;
