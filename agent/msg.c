@@ -24,9 +24,9 @@ static bool alnum(char c) {
 bool wire_hostname_valid(const char *s) {
         size_t n = strlen(s);
 
-        if (n == 0 || n > WIRE_HOSTNAME_MAX || !alnum(s[0]) || !alnum(s[n - 1]))
+        if (n == 0 || n > WIRE_HOSTNAME_MAX || !alnum(s[0]))
                 return false;
-        for (size_t i = 0; i < n; i++)
+        for (size_t i = 1; i < n; i++)
                 if (!alnum(s[i]) && s[i] != '-' && s[i] != '.' && s[i] != '_')
                         return false;
         return true;

@@ -105,5 +105,5 @@ void wire_printable(char *s);
 
 /** 32 lower case hex digits. */
 bool wire_machine_id_valid(const char *s);
-/** 1 … 63 of [A-Za-z0-9.-], beginning and ending with a letter or digit. */
+/** [A-Za-z0-9] then [A-Za-z0-9._-], at most WIRE_HOSTNAME_MAX: every name of a VM is one. */
 bool wire_hostname_valid(const char *s);

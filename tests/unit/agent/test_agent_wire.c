@@ -219,6 +219,7 @@ static void expect_bad_wake(const char *hostname, const char *machine_id) {
 static void test_wake_limits(void **state) {
         expect_bad_wake("a/b", "");
         expect_bad_wake("-a", "");
+        expect_bad_wake(".", "");
         expect_bad_wake("a\nb", "");
         expect_bad_wake("", "0123456789ABCDEF0123456789abcdef");
         expect_bad_wake("", "0123");
