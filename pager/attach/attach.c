@@ -182,14 +182,15 @@ static int uffd_new(int dev_fd) {
                            : (int) syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 }
 
-/** A descriptor whose features are agreed on. The device first: access to it is granted with file
- *  permissions, while the system call wants CAP_SYS_PTRACE or a sysctl. */
+/** A descriptor whose features are agreed on. The device first, the inherited one or our own: access to it is
+ *  granted with file permissions, while the system call wants CAP_SYS_PTRACE or a sysctl. */
 static int uffd_open_agreed(int inherited_dev) {
         int dev = inherited_dev >= 0 ? inherited_dev : open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
 
         /* Asking for a feature that the kernel lacks spoils the descriptor: ask with a throw-away first. */
         int probe = uffd_new(dev);
         if (probe < 0 && dev >= 0) {
+                (void) close(dev);
                 dev = -1;
                 probe = uffd_new(dev);
         }

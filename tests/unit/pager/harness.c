@@ -279,7 +279,7 @@ void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
         cleanup_mp_buf struct mp_buf b;
         int pair[2], fds[2];
 
-        *v = (struct vmm){ .memfd = -1, .sock = -1, .pidfd = -1, .err_fd = -1, .layout_fd = -1, .ram_fd = -1 };
+        *v = (struct vmm){ .memfd = -1, .sock = -1, .pidfd = -1, .err_fd = -1, .layout_fd = -1, .ram_fd = -1, .uffd_dev = -1 };
         v->ram_bytes = img->n_pages * TEST_PAGE;
         id_new(v->session);
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
@@ -302,7 +302,10 @@ void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
 
 static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
         static const char *env_image[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
-                                           "FORKD_ATTACH_IMAGE_FD=11", "FORKD_ATTACH_SOCK_FD=12", NULL };
+                                           "FORKD_ATTACH_IMAGE_FD=11", "FORKD_ATTACH_SOCK_FD=12",
+                                           "FORKD_ATTACH_UFFD_DEV_FD=14", NULL };
+        static const char *env_no_dev[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
+                                            "FORKD_ATTACH_IMAGE_FD=11", "FORKD_ATTACH_SOCK_FD=12", NULL };
         static const char *env_fresh[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10",
                                            "FORKD_ATTACH_LAYOUT_FD=13", NULL };
         int in[2], out[2], err[2];
@@ -315,10 +318,11 @@ static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
         struct spawn_fd fds[] = {
                 { in[0], 0 }, { out[1], 1 }, { err[1], 2 }, { v->ram_fd, PROBE_RAM_FD },
                 { v->layout_fd, PROBE_LAYOUT_FD }, { v->memfd, PROBE_IMAGE_FD }, { v->sock, PROBE_SOCK_FD },
+                { v->uffd_dev, PROBE_UFFD_DEV_FD },
         };
         struct spawn_params sp = {
-                .argv = argv, .env = fresh ? env_fresh : env_image, .fds = fds,
-                .n_fds = fresh ? 5 : ARRAY_LEN(fds), .cgroup_procs_fd = -1,
+                .argv = argv, .env = fresh ? env_fresh : v->uffd_dev >= 0 ? env_image : env_no_dev, .fds = fds,
+                .n_fds = fresh ? 5 : v->uffd_dev >= 0 ? ARRAY_LEN(fds) : ARRAY_LEN(fds) - 1, .cgroup_procs_fd = -1,
         };
         assert_int_equal(spawn_process(&sp, &v->pid, &v->pidfd), 0);
         (void) close_fd(in[0]);
@@ -341,7 +345,7 @@ void vmm_spawn(struct vmm *v) {
 
 void vmm_spawn_fresh(struct vmm *v, uint64_t ram_bytes) {
         *v = (struct vmm){ .memfd = -1, .sock = -1, .pidfd = -1, .err_fd = -1, .layout_fd = -1,
-                            .ram_fd = -1, .ram_bytes = ram_bytes };
+                            .ram_fd = -1, .uffd_dev = -1, .ram_bytes = ram_bytes };
         spawn(v, (const char *[]){ VMM_PROBE, "10", "fresh", NULL }, true);
 }
 

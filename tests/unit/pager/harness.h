@@ -91,6 +91,7 @@ struct vmm {
         int pidfd;
         FILE *in, *out; /* of the probe */
         int err_fd, layout_fd, ram_fd;
+        int uffd_dev;   /* an open /dev/userfaultfd to hand to the probe, -1: none; stays the test's */
         uint64_t ram_bytes;
 };
 /** session.open. */
@@ -103,6 +104,7 @@ void vmm_spawn_program(struct vmm *v, const char *const *argv);
 #define PROBE_IMAGE_FD 11
 #define PROBE_SOCK_FD 12
 #define PROBE_LAYOUT_FD 13
+#define PROBE_UFFD_DEV_FD 14
 /** A probe without an image. */
 void vmm_spawn_fresh(struct vmm *v, uint64_t ram_bytes);
 /** Sends a command and returns the answer's line without its end, in a static buffer. */

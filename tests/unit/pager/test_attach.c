@@ -3,6 +3,7 @@
 #include "tests/unit/pager/harness.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -91,6 +92,31 @@ static void test_image(void **state) {
         assert_string_equal(vmm_cmd(&v, "verify 11 2"), "ok");
         assert_string_equal(vmm_cmd(&v, "fork %llu", (unsigned long long) image_stored_page(&img, 0)), "ok");
         assert_int_equal(harness_status(&h, "images", NULL, "bad"), 0);
+        vmm_end(&h, &v);
+}
+
+/** The device, opened by who may, works for who has the descriptor only. */
+static void test_inherited_device(void **state) {
+        cleanup_fd int dev = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC), null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        struct vmm v;
+
+        if (dev < 0) {
+                print_message("skipped: no access to %s\n", UFFD_DEVICE);
+                skip();
+        }
+        vmm_open(&h, &v, &img);
+        v.uffd_dev = dev;
+        vmm_spawn(&v);
+        assert_string_equal(vmm_cmd(&v, "map"), "ok 1024");
+        assert_true(harness_note(&h, "session.attached", v.session)->good_uffd);
+        assert_string_equal(vmm_cmd(&v, "verify 11 2"), "ok");
+        vmm_end(&h, &v);
+
+        /* One that is no such device: the other ways are tried. */
+        vmm_open(&h, &v, &img);
+        v.uffd_dev = null;
+        vmm_spawn(&v);
+        assert_string_equal(vmm_cmd(&v, "map"), "ok 1024");
         vmm_end(&h, &v);
 }
 
@@ -238,6 +264,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_fresh, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_image, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_inherited_device, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_advice, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_discard_without_mappings, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_unmap_and_move, setup, teardown),

@@ -348,11 +348,14 @@ static void test_poisoned_memory(void **state) {
         vmm_send(&v, "touch %llu", (unsigned long long) other);
         assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "did not put there"));
         assert_int_equal(harness_status(&h, "images", NULL, "bad"), 1);
+        assert_service(); /* with memory of its own, while sessions of the bad image are still open */
+        assert_int_equal(harness_status(&h, "totals", NULL, "images"), 2);
         vmm_end(&h, &v);
         (void) close_fd(w.sock);
         (void) close_fd(w.memfd);
         (void) harness_note(&h, "session.gone", w.session);
-        assert_service(); /* with memory of its own */
+        assert_int_equal(harness_status(&h, "totals", NULL, "images"), 1);
+        assert_service();
 }
 
 int main(void) {

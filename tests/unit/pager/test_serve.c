@@ -3,6 +3,7 @@
 #include "tests/unit/pager/harness.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -56,6 +57,41 @@ static void test_zstd_and_odd_size(void **state) {
         assert_string_equal(vmm_cmd(&v, "verify 3 3"), "ok");
         vmm_end(&h, &v);
         image_clear(&odd);
+}
+
+/** A child's frames hold pages that later frames replace: only what is live may be shown. */
+static void test_child_image(void **state) {
+        struct snap_writer_params params = { .ram_bytes = PAGES * TEST_PAGE, .codec = SNAP_CODEC_LZ4 };
+        cleanup_snap_writer struct snap_writer *w = NULL;
+        struct image child = { .n_pages = PAGES };
+        uint8_t page[TEST_PAGE];
+        struct raw_vmm r;
+        struct vmm v;
+
+        child.fd = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        assert_true(child.fd >= 0);
+        assert_int_equal(snap_writer_new(child.fd, img.fd, &params, &w), 0);
+        for (uint64_t p = 0; p < PAGES; p++)
+                if (mix64(p) % 3 == 0) {
+                        content_fill(43, p, page);
+                        assert_int_equal(snap_writer_put(w, p, page, 1), 0);
+                }
+        assert_int_equal(snap_writer_finish(w, &child.stats), 0);
+
+        vmm_open(&h, &v, &child);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        raw_attach(&r, v.sock);
+        for (uint64_t i = 0; i < PAGES; i++) {
+                uint64_t p = i * 1031 % PAGES;
+
+                content_fill(mix64(p) % 3 == 0 ? 43 : 42, p, page);
+                assert_memory_equal(r.map + p * TEST_PAGE, page, TEST_PAGE);
+        }
+        (void) close_fd(v.sock);
+        (void) harness_note(&h, "session.gone", v.session);
+        raw_unmap(&r);
+        (void) close_fd(v.memfd);
+        image_clear(&child);
 }
 
 static void test_two_clones_at_once(void **state) {
@@ -249,6 +285,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_every_page_right, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_zstd_and_odd_size, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_child_image, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_two_clones_at_once, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_write_before_read, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_prefetch, setup, teardown),
