@@ -284,5 +284,6 @@ int ctl_call_name(struct ctl *c, const char *method, const char *key, const char
 }
 
 int ctl_print(struct ctl *c, const json_t *j) {
-        return json_print(stdout, j) < 0 ? err_errno(&c->e, -EIO, "writing the output") : 0;
+        errno = 0;
+        return json_print(stdout, j) < 0 ? err_errno(&c->e, errno ? -errno : -EIO, "writing the output") : 0;
 }

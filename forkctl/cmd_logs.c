@@ -5,7 +5,6 @@
  * answer, so a guest that talks without pause does not keep us for ever. With -f we ask again after a pause:
  * the log is a file that grows, nobody announces it. It ends when the VM is removed. */
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 
 #include "common/io.h"
@@ -33,7 +32,7 @@ static int emit(struct logs *l, const void *data, size_t len) {
         char *p;
 
         if (!l->c->json)
-                return fwrite(data, 1, len, stdout) == len ? 0 : err_errno(&l->c->e, -EIO, "writing the output");
+                return fwrite(data, 1, len, stdout) == len ? 0 : err_errno(&l->c->e, -errno, "writing the output");
         if (l->follow) {
                 line = json_object();
                 if (json_set_bytes(line, "data", data, len) < 0 ||
@@ -127,7 +126,7 @@ int cmd_logs(struct ctl *c, const struct args *a) {
         do {
                 r = ask(&l, a->pos[0]);
                 if (r == 0 && l.follow && fflush(stdout) != 0)
-                        return errno == EPIPE ? CTL_EXIT_SIGNAL + SIGPIPE : err_errno(&c->e, -errno, "writing the output");
+                        return err_errno(&c->e, -errno, "writing the output");
                 if (r == 0 && l.follow && l.got == 0)
                         r = pause_a_little(&l);
         } while (r == 0 && (l.follow || (l.got > 0 && l.offset < l.end)));

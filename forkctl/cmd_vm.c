@@ -344,9 +344,9 @@ int cmd_rm(struct ctl *c, const struct args *a) {
         size_t i;
         int r;
 
+        req_init(&q);
         if (all == (a->n_pos > 0))
                 return usage_error(c, a->cmd, all ? "names and --all exclude each other" : "which VMs? name them, or pass --all");
-        req_init(&q);
         if (all)
                 req_bool(&q, "all", true);
         else

@@ -101,13 +101,18 @@ static int run_command(struct ctl *c, int argc, char **argv, const struct comman
         return cmd->run(c, &a);
 }
 
+/* What a filter's end looks like when nobody reads it any more; and nobody is there to be told. */
+static bool reader_gone(const struct ctl *c, int code) {
+        return code < 0 && c->e.r == -EPIPE && ferror(stdout);
+}
+
 /* Output that did not reach the disk or the pipe must not look like success. */
-static int flush_output(struct ctl *c) {
+static int flush_output(void) {
         errno = 0;
         if (fflush(stdout) == 0 && !ferror(stdout))
-                return 0;
+                return CTL_EXIT_OK;
         if (errno == EPIPE)
-                return CTL_EXIT_SIGNAL + SIGPIPE; /* what a filter's end looks like; nobody is there to be told */
+                return CTL_EXIT_SIGNAL + SIGPIPE;
         (void) fprintf(stderr, "forkctl: cannot write the output: %s\n", strerror(errno ? errno : EIO));
         return CTL_EXIT_FAILED;
 }
@@ -117,7 +122,7 @@ int ctl_main(int argc, char **argv) {
         struct ctl c = { .socket = socket && *socket ? socket : CTL_SOCKET_DEFAULT };
         const struct command *cmd = NULL;
         bool help = false, version = false;
-        int code, first, flushed;
+        int code, first;
 
         (void) setlocale(LC_CTYPE, "");
         (void) signal(SIGPIPE, SIG_IGN);
@@ -135,10 +140,11 @@ int ctl_main(int argc, char **argv) {
         } else
                 code = run_command(&c, argc - first, argv + first, &cmd);
         ctl_disconnect(&c);
-        if (code < 0) {
+        if (reader_gone(&c, code)) {
+                code = CTL_EXIT_SIGNAL + SIGPIPE;
+        } else if (code < 0) {
                 code = exit_code(&c, cmd);
                 ctl_tell_error(&c);
         }
-        flushed = flush_output(&c);
-        return code == CTL_EXIT_OK ? flushed : code;
+        return code == CTL_EXIT_OK ? flush_output() : code;
 }
