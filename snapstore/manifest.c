@@ -232,7 +232,7 @@ static int decode_others(const msgpack_object *map, struct snap_manifest *m) {
                 return -EBADMSG;
         memcpy(m->image_uuid, uuid, SNAP_UUID_LEN);
         if (mp_get_str(map, "vmstate_codec", codec, sizeof(codec)) < 0 ||
-            snap_codec_parse(codec, &m->vmstate_codec, &level) < 0)
+            snap_codec_parse(codec, &m->vmstate_codec, &level) < 0 || level != 0)
                 return -EBADMSG;
         return 0;
 }
