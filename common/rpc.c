@@ -246,7 +246,7 @@ static void put_params(struct mp_buf *b, const struct mp_buf *params) {
 }
 
 int rpc_notify(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_array(&b, 3);
@@ -258,7 +258,7 @@ int rpc_notify(struct rpc_conn *c, const char *method, const struct mp_buf *para
 
 int rpc_call(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
              rpc_result_fn fn, void *arg, uint32_t *ret_msgid) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct pending_call *p;
         uint32_t msgid;
         int r;
@@ -301,7 +301,7 @@ void rpc_call_cancel(struct rpc_conn *c, uint32_t msgid) {
 }
 
 int rpc_reply(struct rpc_conn *c, uint32_t msgid, const struct mp_buf *result, const int *fds, size_t n_fds) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct err e;
         int r;
 
@@ -321,7 +321,7 @@ int rpc_reply(struct rpc_conn *c, uint32_t msgid, const struct mp_buf *result, c
 }
 
 int rpc_reply_err(struct rpc_conn *c, uint32_t msgid, const struct err *e) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_array(&b, 4);
@@ -557,7 +557,7 @@ static int conn_reserve(struct rpc_conn *c) {
 
 /* Tells the peer why before hanging up: nothing else would explain a closed connection. */
 static void conn_refuse(struct rpc_conn *c, int r) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 3);

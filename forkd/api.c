@@ -190,7 +190,7 @@ static void request_free(struct request *rq) {
 }
 
 static void request_run(void *arg) {
-        cleanup_mp_buf struct mp_buf out;
+        cleanup_mp_buf struct mp_buf out = { 0 };
         struct request *rq = arg;
         struct err e = { 0 };
         int r;

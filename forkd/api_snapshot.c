@@ -42,7 +42,7 @@ int api_snapshot_show(struct request *rq, struct mp_buf *out, struct err *e) {
 
 int api_snapshot_rm(struct request *rq, struct mp_buf *out, struct err *e) {
         const msgpack_object *a = mp_get_array(&rq->doc.root, "snapshots");
-        cleanup_mp_buf struct mp_buf ids;
+        cleanup_mp_buf struct mp_buf ids = { 0 };
         struct snap_entry *s;
         unsigned n = 0;
         bool force;
@@ -86,7 +86,7 @@ int api_snapshot_rm(struct request *rq, struct mp_buf *out, struct err *e) {
 /* verify and memory: read all of it, in a worker. */
 static int in_worker(struct request *rq, const char *method, struct mp_buf *out, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct snap_entry *s;
         char store[PATH_MAX];
         int r;

@@ -425,7 +425,7 @@ static int rm_all(struct request *rq, struct mp_buf *names, unsigned *n, struct 
 
 int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
         const msgpack_object *a = mp_get_array(&rq->doc.root, "names");
-        cleanup_mp_buf struct mp_buf names;
+        cleanup_mp_buf struct mp_buf names = { 0 };
         unsigned n = 0;
         struct vm *vm;
         bool all;

@@ -159,7 +159,7 @@ int daemon_open_store(struct daemon *d, struct err *e) {
 }
 
 static int store_call(struct daemon *d, const char *method, struct err *e) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 1);

@@ -37,7 +37,7 @@ struct sync_job {
 
 static void sync_later(void *arg) {
         cleanup_free struct sync_job *j = arg;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct snap_entry *s;
         char store[PATH_MAX];
         struct err e;

@@ -49,7 +49,7 @@ static int check_params(const struct vm_run_params *p, struct err *e) {
 /* auto: KVM where a guest has really booted under it, else TCG. */
 static int choose_accel(struct daemon *d, const char *want, enum vmm_accel *ret, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         char reason[240] = "";
         bool kvm = false;
         int r;
@@ -92,7 +92,7 @@ static int make_disks(struct vm *vm, const struct vm_run_params *p, struct err *
         int r;
 
         for (unsigned i = 0; i < p->n_disks; i++) {
-                cleanup_mp_buf struct mp_buf b;
+                cleanup_mp_buf struct mp_buf b = { 0 };
                 char file[32];
 
                 mp_buf_init(&b);

@@ -74,6 +74,7 @@ static int fill_manifest(struct taking *t, struct err *e) {
         m->vcpus = vm->machine.vcpus;
         m->mem_bytes = vm->machine.mem_bytes;
         m->n_disks = vm->machine.n_disks;
+        m->pages_zero = m->mem_bytes / SNAP_PAGE_SIZE; /* until the worker has counted */
         /* What the guest booted from is told for people; nothing depends on it. */
         if (assets_locate(vm->d->cache_dir, &assets, &ignored) == 0)
                 (void) snprintf(m->kernel, sizeof(m->kernel), "%s", assets.id);
@@ -93,7 +94,7 @@ static int fill_manifest(struct taking *t, struct err *e) {
 }
 
 static int prepare(struct taking *t, struct err *e) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         char path[PATH_MAX];
         int r;
 
@@ -168,7 +169,7 @@ static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
 /* Memory in the worker and device state in the VMM, at the same time. */
 static int copy(struct taking *t, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         uint64_t start = now_ns(), pages = 0;
         struct rpc_co call;
         struct err copy_err;
@@ -199,7 +200,7 @@ static int copy(struct taking *t, struct err *e) {
 static int publish(struct taking *t, struct snap_entry **ret, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_free void *manifest = NULL;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         const void *data;
         size_t len;
         int r;

@@ -158,7 +158,7 @@ pid_t pager_pid(const struct pager *p) {
 /* Says hello on @fd (taken) and watches process @pid. */
 static int pager_greet(struct pager *p, int fd, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         uint64_t pid = 0, protocol = 0;
         int r;
 
@@ -289,7 +289,7 @@ static void put_session(struct mp_buf *b, const struct vm *vm, size_t more) {
 int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_fd int vmm_end = -1, pager_end = -1;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         int sv[2], r;
 
         mp_buf_init(&b);
@@ -318,7 +318,7 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_me
 }
 
 void pager_session_close(struct pager *p, struct vm *vm) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct err e;
 
         vm->uffd = close_fd(vm->uffd);

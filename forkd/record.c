@@ -47,7 +47,7 @@ static void record_encode(const struct vm *vm, struct mp_buf *b) {
 }
 
 int vm_record_save(struct vm *vm, struct err *e) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         char path[PATH_MAX];
         bool sync = vm->state == VM_STANDBY;
         int r;

@@ -76,7 +76,7 @@ static void on_file(uint64_t size, uint32_t mode, void *arg) {
 }
 
 static void on_done(const struct guest_result *res, void *arg) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct stream_call *c = arg;
 
         mp_buf_init(&b);

@@ -278,7 +278,7 @@ static int adopt_vmm(struct vm *vm, struct err *e) {
         if (vm->session) {
                 known = false;
                 if (pager_is_up(vm->d->pager))
-                        (void) pager_session_known(vm->d->pager, vm, &known, e);
+                        best_effort(pager_session_known(vm->d->pager, vm, &known, e));
         }
         if (!known || vm->state == VM_CREATING || vm->state == VM_BOOTING || vm->state == VM_FAILED ||
             vm->state == VM_STANDBY || vm->state == VM_STOPPED || vm->state == VM_STOPPING) {

@@ -359,7 +359,7 @@ static const struct {
 };
 
 static void on_message(struct rpc_msg *m, void *arg) {
-        cleanup_mp_buf struct mp_buf out;
+        cleanup_mp_buf struct mp_buf out = { 0 };
         struct job *j = arg;
         struct err e = { 0 };
 
