@@ -69,7 +69,7 @@ static void encode_removed(const struct pager_session *s, struct mp_buf *b) {
 }
 
 void pager_answer_removed(struct pager_session *s) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         if (!s->sync_waiter.conn)
                 return;
@@ -97,7 +97,7 @@ static int find_session(struct pager *p, const struct rpc_msg *msg, struct pager
 }
 
 static int do_hello(struct pager *p, struct rpc_msg *msg, struct err *e) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 3);
@@ -108,7 +108,7 @@ static int do_hello(struct pager *p, struct rpc_msg *msg, struct err *e) {
 }
 
 static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         char uuid[2 * SNAP_UUID_LEN + 1];
         struct pager_image_stats stats;
         struct pager_session *s;
@@ -190,7 +190,7 @@ static int do_prefetch(struct pager *p, struct rpc_msg *msg, struct err *e) {
 }
 
 static int do_status(struct pager *p, struct rpc_msg *msg, struct err *e) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         pager_status(p, &b);

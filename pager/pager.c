@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -44,7 +45,7 @@ static void release_session(struct pager *p, struct pager_session *s) {
         struct pager_session **at = &p->sessions;
         struct pager_cached *cached = s->cached;
         struct pager_waiter close = s->close_waiter, sync = s->sync_waiter;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         bool hung_up = s->hung_up;
 
         while (*at != s)
@@ -78,7 +79,7 @@ void pager_end_session(struct pager *p, struct pager_session *s) {
 }
 
 void pager_fail_session(struct pager *p, struct pager_session *s, const char *reason) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         if (s->failed || s->ending)
                 return;
@@ -104,7 +105,7 @@ static struct pager_worker *idlest_worker(struct pager *p) {
 }
 
 static void notify_attached(struct pager *p, const struct pager_session *s) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 3);
@@ -203,7 +204,7 @@ put:
 
 static void on_filled(struct pager *p, struct pager_image *img) {
         struct pager_image_fill_job *job = pager_image_job(img);
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         char uuid[2 * SNAP_UUID_LEN + 1];
 
         job->running = false;
@@ -315,7 +316,16 @@ static int start_listening(struct pager *p, struct err *e) {
         int fd, r;
 
         if (p->cfg.control_fd > 0) {
+                int listening = 0;
+                socklen_t len = sizeof(listening);
+
                 fd = p->cfg.control_fd;
+                if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 || !listening)
+                        return err_set(e, ERR_INVALID, -EINVAL, "descriptor %d is no listening socket", fd);
+                /* A connection that is gone again before it is accepted must not block the loop. */
+                r = io_set_nonblock(fd, true);
+                if (r < 0)
+                        return err_errno(e, r, "listening at descriptor %d", fd);
         } else {
                 r = io_listen_unix(p->control_path, 0600, &fd);
                 if (r < 0)
