@@ -176,7 +176,9 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
                         (void) strcpy(vm->on_pager_loss, "kill");
         }
         catalog_vm_stands_by(vm, s);
-        r = co_sem_acquire(&vm->d->starts, -1);
+        r = vm_record_save(vm, e);
+        if (r == 0)
+                r = co_sem_acquire(&vm->d->starts, -1);
         if (r == 0) {
                 r = restore(vm, &s->m, paused, ret, e);
                 co_sem_release(&vm->d->starts);
