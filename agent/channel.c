@@ -64,7 +64,7 @@ static void conversation_lost(struct channel *ch) {
 }
 
 void channel_send(struct channel *ch, const struct wire_msg *m) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         bool hello = m->type == WIRE_HELLO;
         struct wire_frame f = { .type = m->type };
 

@@ -43,7 +43,6 @@ static void put_free(struct put *p) {
                 (void) unlink(p->tmp);
         free(p);
 }
-DEFINE_CLEANUP(struct put, put_free)
 
 static void put_end(struct put *p, int error) {
         struct wire_done d = { .bytes = p->written };
