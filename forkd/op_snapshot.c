@@ -128,17 +128,19 @@ static int prepare(struct taking *t, struct err *e) {
 
 static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
         struct vmm_region regions[MAX_REGIONS];
-        cleanup_free void *removed = NULL;
+        cleanup_mp_buf struct mp_buf removed = { 0 };
         struct vm *vm = t->vm;
-        size_t n, removed_len = 0;
+        uint64_t n_removed = 0;
+        size_t n;
         int r;
 
+        mp_buf_init(&removed);
         r = vm->ops->ram_regions(vm->vmm, regions, MAX_REGIONS, &n, e);
         if (r == 0 && vm->session)
-                r = pager_session_removed(vm->d->pager, vm, &removed, &removed_len, e);
+                r = pager_session_removed(vm->d->pager, vm, &removed, &n_removed, e);
         if (r < 0)
                 return r;
-        mp_map(b, removed ? 4 : 3);
+        mp_map(b, 4);
         mp_kv_u64(b, "pid", (uint64_t) vm->ops->pid(vm->vmm));
         mp_key(b, "regions");
         mp_array(b, n);
@@ -159,10 +161,9 @@ static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
                         return err_errno(e, r, "saving disk %u", i);
                 mp_str(b, path);
         }
-        if (removed) {
-                mp_key(b, "removed");
-                mp_raw(b, removed, removed_len);
-        }
+        mp_key(b, "removed");
+        mp_array(b, n_removed);
+        mp_raw(b, removed.sb.data, removed.sb.size);
         return 0;
 }
 

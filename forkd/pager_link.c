@@ -333,30 +333,45 @@ void pager_session_close(struct pager *p, struct vm *vm) {
                 log_debug("closing the pager session of %s: %s", vm->name, e.message);
 }
 
-int pager_session_removed(struct pager *p, struct vm *vm, void **ret_raw, size_t *ret_len, struct err *e) {
+/* One answer's worth of ranges, from page @first on, appended to @out. *ret_next: where to go on, 0 at the end. */
+static int removed_part(struct pager *p, struct vm *vm, uint64_t first, struct mp_buf *out, uint64_t *ret_n, uint64_t *ret_next,
+                        struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
         const msgpack_object *ranges;
-        struct mp_buf b;
         int r;
 
-        if (!pager_is_up(p))
-                return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
         mp_buf_init(&b);
-        put_session(&b, vm, 0);
+        put_session(&b, vm, 1);
+        mp_kv_u64(&b, "first_page", first);
         r = rpc_call_co(p->conn, "session.removed", &b, NULL, 0, CALL_TIMEOUT_MS, &a, e);
-        mp_buf_clear(&b);
         if (r < 0)
                 return r;
         ranges = mp_get_array(&a.doc.root, "ranges");
-        if (!ranges)
-                return err_set(e, ERR_PAGER, -EPROTO, "the pager's answer to session.removed has no ranges");
-        mp_obj(&b, ranges);
-        if (b.failed) {
-                mp_buf_clear(&b);
-                return err_errno(e, -ENOMEM, "reading the discarded pages");
-        }
-        *ret_len = b.sb.size;
-        *ret_raw = msgpack_sbuffer_release(&b.sb);
+        *ret_next = 0;
+        (void) mp_get_u64(&a.doc.root, "next", ret_next);
+        if (!ranges || (*ret_next != 0 && *ret_next <= first))
+                return err_set(e, ERR_PAGER, -EPROTO, "the pager's answer to session.removed makes no sense");
+        for (uint32_t i = 0; i < ranges->via.array.size; i++)
+                mp_obj(out, &ranges->via.array.ptr[i]);
+        *ret_n = ranges->via.array.size;
+        return out->failed ? err_errno(e, -ENOMEM, "reading the discarded pages") : 0;
+}
+
+int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) {
+        uint64_t next = 0, total = 0, n;
+
+        do {
+                int r;
+
+                if (!pager_is_up(p))
+                        return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
+                r = removed_part(p, vm, next, ret, &n, &next, e);
+                if (r < 0)
+                        return r;
+                total += n;
+        } while (next != 0);
+        *ret_n = total;
         return 0;
 }
 

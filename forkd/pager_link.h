@@ -30,8 +30,8 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_me
 void pager_session_close(struct pager *p, struct vm *vm);
 /** Does the pager know an attached session for this VM? */
 int pager_session_known(struct pager *p, struct vm *vm, bool *ret, struct err *e) attr_warn_unused;
-/** What the guest discarded, as the encoded list of ranges (malloc'ed). */
-int pager_session_removed(struct pager *p, struct vm *vm, void **ret_raw, size_t *ret_len, struct err *e) attr_warn_unused;
+/** What the guest discarded: *ret_n ranges [first page, pages], encoded one behind the other in @ret. */
+int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
 
 int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) attr_warn_unused;
 /** Ends the pager; guests must be gone. */

@@ -194,7 +194,7 @@ static bool refused_when_full(enum wire_type t) {
 }
 
 int link_send(struct guest_link *l, const struct wire_msg *m) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct wire_frame f = { .type = m->type, .epoch = l->epoch };
         struct evbuffer_iovec vec;
 
