@@ -94,8 +94,8 @@ static void fill_info(struct snap_image_info *i, const struct snap_disk_footer *
 
 int snap_image_open(int fd, struct snap_image **ret) {
         cleanup_snap_image struct snap_image *img = NULL;
-        struct snap_disk_header header;
-        struct snap_disk_footer footer;
+        struct snap_disk_header header = {};
+        struct snap_disk_footer footer = {}; /* gcc 12 with -fsanitize=thread does not see that both are set */
         struct stat st;
         int r;
 
@@ -212,6 +212,8 @@ int snap_image_zero_run(struct snap_image *img, uint64_t page, uint64_t max, uin
                 int r;
 
                 r = snap_image_leaf(img, region, &leaf);
+                if (r < 0 && p > page)
+                        break; /* what is known so far is good; whoever asks for the rest gets the error */
                 if (r < 0)
                         return r;
                 if (!leaf) {

@@ -76,7 +76,7 @@ struct snap_loc {
 int snap_image_lookup(struct snap_image *img, uint64_t page, struct snap_loc *ret) attr_warn_unused;
 
 /** From @page, how many consecutive pages (1 … @max) are zero: *ret_n, which is 0 if @page is stored.
- *  Stops at the end of RAM. Errors as lookup. */
+ *  Stops at the end of RAM. Errors as lookup, for @page itself; a corrupt node further on ends the run. */
 int snap_image_zero_run(struct snap_image *img, uint64_t page, uint64_t max, uint64_t *ret_n) attr_warn_unused;
 
 /** The first region at or after @region that stores any page. -ENOENT: none. Reads nothing. */

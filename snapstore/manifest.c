@@ -156,7 +156,7 @@ static void encode_map(struct mp_buf *b, const struct snap_manifest *m) {
 int snap_manifest_encode(const struct snap_manifest *m, void **ret_data, size_t *ret_len) {
         struct manifest_head head = {.magic = MANIFEST_MAGIC, .version = SNAP_MANIFEST_VERSION};
         cleanup_free uint8_t *data = NULL;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         uint64_t sum;
         size_t len;
 

@@ -114,7 +114,7 @@ static void restore_bytes(struct victim *v) {
 static int read_all(int fd, const struct model *m) {
         cleanup_snap_decoder struct snap_decoder *d = NULL;
         cleanup_snap_image struct snap_image *img = NULL;
-        uint8_t page[SNAP_PAGE_SIZE];
+        uint8_t page[SNAP_PAGE_SIZE], frame_buf[SNAP_FRAME_BYTES];
         int r, result = 0;
 
         r = snap_image_open(fd, &img);
@@ -122,6 +122,8 @@ static int read_all(int fd, const struct model *m) {
                 return r;
         assert_ok(snap_decoder_new(&d));
         for (uint64_t i = 0; i < snap_image_info(img)->ram_bytes / SNAP_PAGE_SIZE && i < 2000; i++) {
+                struct snap_frame f;
+                struct snap_loc loc;
                 uint64_t run;
 
                 r = snap_image_zero_run(img, i, UINT64_MAX, &run);
@@ -132,6 +134,11 @@ static int read_all(int fd, const struct model *m) {
                         continue;
                 }
                 r = snap_image_read_page(img, d, i, page);
+                if (snap_image_lookup(img, i, &loc) == 0 && !loc.zero) {
+                        assert_int_equal(snap_image_decode(img, d, &loc, frame_buf, &f), r);
+                        if (r == 0) /* whatever the file says: it is the page that was asked for */
+                                assert_true(f.page[loc.slot] == i && f.live_mask >> loc.slot & 1);
+                }
                 if (r < 0)
                         result = r;
                 else if (m && memcmp(page, model_page(m, i), SNAP_PAGE_SIZE) != 0)
@@ -235,6 +242,40 @@ static void test_misplaced_records(void **state) {
         }
         victim_clear(&v);
         victim_clear(&other);
+}
+
+/* An old version of the very same page, where the new one should be: a write that was lost. */
+static void test_lost_write(void **state) {
+        struct snap_writer_stats stats;
+        struct snap_image *img;
+        struct snap_writer *w;
+        struct snap_loc old, new;
+        struct model m;
+        int fd, child = temp_fd();
+        uint8_t rec[SNAP_FRAME_MAX];
+
+        model_init(&m, 40);
+        page_fill_small(1, model_page(&m, 7));
+        fd = image_of(&m, SNAP_CODEC_NONE);
+        assert_ok(snap_image_open(fd, &img));
+        assert_ok(snap_image_lookup(img, 7, &old));
+        snap_image_close(img);
+        w = writer_start(child, fd, &m, SNAP_CODEC_NONE);
+        page_fill_small(2, model_page(&m, 7));
+        assert_ok(snap_writer_put(w, 7, model_page(&m, 7), 1));
+        assert_ok(snap_writer_finish(w, &stats));
+        snap_writer_free(w);
+        check_image(child, &m);
+        assert_ok(snap_image_open(child, &img));
+        assert_ok(snap_image_lookup(img, 7, &new));
+        snap_image_close(img);
+        assert_int_equal(old.frame_len, new.frame_len);
+        assert_ok(io_pread_full(child, rec, old.frame_len, old.frame_off));
+        assert_ok(io_pwrite_full(child, rec, new.frame_len, new.frame_off));
+        assert_int_equal(read_all(child, &m), -EBADMSG);
+        (void) close(fd);
+        (void) close(child);
+        model_clear(&m);
 }
 
 /* ---- hostile: sealed again ---- */
@@ -508,11 +549,17 @@ static void test_verify_reports(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_flip_every_byte),   cmocka_unit_test(test_cut_anywhere),
-                cmocka_unit_test(test_lost_blocks),       cmocka_unit_test(test_misplaced_records),
-                cmocka_unit_test(test_sealed_bytes),      cmocka_unit_test(test_sealed_frames),
-                cmocka_unit_test(test_sealed_nodes),      cmocka_unit_test(test_sealed_footer),
-                cmocka_unit_test(test_corrupt_parent),    cmocka_unit_test(test_verify_reports),
+                cmocka_unit_test(test_flip_every_byte),
+                cmocka_unit_test(test_cut_anywhere),
+                cmocka_unit_test(test_lost_blocks),
+                cmocka_unit_test(test_misplaced_records),
+                cmocka_unit_test(test_lost_write),
+                cmocka_unit_test(test_sealed_bytes),
+                cmocka_unit_test(test_sealed_frames),
+                cmocka_unit_test(test_sealed_nodes),
+                cmocka_unit_test(test_sealed_footer),
+                cmocka_unit_test(test_corrupt_parent),
+                cmocka_unit_test(test_verify_reports),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -128,7 +128,7 @@ static int decode_map(const void *map, size_t map_len, uint32_t version, struct 
 static int decode_with(const char *key, const struct mp_buf *value) {
         struct snap_manifest *m = calloc(1, sizeof(*m));
         cleanup_mp_doc struct mp_doc doc = {};
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         const msgpack_object_map *map;
         bool found = false;
         uint8_t *data;
@@ -161,7 +161,7 @@ static int decode_with(const char *key, const struct mp_buf *value) {
 }
 
 static int with_str(const char *key, const char *s) {
-        cleanup_mp_buf struct mp_buf v;
+        cleanup_mp_buf struct mp_buf v = { 0 };
 
         mp_buf_init(&v);
         mp_str(&v, s);
@@ -169,7 +169,7 @@ static int with_str(const char *key, const char *s) {
 }
 
 static int with_u64(const char *key, uint64_t n) {
-        cleanup_mp_buf struct mp_buf v;
+        cleanup_mp_buf struct mp_buf v = { 0 };
 
         mp_buf_init(&v);
         mp_u64(&v, n);
@@ -219,7 +219,7 @@ static void test_fields(void **state) {
 }
 
 static void test_arrays(void **state) {
-        cleanup_mp_buf struct mp_buf v;
+        cleanup_mp_buf struct mp_buf v = { 0 };
 
         mp_buf_init(&v);
         assert_int_equal(decode_with("chain", NULL), -EBADMSG);
@@ -265,7 +265,7 @@ static void test_arrays(void **state) {
 static void test_versions_and_unknown_keys(void **state) {
         struct snap_manifest *m = calloc(1, sizeof(*m)), *got = calloc(1, sizeof(*got));
         cleanup_mp_doc struct mp_doc doc = {};
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         const msgpack_object_map *map;
         uint8_t *data;
         size_t len;
