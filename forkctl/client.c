@@ -200,7 +200,7 @@ int ctl_call_error(struct ctl *c, const char *method, const struct rpc_result *r
 
 static int start_fds(struct ctl *c, const char *method, const struct req *q, const int *fds, size_t n_fds, rpc_result_fn fn,
                      void *arg, uint32_t *ret_msgid) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         int r;
 
         req_encode(q, &b);

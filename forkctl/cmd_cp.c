@@ -146,8 +146,8 @@ static int copy_in(struct ctl *c, const struct args *a, const struct side *src, 
         char path[GUEST_PATH_MAX], size[32];
         cleanup_req struct req q;
         cleanup_fd int fd = -1;
-        struct stat st;
-        uint64_t len;
+        struct stat st = { 0 };
+        uint64_t len = 0;
         int r;
 
         req_init(&q);

@@ -365,17 +365,21 @@ void args_clear(struct args *a) {
 }
 
 bool arg_given(const struct args *a, const char *name) {
-        assert(find_option(a->cmd, name));
+        const struct option_def *def = find_option(a->cmd, name);
+
+        assert(def);
         for (size_t i = 0; i < a->n_given; i++)
-                if (strcmp(a->given[i].def->name, name) == 0)
+                if (a->given[i].def == def)
                         return true;
         return false;
 }
 
 const char *arg_nth(const struct args *a, const char *name, size_t nth) {
-        assert(find_option(a->cmd, name));
+        const struct option_def *def = find_option(a->cmd, name);
+
+        assert(def);
         for (size_t i = 0; i < a->n_given; i++)
-                if (strcmp(a->given[i].def->name, name) == 0 && nth-- == 0)
+                if (a->given[i].def == def && nth-- == 0)
                         return a->given[i].value;
         return NULL;
 }

@@ -55,7 +55,7 @@ void streams_fail(struct streams *s, int r) {
 }
 
 void streams_notify(struct streams *s, const char *method, const struct req *q) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         int r;
 
         mp_buf_init(&b);

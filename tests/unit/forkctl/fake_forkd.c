@@ -59,12 +59,13 @@ static void put_json(struct mp_buf *b, const json_t *j) {
 
 void fake_reply_on(struct rpc_conn *conn, uint32_t msgid, const char *json) {
         cleanup_json json_t *j = json_loads(json, JSON_ALLOW_NUL | JSON_DECODE_ANY, NULL);
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         assert_non_null(j);
         mp_buf_init(&b);
         put_json(&b, j);
-        assert_int_equal(rpc_reply(conn, msgid, &b, NULL, 0), 0);
+        r = rpc_reply(conn, msgid, &b, NULL, 0);
+        assert_true(r == 0 || r == -ENOTCONN); /* a client that failed may be gone already */
 }
 
 void fake_reply(struct rpc_msg *m, const char *json) {
@@ -73,7 +74,7 @@ void fake_reply(struct rpc_msg *m, const char *json) {
 
 void fake_notify(struct rpc_conn *conn, const char *method, const char *json, const void *data, size_t len) {
         cleanup_json json_t *j = json_loads(json, 0, NULL);
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         const char *key;
         json_t *v;
 

@@ -75,7 +75,7 @@ static void json_is(const struct mp_buf *b, const char *want) {
 }
 
 static void test_values(void **state) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 9);
@@ -96,7 +96,7 @@ static void test_values(void **state) {
 }
 
 static void test_keys(void **state) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 4);

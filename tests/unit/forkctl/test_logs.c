@@ -22,7 +22,7 @@ struct console {
 
 static void on_logs(struct fake *f, struct rpc_msg *m) {
         struct console *c = f->arg;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         uint64_t offset = 0;
         size_t n;
         struct err e;
