@@ -11,7 +11,7 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void check_message(const struct wire_frame *f) {
-        cleanup_mp_buf struct mp_buf once, twice;
+        cleanup_mp_buf struct mp_buf once = { 0 }, twice = { 0 };
         struct wire_msg m, again;
         struct wire_frame g = *f;
 

@@ -355,7 +355,7 @@ static void test_garbage(void **state) {
 /* Frames of another epoch: the agent does not even count them. */
 static void body_wrong_epoch(struct guest *g) {
         const char *argv[] = { "sh", "-c", "echo > /tmp/forkd-agent-must-not-exist", NULL }, *env[] = { NULL };
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         uint8_t frame[4096];
         struct wire_msg m = { .type = WIRE_EXEC, .call = 77, .exec = { .argv = argv, .env = env, .cwd = "/" } };
         struct wire_frame f = { .type = WIRE_EXEC, .epoch = 12345 };

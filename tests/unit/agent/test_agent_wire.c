@@ -197,7 +197,7 @@ static int transfer(const struct wire_msg *m, struct mp_buf *b, struct wire_msg 
 static void test_wake_round_trip(void **state) {
         struct wire_msg m = { .type = WIRE_WAKE, .wake = { .kind = WIRE_WAKE_RESTORE, .realtime_ns = 1790000000123456789 } };
         struct wire_msg back;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         strcpy(m.wake.hostname, "clone-1.example");
         strcpy(m.wake.machine_id, "0123456789abcdef0123456789abcdef");
@@ -209,7 +209,7 @@ static void test_wake_round_trip(void **state) {
 
 static void expect_bad_wake(const char *hostname, const char *machine_id) {
         struct wire_msg m = { .type = WIRE_WAKE }, back;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         strcpy(m.wake.hostname, hostname);
         strcpy(m.wake.machine_id, machine_id);
@@ -227,7 +227,7 @@ static void test_wake_limits(void **state) {
 
 static void test_ack_round_trip(void **state) {
         struct wire_msg m = { .type = WIRE_ACK, .ack = { .us = { 1, 2, 3, 4, 5 }, .n_warnings = 2 } }, back;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         strcpy(m.ack.version, "1.2");
         strcpy(m.ack.warnings[0], "clock: no");
@@ -245,7 +245,7 @@ static void test_exec_round_trip(void **state) {
         struct wire_msg m = { .type = WIRE_EXEC, .call = 9, .exec = { .argv = argv, .env = env, .cwd = "/tmp", .tty = true,
                                                                       .rows = 50, .cols = 132, .timeout_ms = 1500 } };
         struct wire_msg back;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         assert_int_equal(transfer(&m, &b, &back), 0);
         assert_int_equal(back.call, 9);
@@ -265,7 +265,7 @@ static void test_exec_round_trip(void **state) {
 static void test_exec_largest(void **state) {
         static const char *argv[WIRE_ARGV_MAX + 1], *env[WIRE_ARGV_MAX + 1];
         struct wire_msg m = { .type = WIRE_EXEC, .call = UINT32_MAX, .exec = { .argv = argv, .env = env } }, back;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         char *big = malloc(WIRE_ARG_BYTES_MAX);
         size_t rest = WIRE_ARG_BYTES_MAX - (WIRE_ARGV_MAX - 1) * 2 - WIRE_ARGV_MAX * 3;
 
@@ -290,7 +290,7 @@ static void test_exec_largest(void **state) {
 static void test_exec_limits(void **state) {
         const char *none[] = { NULL }, *argv[] = { "x", NULL }, *env[] = { "novalue", NULL };
         struct wire_msg m = { .type = WIRE_EXEC, .call = 1, .exec = { .argv = none, .env = none, .cwd = "/" } }, back;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         assert_int_equal(transfer(&m, &b, &back), -EBADMSG);
         mp_buf_clear(&b);
@@ -325,7 +325,7 @@ static void test_small_messages(void **state) {
         };
 
         for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
-                cleanup_mp_buf struct mp_buf b, again;
+                cleanup_mp_buf struct mp_buf b = { 0 }, again = { 0 };
                 struct wire_msg back;
 
                 assert_int_equal(transfer(&cases[i], &b, &back), 0);
@@ -356,7 +356,7 @@ static void test_small_limits(void **state) {
         };
 
         for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
-                cleanup_mp_buf struct mp_buf b;
+                cleanup_mp_buf struct mp_buf b = { 0 };
                 struct wire_msg back;
 
                 assert_int_equal(transfer(&cases[i], &b, &back), -EBADMSG);
@@ -364,7 +364,7 @@ static void test_small_limits(void **state) {
 }
 
 static void test_not_a_map(void **state) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct wire_msg back;
 
         mp_buf_init(&b);
