@@ -60,6 +60,7 @@ static void put_json(struct mp_buf *b, const json_t *j) {
 void fake_reply_on(struct rpc_conn *conn, uint32_t msgid, const char *json) {
         cleanup_json json_t *j = json_loads(json, JSON_ALLOW_NUL | JSON_DECODE_ANY, NULL);
         cleanup_mp_buf struct mp_buf b = { 0 };
+        int r;
 
         assert_non_null(j);
         mp_buf_init(&b);
