@@ -61,10 +61,12 @@ class BadInput(Case):
     def test_numbers_out_of_range(self):
         for mem in ("1M", "2T", "100000001"):
             self.refused("run", "x", "--mem", mem, code="invalid")
-        for vcpus in ("0", "65", "1000000"):
-            self.refused("run", "x", "--vcpus", vcpus, code="invalid")
-        for count in ("0", "1001", "99999999999"):
-            self.refused("fork", "good", "x", "--count", count, code="invalid")
+        for args in (["run", "x", "--vcpus", "65"], ["run", "x", "--vcpus", "1000000"], ["fork", "good", "x", "--count", "1001"]):
+            self.refused(*args, code="invalid")
+        # what is no count at all never leaves forkctl
+        for args in (["run", "x", "--vcpus", "0"], ["fork", "good", "x", "--count", "0"], ["fork", "good", "x", "--count", "-1"],
+                     ["fork", "good", "x", "--count", "99999999999"], ["run", "x", "--mem", "lots"]):
+            self.assertEqual(self.run_ctl(*args).returncode, 2, args)
         self.refused("run", "x", "--mem", "900G", code="no-space", says=["needed", "available"])
 
     def test_what_this_build_has_not(self):

@@ -58,6 +58,13 @@ class Faults(Case):
                 return
         self.fail(f"{name} is {self.state(name)}, not {state}")
 
+    @staticmethod
+    def kill(pidfd):
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it was on standby already
+
     def with_qemu(self, script):
         """A forkd whose QEMU is a script of ours."""
         path = self.lab.dir / "qemu-of-ours"
@@ -106,7 +113,7 @@ class Faults(Case):
             name = f"r{i}"
             self.lab.ctl("fork", "r", name)
             fd = os.pidfd_open(self.lab.vm(name)["pid"])
-            killer = threading.Timer(0.002 * i, signal.pidfd_send_signal, (fd, signal.SIGKILL))
+            killer = threading.Timer(0.002 * i, self.kill, (fd,))
             killer.start()
             try:
                 self.lab.ctl("standby", name)
