@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /* Theory of operation
  *
- * Receiving: bytes gather in one buffer. mp_scan says whether a whole message stands at its start, and if not,
- * at least how long the message is, so a large message is not scanned again for each piece of it. Descriptors
- * gather in arrival order; a message that says "fds": n takes the first n (the kernel never delivers a
- * descriptor later than the byte it was sent with).
+ * Receiving: bytes gather in one buffer. A scanner says whether a whole message stands at its start, and if not,
+ * at least how long the message is; it looks at each byte once, however small the pieces are that they come in.
  *
- * Sending: a queue of encoded messages, each with its descriptors, which go with its first byte.
+ * Descriptors gather in arrival order; a message that says "fds": n takes the first n. The kernel never delivers
+ * a descriptor later than the byte it was sent with, and ends a read behind the write that brought one. So a
+ * descriptor that was read before the first byte of the message at hand was brought by an earlier one that did
+ * not say so: the peer is hung up on, rather than that a message gets what was sent with another.
  *
- * Lifetime: references are counted. The connection holds one on itself while it dispatches, so a handler may
- * drop the last one. After close the structure stays until the last reference goes, answering "closed". */
+ * Sending: a queue of encoded messages, each with its descriptors, which go with its first byte. A peer that does
+ * not read what it asked for is not read from either (RPC_MAX_QUEUED), so that its socket fills up and not our
+ * memory. When the peer is gone, its last words are still read: the end of the stream closes the connection.
+ *
+ * Lifetime: owners hold references. A callback pins the structure while it works with it, so a handler may drop
+ * the last reference: the connection is closed then and there, and freed when the callback returns. */
 #include "common/rpc.h"
 
 #include <errno.h>
@@ -18,11 +23,11 @@
 #include <sys/queue.h>
 #include <sys/socket.h>
 
-#include "common/co.h"
 #include "common/io.h"
 
 #define READ_CHUNK 65536u
 #define MAX_CALLS 4096u
+#define MAX_OPEN_REQUESTS 1024u
 
 struct out_msg {
         TAILQ_ENTRY(out_msg) entry;
@@ -43,20 +48,29 @@ struct rpc_conn {
         struct event_base *base;
         const struct rpc_handlers *handlers;
         void *arg;
-        unsigned refs;
+        unsigned refs, pins;
         int fd; /* -1 once closed */
         struct ucred peer;
         struct event *read_ev, *write_ev, *close_ev;
         int close_r;
 
         char *in;
-        size_t in_len, in_cap, in_need; /* in_need: do not scan before so many bytes are there */
-        int in_fds[RPC_MAX_PENDING_FDS];
+        size_t in_len, in_cap;
+        uint64_t in_start;      /* where in the stream the buffer begins */
+        struct mp_scanner scan; /* of the message at the buffer's beginning */
+        size_t in_need;         /* its length, at least: no use in scanning before so many bytes are there */
+        struct {
+                int fd;
+                uint64_t end; /* where in the stream the read ended that brought it */
+        } in_fds[RPC_MAX_PENDING_FDS];
         size_t n_in_fds;
+        unsigned open_requests; /* not answered yet */
+        bool paused;            /* not reading until the queue has shrunk */
 
         TAILQ_HEAD(, out_msg) out;
         size_t queued;
         bool above_low;
+        bool deaf; /* the peer does not read any more */
 
         TAILQ_HEAD(, pending_call) calls;
         unsigned n_calls;
@@ -75,6 +89,14 @@ static void out_free(struct out_msg *m) {
         free(m);
 }
 
+static void drop_queue(struct rpc_conn *c) {
+        for (struct out_msg *m; (m = TAILQ_FIRST(&c->out));) {
+                TAILQ_REMOVE(&c->out, m, entry);
+                out_free(m);
+        }
+        c->queued = 0;
+}
+
 /* Everything but the structure. */
 static void conn_release(struct rpc_conn *c) {
         if (c->read_ev)
@@ -83,13 +105,21 @@ static void conn_release(struct rpc_conn *c) {
                 event_free(c->write_ev);
         c->read_ev = c->write_ev = NULL;
         c->fd = close_fd(c->fd);
-        for (struct out_msg *m; (m = TAILQ_FIRST(&c->out));) {
-                TAILQ_REMOVE(&c->out, m, entry);
-                out_free(m);
-        }
-        c->queued = 0;
-        close_fds(c->in_fds, c->n_in_fds);
-        c->n_in_fds = 0;
+        drop_queue(c);
+        while (c->n_in_fds > 0)
+                (void) close_fd(c->in_fds[--c->n_in_fds].fd);
+}
+
+static void conn_free(struct rpc_conn *c) {
+        if (c->close_ev)
+                event_free(c->close_ev);
+        free(c->in);
+        free(c);
+}
+
+static void conn_unpin(struct rpc_conn *c) {
+        if (--c->pins == 0 && c->refs == 0)
+                conn_free(c);
 }
 
 static void fail_calls(struct rpc_conn *c, int r) {
@@ -105,12 +135,13 @@ static void fail_calls(struct rpc_conn *c, int r) {
 }
 
 static void on_close_event(evutil_socket_t fd, short what, void *arg) {
-        struct rpc_conn *c = rpc_conn_ref(arg);
+        struct rpc_conn *c = arg;
 
+        c->pins++;
         fail_calls(c, c->close_r < 0 ? c->close_r : -ECANCELED);
-        if (c->handlers->on_close)
+        if (c->refs > 0 && c->handlers->on_close)
                 c->handlers->on_close(c, c->close_r, c->arg);
-        rpc_conn_unref(c);
+        conn_unpin(c);
 }
 
 /* Ends the connection; callbacks follow in the loop's next turn, so that no caller is surprised by them. */
@@ -135,10 +166,8 @@ void rpc_conn_unref(struct rpc_conn *c) {
                 TAILQ_REMOVE(&c->calls, p, entry);
                 free(p);
         }
-        if (c->close_ev)
-                event_free(c->close_ev);
-        free(c->in);
-        free(c);
+        if (c->pins == 0)
+                conn_free(c);
 }
 
 void rpc_conn_close(struct rpc_conn *c) {
@@ -175,10 +204,15 @@ static void conn_flush(struct rpc_conn *c) {
                         (void) event_add(c->write_ev, NULL);
                         break;
                 }
-                if (n < 0) {
+                if (n == -EPIPE || n == -ECONNRESET) {
                         /* The peer is gone; what it had sent before may still be worth reading, and the end of
                          * the stream closes the connection then. */
-                        conn_shut(c, n == -EPIPE || n == -ECONNRESET ? 0 : (int) n);
+                        c->deaf = true;
+                        drop_queue(c);
+                        break;
+                }
+                if (n < 0) {
+                        conn_shut(c, (int) n);
                         return;
                 }
                 m->sent += (size_t) n;
@@ -188,24 +222,32 @@ static void conn_flush(struct rpc_conn *c) {
                         out_free(m);
                 }
         }
-        if (c->above_low && c->queued < RPC_SEND_LOW / 2) {
+}
+
+static void conn_process(struct rpc_conn *c);
+
+static void on_writable(evutil_socket_t fd, short what, void *arg) {
+        struct rpc_conn *c = arg;
+
+        c->pins++;
+        conn_flush(c);
+        if (c->fd >= 0 && c->above_low && c->queued < RPC_SEND_LOW / 2) {
                 c->above_low = false;
                 if (c->handlers->on_drain)
                         c->handlers->on_drain(c, c->arg);
         }
-}
-
-static void on_writable(evutil_socket_t fd, short what, void *arg) {
-        struct rpc_conn *c = rpc_conn_ref(arg);
-
-        conn_flush(c);
-        rpc_conn_unref(c);
+        if (c->fd >= 0 && c->paused && c->queued < RPC_MAX_QUEUED / 2) {
+                c->paused = false;
+                (void) event_add(c->read_ev, NULL);
+                conn_process(c); /* whole messages may have been waiting */
+        }
+        conn_unpin(c);
 }
 
 static int conn_send(struct rpc_conn *c, const struct mp_buf *b, const int *fds, size_t n_fds) {
         struct out_msg *m;
 
-        if (c->fd < 0)
+        if (c->fd < 0 || c->deaf)
                 return -ENOTCONN;
         if (b->failed)
                 return -ENOMEM;
@@ -229,10 +271,10 @@ static int conn_send(struct rpc_conn *c, const struct mp_buf *b, const int *fds,
         }
         TAILQ_INSERT_TAIL(&c->out, m, entry);
         c->queued += m->len;
-        if (c->queued >= RPC_SEND_LOW)
-                c->above_low = true;
         if (TAILQ_FIRST(&c->out) == m)
                 conn_flush(c);
+        if (c->queued >= RPC_SEND_LOW)
+                c->above_low = true;
         return 0;
 }
 
@@ -300,27 +342,7 @@ void rpc_call_cancel(struct rpc_conn *c, uint32_t msgid) {
                 }
 }
 
-int rpc_reply(struct rpc_conn *c, uint32_t msgid, const struct mp_buf *result, const int *fds, size_t n_fds) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-        struct err e;
-        int r;
-
-        mp_buf_init(&b);
-        mp_array(&b, 4);
-        mp_u64(&b, 1);
-        mp_u64(&b, msgid);
-        mp_nil(&b);
-        put_params(&b, result);
-        r = conn_send(c, &b, fds, n_fds);
-        if (r == -EMSGSIZE || r == -ENOMEM) {
-                /* A caller must not wait for ever for an answer that cannot be sent. */
-                (void) err_set(&e, ERR_LIMIT, r, "the answer is larger than one message may be");
-                return rpc_reply_err(c, msgid, &e);
-        }
-        return r;
-}
-
-int rpc_reply_err(struct rpc_conn *c, uint32_t msgid, const struct err *e) {
+static int send_error(struct rpc_conn *c, uint32_t msgid, const struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
@@ -335,19 +357,64 @@ int rpc_reply_err(struct rpc_conn *c, uint32_t msgid, const struct err *e) {
         return conn_send(c, &b, NULL, 0);
 }
 
+static void request_answered(struct rpc_conn *c) {
+        if (c->open_requests > 0)
+                c->open_requests--;
+}
+
+int rpc_reply(struct rpc_conn *c, uint32_t msgid, const struct mp_buf *result, const int *fds, size_t n_fds) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        struct err e;
+        int r;
+
+        request_answered(c);
+        mp_buf_init(&b);
+        mp_array(&b, 4);
+        mp_u64(&b, 1);
+        mp_u64(&b, msgid);
+        mp_nil(&b);
+        put_params(&b, result);
+        r = conn_send(c, &b, fds, n_fds);
+        if (r == 0 || r == -ENOTCONN)
+                return r;
+        /* A caller must not wait for ever for an answer that cannot be sent. */
+        if (r == -EMSGSIZE)
+                (void) err_set(&e, ERR_LIMIT, r, "the answer is larger than one message may be");
+        else
+                (void) err_errno(&e, r, "sending the answer");
+        return send_error(c, msgid, &e);
+}
+
+int rpc_reply_err(struct rpc_conn *c, uint32_t msgid, const struct err *e) {
+        request_answered(c);
+        return send_error(c, msgid, e);
+}
+
 /* ---- receiving ---- */
 
-static void reply_protocol_error(struct rpc_conn *c, uint32_t msgid, const char *what) {
+static void refuse_request(struct rpc_conn *c, uint32_t msgid, const char *wrong) {
         struct err e;
 
-        (void) err_set(&e, ERR_PROTOCOL, -EPROTO, "%s", what);
-        (void) err_hint(&e, "a request is [0, msgid, method, {params}]");
+        if (wrong) {
+                (void) err_set(&e, ERR_PROTOCOL, -EPROTO, "%s", wrong);
+                (void) err_hint(&e, "a request is [0, msgid, method, {params}]");
+        } else {
+                (void) err_set(&e, ERR_LIMIT, -EBUSY, "%u requests of this connection wait for their answers", MAX_OPEN_REQUESTS);
+                (void) err_hint(&e, "wait for answers before asking more");
+        }
         (void) rpc_reply_err(c, msgid, &e);
+}
+
+/* Bytes of an encoded array's header; some encoders use longer ones than they need. */
+static size_t array_header(const char *data) {
+        uint8_t t = (uint8_t) data[0];
+
+        return t == 0xdc ? 3 : t == 0xdd ? 5 : 1;
 }
 
 /* The n-th element of the encoded array at @data, as bytes. Only for messages that were scanned. */
 static int element_bytes(const char *data, size_t len, unsigned n, const char **ret, size_t *ret_len) {
-        size_t pos = 1, el = 0;
+        size_t pos = array_header(data), el = 0;
 
         for (unsigned i = 0;; i++) {
                 if (pos >= len || mp_scan(data + pos, len - pos, &el) != 1)
@@ -369,10 +436,12 @@ static int normalize_params(const msgpack_object *o, const char *raw, size_t raw
                 msg->raw_params_len = 1;
                 return 0;
         }
-        if (o->type == MSGPACK_OBJECT_ARRAY && o->via.array.size == 1 && raw_len > 1 && ((uint8_t) raw[0] & 0xf0) == 0x90) {
+        if (o->type == MSGPACK_OBJECT_ARRAY && o->via.array.size == 1) {
+                size_t head = array_header(raw);
+
                 o = &o->via.array.ptr[0];
-                raw++;
-                raw_len--;
+                raw += head;
+                raw_len -= head;
         }
         if (o->type != MSGPACK_OBJECT_MAP)
                 return -EBADMSG;
@@ -391,46 +460,52 @@ static int claim_fds(struct rpc_conn *c, const msgpack_object *map, int *fds, si
                 return 0;
         if (n > IO_MAX_FDS || n > c->n_in_fds)
                 return -EBADMSG;
-        memcpy(fds, c->in_fds, n * sizeof(int));
-        memmove(c->in_fds, c->in_fds + n, (c->n_in_fds - n) * sizeof(int));
+        for (size_t i = 0; i < n; i++)
+                fds[i] = c->in_fds[i].fd;
+        memmove(c->in_fds, c->in_fds + n, (c->n_in_fds - n) * sizeof(c->in_fds[0]));
         c->n_in_fds -= n;
         *ret_n = n;
         return 0;
 }
 
-static int dispatch_call(struct rpc_conn *c, const msgpack_object *a, const char *data, size_t len, bool request) {
-        unsigned base = request ? 2 : 1;
-        const msgpack_object *method = &a->via.array.ptr[base];
-        struct rpc_msg msg = { .conn = c, .is_request = request };
-        int fds[IO_MAX_FDS];
-        const char *raw;
-        size_t raw_len;
-        int r;
-
-        if (request)
-                msg.msgid = (uint32_t) a->via.array.ptr[1].via.u64;
+/* What is wrong with a request that was understood as far as its number; NULL: nothing. */
+static const char *read_call(const msgpack_object *method, const msgpack_object *params, const char *raw, size_t raw_len,
+                             struct rpc_msg *msg) {
         if (method->type != MSGPACK_OBJECT_STR || method->via.str.size == 0 || method->via.str.size > RPC_MAX_METHOD ||
-            memchr(method->via.str.ptr, 0, method->via.str.size)) {
-                if (request)
-                        reply_protocol_error(c, msg.msgid, "the method is not a name of at most 64 bytes");
-                return 0;
-        }
-        memcpy(msg.method, method->via.str.ptr, method->via.str.size);
-        r = element_bytes(data, len, base + 1, &raw, &raw_len);
+            memchr(method->via.str.ptr, 0, method->via.str.size))
+                return "the method is not a name of at most 64 bytes";
+        memcpy(msg->method, method->via.str.ptr, method->via.str.size);
+        if (normalize_params(params, raw, raw_len, msg) < 0)
+                return "params are neither a map nor a list of one map";
+        return NULL;
+}
+
+static int dispatch_call(struct rpc_conn *c, const msgpack_object *a, const char *data, size_t len, bool request) {
+        const msgpack_object *method = &a->via.array.ptr[request ? 2 : 1], *params = method + 1;
+        struct rpc_msg msg = { .conn = c, .is_request = request };
+        const char *raw, *wrong;
+        int fds[IO_MAX_FDS], r;
+        size_t raw_len;
+
+        r = element_bytes(data, len, request ? 3 : 2, &raw, &raw_len);
         if (r == 0)
-                r = normalize_params(&a->via.array.ptr[base + 1], raw, raw_len, &msg);
-        if (r < 0) {
-                if (request)
-                        reply_protocol_error(c, msg.msgid, "params are neither a map nor a list of one map");
-                return 0;
-        }
-        r = claim_fds(c, msg.params, fds, &msg.n_fds);
+                r = claim_fds(c, params, fds, &msg.n_fds);
         if (r < 0)
                 return r;
+        if (request) {
+                msg.msgid = (uint32_t) a->via.array.ptr[1].via.u64;
+                c->open_requests++;
+        }
         msg.fds = fds;
-        c->handlers->on_message(&msg, c->arg);
+        wrong = read_call(method, params, raw, raw_len, &msg);
+        if (!wrong && msg.params != params && msg.params)
+                r = claim_fds(c, msg.params, fds, &msg.n_fds); /* those of [{…}] */
+        if (r == 0 && !wrong && c->open_requests <= MAX_OPEN_REQUESTS)
+                c->handlers->on_message(&msg, c->arg);
+        else if (r == 0 && request)
+                refuse_request(c, msg.msgid, wrong);
         close_fds(fds, msg.n_fds);
-        return 0;
+        return r;
 }
 
 static void fill_remote_error(const msgpack_object *error, struct rpc_result *res) {
@@ -491,10 +566,6 @@ static int dispatch(struct rpc_conn *c, const char *data, size_t len) {
         if (a->type != MSGPACK_OBJECT_ARRAY || a->via.array.size < 3 ||
             a->via.array.ptr[0].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
                 return -EBADMSG;
-        /* element_bytes steps over a one-byte array header: an encoder that uses a longer one for four elements
-         * is odd but valid, so such a message is encoded anew by refusing it clearly. */
-        if (((uint8_t) data[0] & 0xf0) != 0x90)
-                return -EBADMSG;
         type = a->via.array.ptr[0].via.u64;
         if (type == 2)
                 return a->via.array.size == 3 ? dispatch_call(c, a, data, len, false) : -EBADMSG;
@@ -504,7 +575,12 @@ static int dispatch(struct rpc_conn *c, const char *data, size_t len) {
         return type == 0 ? dispatch_call(c, a, data, len, true) : dispatch_response(c, a, data, len);
 }
 
-/* Takes all whole messages from the buffer. */
+/* The oldest descriptor came before the message at @start: nobody has claimed it who could have. */
+static bool has_stray_fd(const struct rpc_conn *c, uint64_t start) {
+        return c->n_in_fds > 0 && c->in_fds[0].end <= start;
+}
+
+/* Takes whole messages from the buffer: all there are, unless the peer does not read our answers. */
 static int conn_parse(struct rpc_conn *c) {
         size_t pos = 0;
         int r = 0;
@@ -512,7 +588,12 @@ static int conn_parse(struct rpc_conn *c) {
         while (c->fd >= 0 && c->in_len - pos > 0 && c->in_len - pos >= c->in_need) {
                 size_t n;
 
-                r = mp_scan(c->in + pos, c->in_len - pos, &n);
+                if (c->queued > RPC_MAX_QUEUED) {
+                        c->paused = true;
+                        (void) event_del(c->read_ev);
+                        break;
+                }
+                r = mp_scan_more(&c->scan, c->in + pos, c->in_len - pos, &n);
                 if (r < 0)
                         break;
                 if (n > RPC_MAX_MESSAGE) {
@@ -523,8 +604,9 @@ static int conn_parse(struct rpc_conn *c) {
                         c->in_need = n;
                         break;
                 }
+                c->scan = MP_SCANNER_INIT;
                 c->in_need = 0;
-                r = dispatch(c, c->in + pos, n);
+                r = has_stray_fd(c, c->in_start + pos) ? -EBADMSG : dispatch(c, c->in + pos, n);
                 if (r < 0)
                         break;
                 pos += n;
@@ -532,7 +614,10 @@ static int conn_parse(struct rpc_conn *c) {
         if (pos > 0) {
                 memmove(c->in, c->in + pos, c->in_len - pos);
                 c->in_len -= pos;
+                c->in_start += pos;
         }
+        if (r >= 0 && c->in_len == 0 && has_stray_fd(c, c->in_start))
+                r = -EBADMSG;
         return r < 0 ? r : 0;
 }
 
@@ -566,43 +651,56 @@ static void conn_refuse(struct rpc_conn *c, int r) {
                 mp_kv_str(&b, "message", "the message is larger than 4 MiB, or brings too many descriptors");
                 mp_kv_str(&b, "hint", "send less at once");
         } else {
-                mp_kv_str(&b, "message", "the bytes are no MessagePack-RPC message");
-                mp_kv_str(&b, "hint", "a request is [0, msgid, method, {params}]");
+                mp_kv_str(&b, "message", "the bytes are no MessagePack-RPC message, or its descriptors are not as it says");
+                mp_kv_str(&b, "hint", "a request is [0, msgid, method, {params}]; n descriptors need \"fds\": n in params");
         }
         (void) rpc_notify(c, "error", &b, NULL, 0);
         conn_shut(c, r);
 }
 
-static void on_readable(evutil_socket_t fd, short what, void *arg) {
-        struct rpc_conn *c = rpc_conn_ref(arg);
-        size_t room;
+static void conn_process(struct rpc_conn *c) {
+        int r = conn_parse(c);
+
+        if (r < 0 && c->fd >= 0)
+                conn_refuse(c, r);
+}
+
+static void conn_read(struct rpc_conn *c) {
+        int fds[RPC_MAX_PENDING_FDS];
+        size_t n_fds = RPC_MAX_PENDING_FDS - c->n_in_fds;
         ssize_t n;
         int r;
 
         r = conn_reserve(c);
         if (r < 0) {
                 conn_shut(c, r);
-                goto out;
+                return;
         }
-        room = RPC_MAX_PENDING_FDS - c->n_in_fds;
-        n = io_recv_fds(c->fd, c->in + c->in_len, c->in_cap - c->in_len, c->in_fds + c->n_in_fds, &room);
+        n = io_recv_fds(c->fd, c->in + c->in_len, c->in_cap - c->in_len, fds, &n_fds);
         if (n == -EAGAIN)
-                goto out;
+                return;
         if (n == -EMSGSIZE) {
                 conn_refuse(c, -EMSGSIZE);
-                goto out;
+                return;
         }
         if (n <= 0) {
                 conn_shut(c, n == -ECONNRESET ? 0 : (int) n);
-                goto out;
+                return;
         }
-        c->n_in_fds += room;
         c->in_len += (size_t) n;
-        r = conn_parse(c);
-        if (r < 0 && c->fd >= 0)
-                conn_refuse(c, r);
-out:
-        rpc_conn_unref(c);
+        for (size_t i = 0; i < n_fds; i++) {
+                c->in_fds[c->n_in_fds].fd = fds[i];
+                c->in_fds[c->n_in_fds++].end = c->in_start + c->in_len;
+        }
+        conn_process(c);
+}
+
+static void on_readable(evutil_socket_t fd, short what, void *arg) {
+        struct rpc_conn *c = arg;
+
+        c->pins++;
+        conn_read(c);
+        conn_unpin(c);
 }
 
 int rpc_conn_new(struct event_base *base, int fd, const struct rpc_handlers *handlers, void *arg, struct rpc_conn **ret) {
@@ -620,6 +718,7 @@ int rpc_conn_new(struct event_base *base, int fd, const struct rpc_handlers *han
         c->refs = 1;
         c->fd = fd;
         c->next_msgid = 1;
+        c->scan = MP_SCANNER_INIT;
         TAILQ_INIT(&c->out);
         TAILQ_INIT(&c->calls);
         if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c->peer, &len) < 0)
@@ -636,145 +735,4 @@ int rpc_conn_new(struct event_base *base, int fd, const struct rpc_handlers *han
         }
         *ret = c;
         return 0;
-}
-
-/* ---- calls from coroutines ---- */
-
-static void on_co_result(const struct rpc_result *res, void *arg) {
-        struct rpc_co *call = arg;
-
-        if (res->r < 0) {
-                call->e = res->e;
-                co_wake(&call->wait, res->r);
-                return;
-        }
-        call->raw = malloc(res->raw_len + 1);
-        if (!call->raw) {
-                co_wake(&call->wait, err_errno(&call->e, -ENOMEM, "keeping the answer to %s", call->method));
-                return;
-        }
-        if (res->raw_len)
-                memcpy(call->raw, res->raw, res->raw_len);
-        call->raw_len = res->raw_len;
-        for (; call->n_fds < res->n_fds && call->n_fds < RPC_CO_MAX_FDS; call->n_fds++)
-                call->fds[call->n_fds] = TAKE_FD(res->fds[call->n_fds]);
-        co_wake(&call->wait, 0);
-}
-
-void rpc_answer_clear(struct rpc_answer *a) {
-        mp_doc_clear(&a->doc);
-        free(a->raw);
-        close_fds(a->fds, a->n_fds);
-        *a = (struct rpc_answer){ 0 };
-}
-
-int rpc_co_begin(struct rpc_co *call, struct rpc_conn *c, const char *method, const struct mp_buf *params,
-                 const int *fds, size_t n_fds, struct err *e) {
-        int r;
-
-        *call = (struct rpc_co){ .method = method };
-        r = rpc_call(c, method, params, fds, n_fds, on_co_result, call, &call->msgid);
-        if (r < 0)
-                return err_errno(e, r, "sending %s", method);
-        call->conn = rpc_conn_ref(c);
-        return 0;
-}
-
-int rpc_co_end(struct rpc_co *call, int timeout_ms, struct rpc_answer *ret, struct err *e) {
-        struct rpc_answer a = { 0 };
-        int r;
-
-        r = co_wait(&call->wait, timeout_ms);
-        if (!call->wait.done) {
-                rpc_call_cancel(call->conn, call->msgid);
-                (void) err_set(&call->e, ERR_TIMEOUT, r, "no answer to %s within %d ms", call->method, timeout_ms);
-        }
-        rpc_conn_unref(call->conn);
-        if (r < 0) {
-                if (e)
-                        *e = call->e;
-                return r;
-        }
-        a.raw = call->raw;
-        a.raw_len = call->raw_len;
-        memcpy(a.fds, call->fds, sizeof(a.fds));
-        a.n_fds = call->n_fds;
-        r = mp_parse(a.raw, a.raw_len, &a.doc);
-        if (r < 0) {
-                rpc_answer_clear(&a);
-                return err_errno(e, r, "reading the answer to %s", call->method);
-        }
-        if (ret)
-                *ret = a;
-        else
-                rpc_answer_clear(&a);
-        return 0;
-}
-
-int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
-                int timeout_ms, struct rpc_answer *ret, struct err *e) {
-        struct rpc_co call;
-        int r;
-
-        r = rpc_co_begin(&call, c, method, params, fds, n_fds, e);
-        return r < 0 ? r : rpc_co_end(&call, timeout_ms, ret, e);
-}
-
-/* ---- listening ---- */
-
-struct rpc_listener {
-        struct event_base *base;
-        int fd;
-        struct event *ev, *retry;
-        void (*fn)(int fd, void *arg);
-        void *arg;
-};
-
-static void on_retry(evutil_socket_t fd, short what, void *arg) {
-        struct rpc_listener *l = arg;
-
-        (void) event_add(l->ev, NULL);
-}
-
-static void on_acceptable(evutil_socket_t fd, short what, void *arg) {
-        static const struct timeval second = { .tv_sec = 1 };
-        struct rpc_listener *l = arg;
-        int conn = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-
-        if (conn >= 0) {
-                l->fn(conn, l->arg);
-        } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-                (void) event_del(l->ev);
-                (void) event_add(l->retry, &second);
-        }
-}
-
-int rpc_listener_new(struct event_base *base, int listen_fd, void (*fn)(int fd, void *arg), void *arg,
-                     struct rpc_listener **ret) {
-        struct rpc_listener *l = calloc(1, sizeof(*l));
-
-        if (!l) {
-                (void) close_fd(listen_fd);
-                return -ENOMEM;
-        }
-        *l = (struct rpc_listener){ .base = base, .fd = listen_fd, .fn = fn, .arg = arg };
-        l->ev = event_new(base, listen_fd, EV_READ | EV_PERSIST, on_acceptable, l);
-        l->retry = evtimer_new(base, on_retry, l);
-        if (!l->ev || !l->retry || event_add(l->ev, NULL) < 0) {
-                rpc_listener_free(l);
-                return -ENOMEM;
-        }
-        *ret = l;
-        return 0;
-}
-
-void rpc_listener_free(struct rpc_listener *l) {
-        if (!l)
-                return;
-        if (l->ev)
-                event_free(l->ev);
-        if (l->retry)
-                event_free(l->retry);
-        (void) close_fd(l->fd);
-        free(l);
 }

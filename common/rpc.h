@@ -9,7 +9,8 @@
  *
  * A connection is bound to a libevent loop and non-blocking. Both sides may call. What a peer sends is
  * bounded: RPC_MAX_MESSAGE bytes a message, RPC_MAX_PENDING_FDS descriptors not yet claimed; a peer that
- * breaks the protocol gets an error reply where one is possible, then the connection is closed. */
+ * breaks the protocol gets an error reply where one is possible, then the connection is closed. A peer that
+ * does not read its answers is not read from; one that has too many requests open has more of them refused. */
 #pragma once
 
 #include <event2/event.h>
@@ -53,12 +54,15 @@ struct rpc_handlers {
         void (*on_drain)(struct rpc_conn *conn, void *arg);
 };
 #define RPC_SEND_LOW (256u << 10)
+/* With more queued than this, what the peer sends waits in its socket until half of it has been read. */
+#define RPC_MAX_QUEUED (8u << 20)
 
-/** Takes @fd (made non-blocking). One reference belongs to the caller. */
+/** Takes @fd, also on failure (made non-blocking). One reference belongs to the caller. */
 int rpc_conn_new(struct event_base *base, int fd, const struct rpc_handlers *handlers, void *arg,
                  struct rpc_conn **ret) attr_warn_unused;
 struct rpc_conn *rpc_conn_ref(struct rpc_conn *c);
-/** Drops a reference; the last one closes without calling on_close. NULL is fine. */
+/** Drops a reference; the last one closes without calling on_close, and no callback comes after it. An owner
+ *  who goes away while others may hold references closes first. NULL is fine. */
 void rpc_conn_unref(struct rpc_conn *c);
 /** Closes now: pending calls fail with -ECANCELED; on_close is called with 0 from the loop's next turn. */
 void rpc_conn_close(struct rpc_conn *c);

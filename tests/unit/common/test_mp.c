@@ -77,7 +77,7 @@ static void test_scan_every_prefix(void **state) {
         struct rng r = { 1 };
 
         for (unsigned round = 0; round < 4000; round++) {
-                cleanup_mp_buf struct mp_buf b;
+                cleanup_mp_buf struct mp_buf b = { 0 };
                 size_t len, bound;
 
                 mp_buf_init(&b);
@@ -163,7 +163,7 @@ static void test_scanner_resumes(void **state) {
         struct rng r = { 2 };
 
         for (unsigned round = 0; round < 500; round++) {
-                cleanup_mp_buf struct mp_buf b;
+                cleanup_mp_buf struct mp_buf b = { 0 };
                 struct mp_scanner s = MP_SCANNER_INIT;
                 size_t have = 0, len = 0, steps = 0;
 
@@ -188,7 +188,7 @@ static void test_scanner_resumes(void **state) {
 static void test_scanner_goes_on_where_it_was(void **state) {
         enum { N = 1000 };
         struct mp_scanner s = MP_SCANNER_INIT;
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         size_t len;
 
         mp_buf_init(&b);
@@ -251,7 +251,7 @@ static void fill_sample(struct mp_buf *b) {
 }
 
 static void test_reading(void **state) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         cleanup_mp_doc struct mp_doc doc = { 0 };
         const msgpack_object *m = &doc.root;
         char text[5] = "old", *dup = NULL;
@@ -291,7 +291,7 @@ static void test_reading(void **state) {
 }
 
 static void test_reading_refuses(void **state) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         cleanup_mp_doc struct mp_doc doc = { 0 };
         const msgpack_object *m = &doc.root;
         char text[4] = "old", *dup = text;
@@ -350,7 +350,7 @@ static void test_obj_roundtrip(void **state) {
         struct rng r = { 3 };
 
         for (unsigned round = 0; round < 300; round++) {
-                cleanup_mp_buf struct mp_buf a, b;
+                cleanup_mp_buf struct mp_buf a = { 0 }, b = { 0 };
                 cleanup_mp_doc struct mp_doc x = { 0 }, y = { 0 };
 
                 mp_buf_init(&a);
