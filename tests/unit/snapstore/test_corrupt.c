@@ -114,7 +114,7 @@ static void restore_bytes(struct victim *v) {
 static int read_all(int fd, const struct model *m) {
         cleanup_snap_decoder struct snap_decoder *d = NULL;
         cleanup_snap_image struct snap_image *img = NULL;
-        uint8_t page[SNAP_PAGE_SIZE], frame_buf[SNAP_FRAME_BYTES];
+        uint8_t frame_buf[SNAP_FRAME_BYTES];
         int r, result = 0;
 
         r = snap_image_open(fd, &img);
@@ -133,16 +133,19 @@ static int read_all(int fd, const struct model *m) {
                         i += run - 1;
                         continue;
                 }
-                r = snap_image_read_page(img, d, i, page);
-                if (snap_image_lookup(img, i, &loc) == 0 && !loc.zero) {
-                        assert_int_equal(snap_image_decode(img, d, &loc, frame_buf, &f), r);
+                r = snap_image_lookup(img, i, &loc);
+                if (r == 0 && !loc.zero) {
+                        r = snap_image_decode(img, d, &loc, frame_buf, &f);
                         if (r == 0) /* whatever the file says: it is the page that was asked for */
                                 assert_true(f.page[loc.slot] == i && f.live_mask >> loc.slot & 1);
                 }
                 if (r < 0)
                         result = r;
-                else if (m && memcmp(page, model_page(m, i), SNAP_PAGE_SIZE) != 0)
+                else if (m && !loc.zero &&
+                         memcmp(frame_buf + (size_t) loc.slot * SNAP_PAGE_SIZE, model_page(m, i), SNAP_PAGE_SIZE) != 0)
                         fail_msg("page %lu was read wrong", (unsigned long) i);
+                else if (m && loc.zero)
+                        assert_true(snap_page_is_zero(model_page(m, i)));
         }
         r = snap_image_verify(img, NULL, NULL, NULL);
         if (result < 0)
@@ -150,12 +153,18 @@ static int read_all(int fd, const struct model *m) {
         return r < 0 ? r : result;
 }
 
+#ifdef FORKD_TSAN /* slow, and not what TSan is for */
+#define FLIP_STEP 7
+#else
+#define FLIP_STEP 1
+#endif
+
 static void test_flip_every_byte(void **state) {
         struct rng r = {.state = 11};
         struct victim v;
 
         victim_init(&v);
-        for (size_t i = 0; i < v.len; i++) {
+        for (size_t i = 0; i < v.len; i += FLIP_STEP) {
                 uint8_t flipped = v.bytes[i] ^ (uint8_t) (1 + rng_below(&r, 255));
                 int result;
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -113,9 +114,11 @@ static void test_durable_when_told(void **state) {
 struct publisher {
         struct snap_store *store;
         atomic_bool stop;
-        atomic_uint published;
-        int error;
+        sem_t published; /* once per snapshot, and WARM_UP times at the end */
+        int error;       /* to be read after the thread's end */
 };
+
+#define WARM_UP 3 /* snapshots before the first crash */
 
 /* Publishes children and removes old ones, as fast as it can, with sync and without. Uses no cmocka
  * assertions: they belong to the main thread. */
@@ -158,8 +161,10 @@ static void *publish_on(void *arg) {
                 snap_txn_free(t);
                 (void) close_fd(fd);
                 p->error = r;
-                atomic_fetch_add(&p->published, 1);
+                (void) sem_post(&p->published);
         }
+        for (unsigned i = 0; i < WARM_UP; i++)
+                (void) sem_post(&p->published);
         free(m);
         return NULL;
 }
@@ -173,9 +178,11 @@ static void test_crash_anywhere(void **state) {
 
         skip_unless(disk_setup(&d), "needs root, xfsprogs and loop devices");
         assert_ok(snap_store_open(d.mnt, &p.store));
+        assert_int_equal(sem_init(&p.published, 0, 0), 0);
         assert_int_equal(pthread_create(&thread, NULL, publish_on, &p), 0);
-        while (atomic_load(&p.published) < 3 && !p.error)
-                (void) sched_yield();
+        for (unsigned i = 0; i < WARM_UP; i++)
+                while (sem_wait(&p.published) < 0)
+                        assert_int_equal(errno, EINTR);
         for (unsigned i = 0; i < N_CRASHES; i++) {
                 struct snap_store *s = crash(&d);
                 cleanup_snap_list struct snap_list l = {}, left = {};
@@ -209,6 +216,7 @@ static void test_crash_anywhere(void **state) {
         atomic_store(&p.stop, true);
         assert_int_equal(pthread_join(thread, NULL), 0);
         assert_int_equal(p.error, 0);
+        (void) sem_destroy(&p.published);
         assert_true(n_durable > 0);
         snap_store_close(p.store);
         disk_teardown(&d);
