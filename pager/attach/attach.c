@@ -140,6 +140,17 @@ static int env_fd(const char *name) {
         return (int) v;
 }
 
+/* A child of the VMM has no guest memory of its own. Not before the VMM has mapped its memory: what was started
+ * may be a wrapper that only goes on to start the VMM. */
+static void forget_environment(void) {
+        unsetenv("LD_PRELOAD");
+        unsetenv("FORKD_ATTACH_RAM_FD");
+        unsetenv("FORKD_ATTACH_IMAGE_FD");
+        unsetenv("FORKD_ATTACH_SOCK_FD");
+        unsetenv("FORKD_ATTACH_LAYOUT_FD");
+        unsetenv("FORKD_ATTACH_UFFD_DEV_FD");
+}
+
 __attribute__((constructor)) static void attach_arm(void) {
         struct attach *a = &attach_state;
         struct stat st;
@@ -149,14 +160,6 @@ __attribute__((constructor)) static void attach_arm(void) {
         a->sock_fd = env_fd("FORKD_ATTACH_SOCK_FD");
         a->layout_fd = env_fd("FORKD_ATTACH_LAYOUT_FD");
         a->dev_fd = env_fd("FORKD_ATTACH_UFFD_DEV_FD");
-
-        /* A child of the VMM has no guest memory of its own. */
-        unsetenv("LD_PRELOAD");
-        unsetenv("FORKD_ATTACH_RAM_FD");
-        unsetenv("FORKD_ATTACH_IMAGE_FD");
-        unsetenv("FORKD_ATTACH_SOCK_FD");
-        unsetenv("FORKD_ATTACH_LAYOUT_FD");
-        unsetenv("FORKD_ATTACH_UFFD_DEV_FD");
 
         if (a->ram_fd < 0) {
                 if (a->image_fd >= 0 || a->sock_fd >= 0 || a->layout_fd >= 0)
@@ -361,6 +364,7 @@ static void *attach_guest_ram(void *addr, size_t len, int prot, int flags, off_t
 
         if (!atomic_compare_exchange_strong(&a->phase, &armed, ATTACH_INERT))
                 attach_die("guest memory", "is mapped a second time");
+        forget_environment();
         if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
                 attach_die("guest memory", "is not mapped shared (memory backend without share=on)");
         if (off != 0 || len != a->ram_size)
