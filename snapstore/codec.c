@@ -130,8 +130,7 @@ void snap_decompressor_free(struct snap_decompressor *d) {
         free(d);
 }
 
-int snap_decompress(struct snap_decompressor *d, unsigned codec, const void *src, size_t len, void *dst,
-                    size_t raw_len) {
+int snap_decompress(struct snap_decompressor *d, unsigned codec, const void *src, size_t len, void *dst, size_t raw_len) {
         if (len > INT_MAX || raw_len > INT_MAX)
                 return -EBADMSG;
         switch (codec) {

@@ -68,8 +68,8 @@ static int read_footer(int fd, const struct snap_disk_header *h, uint64_t size, 
                 return -EBADMSG;
         if (f.version != SNAP_IMAGE_VERSION)
                 return -EPROTONOSUPPORT;
-        if (f.salt != h->salt || f.file_bytes != size || !snap_ram_ok(f.ram_bytes) || !snap_codec_name(f.codec) ||
-            f.reserved0 || !footer_counts_ok(&f))
+        if (f.salt != h->salt || f.file_bytes != size || !snap_ram_ok(f.ram_bytes) || !snap_codec_name(f.codec) || f.reserved0 ||
+            !footer_counts_ok(&f))
                 return -EBADMSG;
         *ret = f;
         return 0;
@@ -165,8 +165,8 @@ int snap_image_leaf(struct snap_image *img, uint64_t region, const struct snap_l
                 r = snap_leaf_read(&img->src, img->index.ref[0][region], region, img->index.n_pages, &leaf);
                 if (r < 0)
                         return r;
-                if (!atomic_compare_exchange_strong_explicit(&img->leaves[region], &expected, leaf,
-                                                             memory_order_acq_rel, memory_order_acquire)) {
+                if (!atomic_compare_exchange_strong_explicit(&img->leaves[region], &expected, leaf, memory_order_acq_rel,
+                                                             memory_order_acquire)) {
                         free(leaf);
                         leaf = expected;
                 }
@@ -178,10 +178,9 @@ int snap_image_leaf(struct snap_image *img, uint64_t region, const struct snap_l
 static struct snap_loc make_loc(const struct snap_leaf *leaf, uint64_t page, unsigned entry) {
         uint64_t ref = leaf->frame[entry >> 4];
 
-        return (struct snap_loc){.page = page,
-                                 .frame_off = snap_ref_off(ref),
-                                 .frame_len = snap_ref_len(ref),
-                                 .slot = (uint8_t) (entry & 15)};
+        return (struct snap_loc){
+                .page = page, .frame_off = snap_ref_off(ref), .frame_len = snap_ref_len(ref), .slot = (uint8_t) (entry & 15)
+        };
 }
 
 int snap_image_lookup(struct snap_image *img, uint64_t page, struct snap_loc *ret) {
@@ -195,7 +194,7 @@ int snap_image_lookup(struct snap_image *img, uint64_t page, struct snap_loc *re
         if (r < 0)
                 return r;
         entry = leaf ? leaf->entry[page % SNAP_REGION_PAGES] : SNAP_ENTRY_ZERO;
-        *ret = entry == SNAP_ENTRY_ZERO ? (struct snap_loc){.page = page, .zero = true} : make_loc(leaf, page, entry);
+        *ret = entry == SNAP_ENTRY_ZERO ? (struct snap_loc){ .page = page, .zero = true } : make_loc(leaf, page, entry);
         return 0;
 }
 
@@ -238,8 +237,7 @@ int snap_image_next_region(struct snap_image *img, uint64_t region, uint64_t *re
         return -ENOENT;
 }
 
-int snap_image_region_frames(struct snap_image *img, uint64_t region, struct snap_loc ret[SNAP_REGION_PAGES],
-                             unsigned *ret_n) {
+int snap_image_region_frames(struct snap_image *img, uint64_t region, struct snap_loc ret[SNAP_REGION_PAGES], unsigned *ret_n) {
         uint64_t seen[SNAP_REGION_PAGES / 64] = {};
         const struct snap_leaf *leaf;
         unsigned n = 0;
@@ -286,16 +284,16 @@ void snap_decoder_free(struct snap_decoder *d) {
 }
 
 /* Verifies the frame of @len bytes that was read from @off into @rec; fills all of @ret but live_mask. */
-static int parse_frame(const struct snap_image *img, const uint8_t *rec, size_t len, uint64_t off,
-                       struct snap_frame *ret, uint64_t *ret_region, const uint8_t **ret_payload) {
+static int parse_frame(const struct snap_image *img, const uint8_t *rec, size_t len, uint64_t off, struct snap_frame *ret,
+                       uint64_t *ret_region, const uint8_t **ret_payload) {
         const struct snap_disk_frame *f = (const struct snap_disk_frame *) rec;
         const uint16_t *slot = (const uint16_t *) (rec + sizeof(*f));
         uint64_t first, end;
         size_t head;
 
-        if (f->checksum != snap_record_sum(rec, len, img->src.salt, off) || f->magic != SNAP_FRAME_MAGIC ||
-            f->reserved || !snap_codec_name(f->codec) || f->n_pages == 0 || f->n_pages > SNAP_FRAME_PAGES ||
-            f->region >= img->index.n_regions || f->comp_len == 0 || f->comp_len > f->n_pages * SNAP_PAGE_SIZE)
+        if (f->checksum != snap_record_sum(rec, len, img->src.salt, off) || f->magic != SNAP_FRAME_MAGIC || f->reserved ||
+            !snap_codec_name(f->codec) || f->n_pages == 0 || f->n_pages > SNAP_FRAME_PAGES || f->region >= img->index.n_regions ||
+            f->comp_len == 0 || f->comp_len > f->n_pages * SNAP_PAGE_SIZE)
                 return -EBADMSG;
         head = sizeof(*f) + f->n_pages * sizeof(uint16_t);
         if (snap_align8(head + f->comp_len) != len)
@@ -326,9 +324,8 @@ int snap_image_decode(struct snap_image *img, struct snap_decoder *d, const stru
         const uint8_t *payload;
         int r;
 
-        if (loc->zero || loc->frame_off % 8 || loc->frame_len % 8 ||
-            loc->frame_off > SNAP_MAX_IMAGE_BYTES || loc->frame_len > SNAP_FRAME_MAX ||
-            !snap_ref_ok(ref, img->src.end, sizeof(struct snap_disk_frame), SNAP_FRAME_MAX))
+        if (loc->zero || loc->frame_off % 8 || loc->frame_len % 8 || loc->frame_off > SNAP_MAX_IMAGE_BYTES ||
+            loc->frame_len > SNAP_FRAME_MAX || !snap_ref_ok(ref, img->src.end, sizeof(struct snap_disk_frame), SNAP_FRAME_MAX))
                 return -EINVAL;
         r = io_pread_full(img->src.fd, d->rec, loc->frame_len, loc->frame_off);
         if (r < 0)

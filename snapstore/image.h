@@ -14,11 +14,11 @@
 #include "common/cleanup.h"
 
 #define SNAP_PAGE_SIZE 4096u
-#define SNAP_FRAME_PAGES 16u    /* most pages in a frame */
+#define SNAP_FRAME_PAGES 16u /* most pages in a frame */
 #define SNAP_FRAME_BYTES (SNAP_FRAME_PAGES * SNAP_PAGE_SIZE)
-#define SNAP_REGION_PAGES 512u  /* a frame holds pages of one region only */
+#define SNAP_REGION_PAGES 512u /* a frame holds pages of one region only */
 #define SNAP_UUID_LEN 16u
-#define SNAP_MAX_RAM (1ull << 40)        /* forkd's own limit, VMM_MAX_MEM */
+#define SNAP_MAX_RAM (1ull << 40)         /* forkd's own limit, VMM_MAX_MEM */
 #define SNAP_MAX_IMAGE_BYTES (1ull << 44) /* of one memory.img: sixteen times the largest RAM */
 
 enum snap_codec { SNAP_CODEC_NONE = 0, SNAP_CODEC_LZ4 = 1, SNAP_CODEC_ZSTD = 2 };
@@ -32,14 +32,14 @@ struct snap_image_info {
         uint8_t uuid[SNAP_UUID_LEN];        /* random, of this image */
         uint8_t parent_uuid[SNAP_UUID_LEN]; /* all zero: a base image */
         uint64_t ram_bytes;
-        uint64_t file_bytes;                /* size of memory.img, shared blocks included */
-        uint64_t appended_bytes;            /* of which this image added to its parent's (all, for a base) */
+        uint64_t file_bytes;                   /* size of memory.img, shared blocks included */
+        uint64_t appended_bytes;               /* of which this image added to its parent's (all, for a base) */
         uint64_t n_stored_pages, n_zero_pages; /* together ram_bytes / SNAP_PAGE_SIZE */
-        uint64_t live_frames, live_bytes;   /* frames with at least one page that the index still names */
-        uint64_t dead_frames, dead_bytes;   /* frames that only ancestors use, carried along */
-        uint64_t index_bytes;               /* index nodes in use */
-        uint32_t depth;                     /* 0 for a base image or after compaction, else parent's + 1 */
-        enum snap_codec codec;              /* what the last writer was asked to use; each frame has its own */
+        uint64_t live_frames, live_bytes;      /* frames with at least one page that the index still names */
+        uint64_t dead_frames, dead_bytes;      /* frames that only ancestors use, carried along */
+        uint64_t index_bytes;                  /* index nodes in use */
+        uint32_t depth;                        /* 0 for a base image or after compaction, else parent's + 1 */
+        enum snap_codec codec;                 /* what the last writer was asked to use; each frame has its own */
 };
 
 /** Dead frames outweigh the live ones: worth snap_image_compact(). */
@@ -112,8 +112,7 @@ int snap_image_decode(struct snap_image *img, struct snap_decoder *d, const stru
                       struct snap_frame *ret) attr_warn_unused;
 
 /** Reads one page into @buf (SNAP_PAGE_SIZE), whatever it is. For tools and tests; a pager decodes frames. */
-int snap_image_read_page(struct snap_image *img, struct snap_decoder *d, uint64_t page, void *buf)
-        attr_warn_unused;
+int snap_image_read_page(struct snap_image *img, struct snap_decoder *d, uint64_t page, void *buf) attr_warn_unused;
 
 /** Called with one sentence per problem; a result other than 0 ends the walk. */
 typedef int snap_verify_fn(const char *what, void *arg);
@@ -121,8 +120,7 @@ typedef int snap_verify_fn(const char *what, void *arg);
 /** Reads everything: all index nodes, all live frames, all counts. 0: the image is sound; -EBADMSG: at
  *  least one problem was told to @on_error (may be NULL); others: could not look (-ENOMEM …).
  *  *ret_frames (may be NULL) is how many frames were good, set for 0 and -EBADMSG. */
-int snap_image_verify(struct snap_image *img, snap_verify_fn *on_error, void *arg, uint64_t *ret_frames)
-        attr_warn_unused;
+int snap_image_verify(struct snap_image *img, snap_verify_fn *on_error, void *arg, uint64_t *ret_frames) attr_warn_unused;
 
 /** Writes the RAM to @out_fd, an empty regular file, as a raw sparse file of ram_bytes. -EINVAL: not that. */
 int snap_image_dump(struct snap_image *img, int out_fd) attr_warn_unused;

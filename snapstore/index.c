@@ -23,7 +23,7 @@ bool snap_ram_ok(uint64_t ram_bytes) {
 }
 
 int snap_index_init(struct snap_index *ix, uint64_t ram_bytes) {
-        struct snap_index new = {.n_pages = ram_bytes / SNAP_PAGE_SIZE};
+        struct snap_index new = { .n_pages = ram_bytes / SNAP_PAGE_SIZE };
         uint64_t n;
 
         n = new.n_regions = (new.n_pages + SNAP_REGION_PAGES - 1) / SNAP_REGION_PAGES;
@@ -70,10 +70,9 @@ static bool all_zero(const void *data, size_t len) {
         return true;
 }
 
-/* Reads the node at @ref into @buf and verifies what leaves and upper nodes have in common: @body is how
- * many bytes its entries must take. */
-static int node_read(const struct snap_source *src, uint64_t ref, unsigned level, uint64_t index, uint64_t n_places,
-                     void *buf) {
+/* Reads the node at @ref into @buf (SNAP_NODE_MAX) and verifies what leaves and upper nodes have in common.
+ * @n_places: how many of its 512 places lie inside the RAM. */
+static int node_read(const struct snap_source *src, uint64_t ref, unsigned level, uint64_t index, uint64_t n_places, void *buf) {
         struct snap_disk_node *node = buf;
         uint64_t off = snap_ref_off(ref);
         size_t len = snap_ref_len(ref), body;
@@ -85,8 +84,7 @@ static int node_read(const struct snap_source *src, uint64_t ref, unsigned level
         if (r < 0)
                 return r;
         if (node->checksum != snap_record_sum(buf, len, src->salt, off) || node->magic != SNAP_NODE_MAGIC ||
-            node->level != level || node->index != index || node->reserved0 ||
-            !all_zero(node->reserved, sizeof(node->reserved)))
+            node->level != level || node->index != index || node->reserved0 || !all_zero(node->reserved, sizeof(node->reserved)))
                 return -EBADMSG;
         if (node->n_entries == 0 || bitmap_count(node->bitmap) != node->n_entries)
                 return -EBADMSG;
@@ -149,14 +147,13 @@ int snap_index_load(struct snap_index *ix, const struct snap_source *src, uint64
         return 0;
 }
 
-size_t snap_index_encode(const struct snap_index *ix, unsigned level, uint64_t i, uint64_t salt, uint64_t off,
-                         void *buf) {
+size_t snap_index_encode(const struct snap_index *ix, unsigned level, uint64_t i, uint64_t salt, uint64_t off, void *buf) {
         struct snap_disk_node *node = buf;
         uint64_t *refs = (uint64_t *) ((uint8_t *) buf + sizeof(*node));
         uint64_t first = i * SNAP_NODE_FANOUT, n = MIN_OF(ix->n[level - 1] - first, (uint64_t) SNAP_NODE_FANOUT);
         size_t len;
 
-        *node = (struct snap_disk_node){.level = (uint8_t) level, .index = i};
+        *node = (struct snap_disk_node){ .level = (uint8_t) level, .index = i };
         for (unsigned k = 0; k < n; k++) {
                 uint64_t ref = ix->ref[level - 1][first + k];
                 if (!ref)
@@ -171,8 +168,7 @@ size_t snap_index_encode(const struct snap_index *ix, unsigned level, uint64_t i
         return len;
 }
 
-int snap_leaf_read(const struct snap_source *src, uint64_t ref, uint64_t region, uint64_t n_pages_total,
-                   struct snap_leaf **ret) {
+int snap_leaf_read(const struct snap_source *src, uint64_t ref, uint64_t region, uint64_t n_pages_total, struct snap_leaf **ret) {
         _Alignas(8) uint8_t buf[SNAP_NODE_MAX];
         struct snap_disk_node *node = (struct snap_disk_node *) buf;
         const uint64_t *frames = (const uint64_t *) (buf + sizeof(*node));
@@ -221,7 +217,7 @@ size_t snap_leaf_encode(const struct snap_leaf *leaf, uint64_t region, uint64_t 
         size_t body = leaf->n_frames * sizeof(uint64_t) + leaf->n_pages * sizeof(uint16_t);
         size_t len = snap_align8(sizeof(*node) + body);
 
-        *node = (struct snap_disk_node){.index = region, .n_frames = leaf->n_frames};
+        *node = (struct snap_disk_node){ .index = region, .n_frames = leaf->n_frames };
         memcpy(frames, leaf->frame, leaf->n_frames * sizeof(uint64_t));
         for (unsigned i = 0; i < SNAP_REGION_PAGES; i++) {
                 if (leaf->entry[i] == SNAP_ENTRY_ZERO)

@@ -39,8 +39,7 @@ static inline uint64_t snap_index_root(const struct snap_index *ix) {
 
 /** Encodes node @i of @level (≥ 1) for offset @off into @buf (SNAP_NODE_MAX). Returns its length, a multiple
  *  of 8, or 0 if there is nothing below it. */
-size_t snap_index_encode(const struct snap_index *ix, unsigned level, uint64_t i, uint64_t salt, uint64_t off,
-                         void *buf);
+size_t snap_index_encode(const struct snap_index *ix, unsigned level, uint64_t i, uint64_t salt, uint64_t off, void *buf);
 
 #define SNAP_ENTRY_ZERO 0xffffu
 

@@ -33,9 +33,11 @@ struct field {
         uint64_t min, max; /* of numbers */
 };
 
-#define FIELD(k, name_, ...) \
-        { .key = #name_, .kind = k, .offset = offsetof(struct snap_manifest, name_), \
-          .size = sizeof(((struct snap_manifest *) NULL)->name_), ##__VA_ARGS__ }
+#define FIELD(k, name_, ...)                                                               \
+        {                                                                                  \
+                .key = #name_, .kind = k, .offset = offsetof(struct snap_manifest, name_), \
+                .size = sizeof(((struct snap_manifest *) NULL)->name_), ##__VA_ARGS__      \
+        }
 
 static const struct field fields[] = {
         FIELD(KIND_ID, id),
@@ -154,7 +156,7 @@ static void encode_map(struct mp_buf *b, const struct snap_manifest *m) {
 }
 
 int snap_manifest_encode(const struct snap_manifest *m, void **ret_data, size_t *ret_len) {
-        struct manifest_head head = {.magic = MANIFEST_MAGIC, .version = SNAP_MANIFEST_VERSION};
+        struct manifest_head head = { .magic = MANIFEST_MAGIC, .version = SNAP_MANIFEST_VERSION };
         cleanup_free uint8_t *data = NULL;
         cleanup_mp_buf struct mp_buf b = { 0 };
         uint64_t sum;
@@ -247,13 +249,12 @@ int snap_manifest_decode(const void *data, size_t len, struct snap_manifest *ret
                 return -EBADMSG;
         memcpy(&head, data, sizeof(head));
         memcpy(&sum, (const uint8_t *) data + len - MANIFEST_SUM_LEN, sizeof(sum));
-        if (memcmp(head.magic, MANIFEST_MAGIC, sizeof(head.magic)) != 0 ||
-            head.len != len - sizeof(head) - MANIFEST_SUM_LEN || sum != XXH3_64bits(data, len - MANIFEST_SUM_LEN))
+        if (memcmp(head.magic, MANIFEST_MAGIC, sizeof(head.magic)) != 0 || head.len != len - sizeof(head) - MANIFEST_SUM_LEN ||
+            sum != XXH3_64bits(data, len - MANIFEST_SUM_LEN))
                 return -EBADMSG;
         if (head.version != SNAP_MANIFEST_VERSION)
                 return -EPROTONOSUPPORT;
-        if (mp_parse((const uint8_t *) data + sizeof(head), head.len, &doc) < 0 ||
-            doc.root.type != MSGPACK_OBJECT_MAP)
+        if (mp_parse((const uint8_t *) data + sizeof(head), head.len, &doc) < 0 || doc.root.type != MSGPACK_OBJECT_MAP)
                 return -EBADMSG;
         m = calloc(1, sizeof(*m));
         if (!m)

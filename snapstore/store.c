@@ -312,8 +312,7 @@ static int open_image_at(int dir_fd, const struct snap_manifest *m, struct snap_
         return 0;
 }
 
-int snap_store_open_image(struct snap_store *s, const char *id, const struct snap_manifest *m,
-                          struct snap_image **ret) {
+int snap_store_open_image(struct snap_store *s, const char *id, const struct snap_manifest *m, struct snap_image **ret) {
         cleanup_free struct snap_manifest *own = NULL;
         cleanup_fd int dir_fd = -1;
         int r;
@@ -376,8 +375,7 @@ static int file_unique_bytes(int fd, uint64_t *ret) {
         if (fstat(fd, &st) < 0)
                 return -errno;
         for (;;) {
-                *map = (struct fiemap){
-                        .fm_start = pos, .fm_length = FIEMAP_MAX_OFFSET - pos, .fm_extent_count = FIEMAP_BATCH};
+                *map = (struct fiemap){ .fm_start = pos, .fm_length = FIEMAP_MAX_OFFSET - pos, .fm_extent_count = FIEMAP_BATCH };
                 if (ioctl(fd, FS_IOC_FIEMAP, map) < 0) {
                         if (errno != EOPNOTSUPP && errno != ENOTTY && errno != EBADR && errno != EINVAL)
                                 return -errno;
@@ -390,8 +388,7 @@ static int file_unique_bytes(int fd, uint64_t *ret) {
                         const struct fiemap_extent *e = &map->fm_extents[i];
 
                         if (!(e->fe_flags & FIEMAP_EXTENT_SHARED) && e->fe_logical < (uint64_t) st.st_size)
-                                bytes += MIN_OF(e->fe_length,
-                                                ((uint64_t) st.st_size - e->fe_logical + 511) / 512 * 512);
+                                bytes += MIN_OF(e->fe_length, ((uint64_t) st.st_size - e->fe_logical + 511) / 512 * 512);
                         pos = e->fe_logical + e->fe_length;
                         if (e->fe_flags & FIEMAP_EXTENT_LAST) {
                                 *ret = bytes;
@@ -451,8 +448,7 @@ static int check_disks(int dir_fd, const struct snap_manifest *m, snap_verify_fn
                 struct stat st;
 
                 (void) snprintf(name, sizeof(name), "disk-%u.img", i);
-                if (open_file_at(dir_fd, name, &fd) == 0 && fstat(fd, &st) == 0 &&
-                    (uint64_t) st.st_size == m->disk_bytes[i])
+                if (open_file_at(dir_fd, name, &fd) == 0 && fstat(fd, &st) == 0 && (uint64_t) st.st_size == m->disk_bytes[i])
                         continue;
                 (void) snprintf(what, sizeof(what), "%s is missing or has another size than the manifest says", name);
                 result = -EBADMSG;
@@ -462,8 +458,7 @@ static int check_disks(int dir_fd, const struct snap_manifest *m, snap_verify_fn
         return result;
 }
 
-int snap_store_verify(struct snap_store *s, const char *id, snap_verify_fn *on_error, void *arg,
-                      uint64_t *ret_frames) {
+int snap_store_verify(struct snap_store *s, const char *id, snap_verify_fn *on_error, void *arg, uint64_t *ret_frames) {
         cleanup_free struct snap_manifest *m = malloc(sizeof(*m));
         cleanup_snap_image struct snap_image *img = NULL;
         cleanup_free void *raw = NULL;

@@ -49,12 +49,10 @@ void snap_list_clear(struct snap_list *l);
 int snap_store_list(struct snap_store *s, struct snap_list *ret) attr_warn_unused;
 
 /** *ret_durable may be NULL. -EBADMSG: the manifest is corrupt, or is another snapshot's. */
-int snap_store_load(struct snap_store *s, const char *id, struct snap_manifest *ret, bool *ret_durable)
-        attr_warn_unused;
+int snap_store_load(struct snap_store *s, const char *id, struct snap_manifest *ret, bool *ret_durable) attr_warn_unused;
 
 /** "<store>/snapshots/<id>", with "/<file>" behind it if @file is not NULL. -ENAMETOOLONG. Need not exist. */
-int snap_store_path(struct snap_store *s, const char *id, const char *file, char *buf, size_t size)
-        attr_warn_unused;
+int snap_store_path(struct snap_store *s, const char *id, const char *file, char *buf, size_t size) attr_warn_unused;
 
 /** Opens one of the snapshot's files read-only (O_NOFOLLOW, regular files only). */
 int snap_store_open_file(struct snap_store *s, const char *id, const char *file, int *ret_fd) attr_warn_unused;
@@ -97,8 +95,7 @@ int snap_txn_create_image(struct snap_txn *t, int *ret_fd) attr_warn_unused;
 
 /** Reflinks (or copies: *ret_reflinked, may be NULL) the disk at @src_path as the next disk: @n counts
  *  from 0. Nobody may write to the source meanwhile. */
-int snap_txn_add_disk(struct snap_txn *t, unsigned n, const char *src_path, bool *ret_reflinked)
-        attr_warn_unused;
+int snap_txn_add_disk(struct snap_txn *t, unsigned n, const char *src_path, bool *ret_reflinked) attr_warn_unused;
 
 /** Stores the device state, compressed. -EFBIG beyond SNAP_MAX_VMSTATE, -EINVAL if empty or set before. */
 int snap_txn_set_vmstate(struct snap_txn *t, const void *raw, size_t len) attr_warn_unused;

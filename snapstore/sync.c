@@ -84,8 +84,8 @@ int snap_sync_files(int dir_fd) {
                 /* First start all, then wait for each: their I/O overlaps. */
                 r = each_file_range(dir_fd, SYNC_FILE_RANGE_WRITE);
                 if (r == 0)
-                        r = each_file_range(dir_fd, SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
-                                                            SYNC_FILE_RANGE_WAIT_AFTER);
+                        r = each_file_range(dir_fd,
+                                            SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER);
                 if (r != -ESPIPE && r != -EINVAL && r != -EOPNOTSUPP)
                         return r;
         }

@@ -15,7 +15,7 @@
 struct snap_txn {
         struct snap_store *store; /* the caller's */
         id_str id;
-        snap_tmp_name name;       /* in tmp/; empty once published */
+        snap_tmp_name name; /* in tmp/; empty once published */
         int dir_fd;
         bool over;
         unsigned n_disks;

@@ -9,7 +9,7 @@
 #include "snapstore/codec.h"
 
 int snap_vmstate_write(int fd, const void *raw, size_t len, struct snap_vmstate *ret) {
-        struct snap_vmstate v = {.raw_bytes = len, .codec = SNAP_CODEC_ZSTD};
+        struct snap_vmstate v = { .raw_bytes = len, .codec = SNAP_CODEC_ZSTD };
         struct snap_compressor *c;
         cleanup_free void *buf = NULL;
         const void *stored;

@@ -37,8 +37,8 @@ int snap_region_read(struct snap_image *img, struct snap_decoder *d, uint64_t re
 
                         if (!(frame.live_mask >> k & 1))
                                 continue;
-                        memcpy((uint8_t *) buf + (size_t) place * SNAP_PAGE_SIZE,
-                               d->page_buf + (size_t) k * SNAP_PAGE_SIZE, SNAP_PAGE_SIZE);
+                        memcpy((uint8_t *) buf + (size_t) place * SNAP_PAGE_SIZE, d->page_buf + (size_t) k * SNAP_PAGE_SIZE,
+                               SNAP_PAGE_SIZE);
                         bitmap[place / 64] |= 1ull << (place % 64);
                         n_pages++;
                 }
@@ -123,13 +123,12 @@ static int verify_region(struct verify *v, struct snap_decoder *d, void *buf, ui
                 return r;
         v->pages += leaf ? leaf->n_pages : 0;
         if (!bad && !v->stop && leaf && live != leaf->n_pages)
-                complain(v, "index of region %" PRIu64 " names %u pages, its frames hold %u", region, leaf->n_pages,
-                         live);
+                complain(v, "index of region %" PRIu64 " names %u pages, its frames hold %u", region, leaf->n_pages, live);
         return 0;
 }
 
 int snap_image_verify(struct snap_image *img, snap_verify_fn *on_error, void *arg, uint64_t *ret_frames) {
-        struct verify v = {.img = img, .fn = on_error, .arg = arg};
+        struct verify v = { .img = img, .fn = on_error, .arg = arg };
         cleanup_snap_decoder struct snap_decoder *d = NULL;
         cleanup_free void *buf = NULL;
         const struct snap_image_info *i = &img->info;
@@ -147,8 +146,9 @@ int snap_image_verify(struct snap_image *img, snap_verify_fn *on_error, void *ar
                         return r;
         }
         if (!v.failed && (v.frames != i->live_frames || v.frame_bytes != i->live_bytes || v.pages != i->n_stored_pages))
-                complain(&v, "footer counts %" PRIu64 " frames, %" PRIu64 " bytes, %" PRIu64 " pages; found %" PRIu64
-                             ", %" PRIu64 ", %" PRIu64,
+                complain(&v,
+                         "footer counts %" PRIu64 " frames, %" PRIu64 " bytes, %" PRIu64 " pages; found %" PRIu64 ", %" PRIu64
+                         ", %" PRIu64,
                          i->live_frames, i->live_bytes, i->n_stored_pages, v.frames, v.frame_bytes, v.pages);
         if (ret_frames)
                 *ret_frames = v.good_frames;
@@ -156,8 +156,7 @@ int snap_image_verify(struct snap_image *img, snap_verify_fn *on_error, void *ar
 }
 
 /* Calls @fn for every run of stored pages, ascending. */
-static int walk_runs(struct snap_image *img, int (*fn)(uint64_t first, const void *data, uint64_t n, void *arg),
-                     void *arg) {
+static int walk_runs(struct snap_image *img, int (*fn)(uint64_t first, const void *data, uint64_t n, void *arg), void *arg) {
         cleanup_snap_decoder struct snap_decoder *d = NULL;
         cleanup_free uint8_t *buf = NULL;
         int r;
@@ -205,9 +204,8 @@ static int compact_run(uint64_t first, const void *data, uint64_t n, void *arg) 
         return snap_writer_put(arg, first, data, n);
 }
 
-int snap_image_compact(struct snap_image *img, int out_fd, enum snap_codec codec, int level,
-                       struct snap_writer_stats *ret) {
-        struct snap_writer_params p = {.ram_bytes = img->info.ram_bytes, .codec = codec, .level = level};
+int snap_image_compact(struct snap_image *img, int out_fd, enum snap_codec codec, int level, struct snap_writer_stats *ret) {
+        struct snap_writer_params p = { .ram_bytes = img->info.ram_bytes, .codec = codec, .level = level };
         cleanup_snap_writer struct snap_writer *w = NULL;
         int r;
 

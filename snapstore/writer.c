@@ -44,7 +44,7 @@ struct open_region {
         uint64_t region;
         uint64_t ref[SNAP_REGION_PAGES]; /* frame of each page, 0: zero */
         uint8_t slot[SNAP_REGION_PAGES];
-        uint32_t n_pages, n_frames;      /* as they were when the region was opened */
+        uint32_t n_pages, n_frames; /* as they were when the region was opened */
         uint64_t frame_bytes;
 };
 
@@ -63,14 +63,14 @@ struct snap_writer {
         uint8_t parent_uuid[SNAP_UUID_LEN];
         uint32_t depth;
 
-        struct snap_index index;  /* the parent's, then with what finish() writes */
+        struct snap_index index;   /* the parent's, then with what finish() writes */
         struct snap_leaf **leaves; /* per region: as changed here and not yet written; NULL: unchanged */
         struct open_region cur;
         struct pending pending;
 
         uint8_t *out; /* OUT_BYTES + room for one record, not yet written */
         size_t out_len;
-        uint64_t pos; /* file offset of out[0] */
+        uint64_t pos;   /* file offset of out[0] */
         uint64_t start; /* file offset where this writer began */
 
         uint64_t n_stored, live_frames, live_bytes, all_frames, all_bytes, index_bytes;
@@ -123,8 +123,8 @@ static int out_commit(struct snap_writer *w, size_t len) {
 
 /* ---- the open region ---- */
 
-static unsigned count_frames(const struct open_region *c, uint64_t frames[SNAP_REGION_PAGES],
-                             uint16_t number[SNAP_REGION_PAGES], uint64_t *ret_bytes) {
+static unsigned count_frames(const struct open_region *c, uint64_t frames[SNAP_REGION_PAGES], uint16_t number[SNAP_REGION_PAGES],
+                             uint64_t *ret_bytes) {
         /* Distinct references by open addressing: at most 512 in 1024 places. */
         uint16_t table[2 * SNAP_REGION_PAGES] = {};
         uint64_t bytes = 0;
@@ -203,7 +203,7 @@ static int region_open(struct snap_writer *w, uint64_t region) {
                         return r;
                 leaf = read;
         }
-        *c = (struct open_region){.open = true, .region = region};
+        *c = (struct open_region){ .open = true, .region = region };
         if (!leaf)
                 return 0;
         for (unsigned i = 0; i < SNAP_REGION_PAGES; i++) {
@@ -239,11 +239,11 @@ static int frame_emit(struct snap_writer *w, const uint64_t *page, unsigned n, c
         }
         len = snap_align8(head + comp);
         memset(rec + head + comp, 0, len - head - comp);
-        *f = (struct snap_disk_frame){.magic = SNAP_FRAME_MAGIC,
-                                      .codec = (uint8_t) codec,
-                                      .n_pages = (uint8_t) n,
-                                      .region = (uint32_t) w->cur.region,
-                                      .comp_len = (uint32_t) comp};
+        *f = (struct snap_disk_frame){ .magic = SNAP_FRAME_MAGIC,
+                                       .codec = (uint8_t) codec,
+                                       .n_pages = (uint8_t) n,
+                                       .region = (uint32_t) w->cur.region,
+                                       .comp_len = (uint32_t) comp };
         ref = snap_ref(off, (uint32_t) len);
         for (unsigned i = 0; i < n; i++) {
                 unsigned place = (unsigned) (page[i] % SNAP_REGION_PAGES);
@@ -402,8 +402,8 @@ static int write_leaves(struct snap_writer *w) {
         return 0;
 }
 
-/* Writes the nodes of @level that have a changed child. What changed was written by this writer (offset at
- * or after start) or has become empty, so compare with @before, the level's references before. */
+/* Writes the nodes of @level that have a changed child (one byte per child in @changed_below, 0 or 1), and
+ * notes them in @ret_changed. A node that has become empty is not written, its reference becomes 0. */
 static int write_upper(struct snap_writer *w, unsigned level, const uint8_t *changed_below, uint8_t *ret_changed) {
         for (uint64_t i = 0; i < w->index.n[level]; i++) {
                 uint64_t first = i * SNAP_NODE_FANOUT;
@@ -448,19 +448,19 @@ static int write_index(struct snap_writer *w) {
 /* The footer goes to the end of the block that out ends in, or of the next. */
 static int write_footer(struct snap_writer *w) {
         uint64_t end = out_offset(w) + sizeof(struct snap_disk_footer), off;
-        struct snap_disk_footer f = {.magic = SNAP_FOOTER_MAGIC,
-                                     .version = SNAP_IMAGE_VERSION,
-                                     .depth = w->depth,
-                                     .ram_bytes = w->params.ram_bytes,
-                                     .salt = w->salt,
-                                     .root_ref = snap_index_root(&w->index),
-                                     .n_stored_pages = w->n_stored,
-                                     .live_frames = w->live_frames,
-                                     .live_bytes = w->live_bytes,
-                                     .dead_frames = w->all_frames - w->live_frames,
-                                     .dead_bytes = w->all_bytes - w->live_bytes,
-                                     .index_bytes = w->index_bytes,
-                                     .codec = w->params.codec};
+        struct snap_disk_footer f = { .magic = SNAP_FOOTER_MAGIC,
+                                      .version = SNAP_IMAGE_VERSION,
+                                      .depth = w->depth,
+                                      .ram_bytes = w->params.ram_bytes,
+                                      .salt = w->salt,
+                                      .root_ref = snap_index_root(&w->index),
+                                      .n_stored_pages = w->n_stored,
+                                      .live_frames = w->live_frames,
+                                      .live_bytes = w->live_bytes,
+                                      .dead_frames = w->all_frames - w->live_frames,
+                                      .dead_bytes = w->all_bytes - w->live_bytes,
+                                      .index_bytes = w->index_bytes,
+                                      .codec = w->params.codec };
 
         end = (end + SNAP_BLOCK - 1) / SNAP_BLOCK * SNAP_BLOCK;
         off = end - sizeof(f);
@@ -502,8 +502,7 @@ int snap_writer_finish(struct snap_writer *w, struct snap_writer_stats *ret) {
 /* ---- start and end ---- */
 
 static void write_header(struct snap_writer *w) {
-        struct snap_disk_header h = {
-                .magic = SNAP_HEADER_MAGIC, .version = SNAP_IMAGE_VERSION, .page_size = SNAP_PAGE_SIZE};
+        struct snap_disk_header h = { .magic = SNAP_HEADER_MAGIC, .version = SNAP_IMAGE_VERSION, .page_size = SNAP_PAGE_SIZE };
 
         w->salt = h.salt = random_u64();
         h.checksum = XXH3_64bits(&h, offsetof(struct snap_disk_header, checksum));

@@ -7,18 +7,18 @@
 struct snap_writer_params {
         uint64_t ram_bytes; /* a multiple of SNAP_PAGE_SIZE, 1 page … SNAP_MAX_RAM; for a child: its parent's */
         enum snap_codec codec;
-        int level;          /* zstd only: 1 … 19, 0 is the default (1). Others: 0 */
+        int level; /* zstd only: 1 … 19, 0 is the default (1). Others: 0 */
 };
 
 struct snap_writer_stats {
-        uint8_t uuid[SNAP_UUID_LEN];  /* of the new image */
-        uint64_t put_pages;           /* pages handed to put, zero ones included */
-        uint64_t zero_pages;          /* of which were zero, plus those of put_zero */
-        uint64_t frames;              /* frames appended */
+        uint8_t uuid[SNAP_UUID_LEN];       /* of the new image */
+        uint64_t put_pages;                /* pages handed to put, zero ones included */
+        uint64_t zero_pages;               /* of which were zero, plus those of put_zero */
+        uint64_t frames;                   /* frames appended */
         uint64_t frame_bytes, index_bytes; /* appended, by kind */
-        uint64_t appended_bytes;      /* all, with footer and padding: file_bytes less the parent's */
+        uint64_t appended_bytes;           /* all, with footer and padding: file_bytes less the parent's */
         uint64_t file_bytes;
-        bool reflinked;               /* the parent's blocks are shared, not copied (true for a base image) */
+        bool reflinked; /* the parent's blocks are shared, not copied (true for a base image) */
 };
 
 struct snap_writer;
@@ -28,8 +28,7 @@ struct snap_writer;
  *  blocks the new file shares from now on; it is not needed after the call.
  *  -EINVAL: parameters out of range or another ram_bytes than the parent's; the errors of snap_image_open
  *  for the parent; -ENOSPC … */
-int snap_writer_new(int out_fd, int parent_fd, const struct snap_writer_params *p, struct snap_writer **ret)
-        attr_warn_unused;
+int snap_writer_new(int out_fd, int parent_fd, const struct snap_writer_params *p, struct snap_writer **ret) attr_warn_unused;
 
 /** Sets @n pages from @first on to @data (@n × SNAP_PAGE_SIZE). Pages that are all zero are found out and
  *  cost nothing. Ascending order packs best (frames hold pages of one region); every order is correct, and

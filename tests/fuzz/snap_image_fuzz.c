@@ -49,7 +49,7 @@ static int new_file(void) {
 
 /* Three generations, each with another codec, so that there are live, dead and partly stale frames of all. */
 static void make_good(void) {
-        struct snap_writer_params p = {.ram_bytes = (uint64_t) RAM_PAGES * SNAP_PAGE_SIZE};
+        struct snap_writer_params p = { .ram_bytes = (uint64_t) RAM_PAGES * SNAP_PAGE_SIZE };
         uint8_t page[SNAP_PAGE_SIZE] = {};
         struct snap_writer_stats stats;
         struct snap_image *img;
@@ -112,10 +112,10 @@ static void change(uint8_t *file, unsigned record, unsigned at, uint8_t value) {
 }
 
 static void use_image(int fd) {
-        struct snap_writer_params p = {.codec = SNAP_CODEC_LZ4};
+        struct snap_writer_params p = { .codec = SNAP_CODEC_LZ4 };
         struct snap_decoder *d;
         struct snap_image *img;
-        uint8_t page[SNAP_PAGE_SIZE] = {1};
+        uint8_t page[SNAP_PAGE_SIZE] = { 1 };
         uint64_t region, n;
 
         if (snap_image_open(fd, &img) < 0)

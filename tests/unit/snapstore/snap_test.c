@@ -72,7 +72,7 @@ int temp_fd(void) {
 }
 
 struct snap_writer *writer_start(int fd, int parent_fd, const struct model *m, enum snap_codec codec) {
-        struct snap_writer_params p = {.ram_bytes = m->n_pages * SNAP_PAGE_SIZE, .codec = codec};
+        struct snap_writer_params p = { .ram_bytes = m->n_pages * SNAP_PAGE_SIZE, .codec = codec };
         struct snap_writer *w;
 
         assert_ok(snap_writer_new(fd, parent_fd, &p, &w));
@@ -126,8 +126,7 @@ static void check_by_frames(struct snap_image *img, struct snap_decoder *d, cons
                         for (unsigned k = 0; k < f.n_pages; k++) {
                                 if (!(f.live_mask >> k & 1))
                                         continue;
-                                memcpy(ram + f.page[k] * SNAP_PAGE_SIZE, buf + (size_t) k * SNAP_PAGE_SIZE,
-                                       SNAP_PAGE_SIZE);
+                                memcpy(ram + f.page[k] * SNAP_PAGE_SIZE, buf + (size_t) k * SNAP_PAGE_SIZE, SNAP_PAGE_SIZE);
                                 n_pages++;
                         }
                 }
@@ -256,9 +255,9 @@ bool loop_fs_setup(struct loop_fs *fs, const char *size) {
         (void) snprintf(fs->image, sizeof(fs->image), "%s/xfs.img", fs->dir);
         (void) snprintf(fs->mnt, sizeof(fs->mnt), "%s/mnt", fs->dir);
         assert_int_equal(mkdir(fs->mnt, 0700), 0);
-        fs->mounted = run_quiet((const char *const[]){"truncate", "-s", size, fs->image, NULL}) == 0 &&
-                      run_quiet((const char *const[]){"mkfs.xfs", "-q", "-m", "reflink=1", fs->image, NULL}) == 0 &&
-                      run_quiet((const char *const[]){"mount", "-o", "loop", fs->image, fs->mnt, NULL}) == 0;
+        fs->mounted = run_quiet((const char *const[]){ "truncate", "-s", size, fs->image, NULL }) == 0 &&
+                      run_quiet((const char *const[]){ "mkfs.xfs", "-q", "-m", "reflink=1", fs->image, NULL }) == 0 &&
+                      run_quiet((const char *const[]){ "mount", "-o", "loop", fs->image, fs->mnt, NULL }) == 0;
         if (!fs->mounted)
                 temp_dir_remove(fs->dir);
         return fs->mounted;
@@ -266,7 +265,7 @@ bool loop_fs_setup(struct loop_fs *fs, const char *size) {
 
 void loop_fs_remount(struct loop_fs *fs) {
         assert_int_equal(umount(fs->mnt), 0);
-        assert_int_equal(run_quiet((const char *const[]){"mount", "-o", "loop", fs->image, fs->mnt, NULL}), 0);
+        assert_int_equal(run_quiet((const char *const[]){ "mount", "-o", "loop", fs->image, fs->mnt, NULL }), 0);
 }
 
 void loop_fs_teardown(struct loop_fs *fs) {

@@ -13,11 +13,11 @@
 #include "snapstore/store.h"
 #include "snapstore/writer.h"
 
-#define assert_ok(expr)                                                             \
-        do {                                                                        \
-                int _r = (expr);                                                    \
-                if (_r < 0)                                                         \
-                        fail_msg("%s: %s", #expr, strerror(-_r));                   \
+#define assert_ok(expr)                                           \
+        do {                                                      \
+                int _r = (expr);                                  \
+                if (_r < 0)                                       \
+                        fail_msg("%s: %s", #expr, strerror(-_r)); \
         } while (0)
 
 /** A generator that gives the same sequence everywhere. */

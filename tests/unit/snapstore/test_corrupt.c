@@ -20,7 +20,7 @@ struct victim {
         uint8_t *bytes;
         size_t len;
         uint64_t salt;
-        uint8_t *live; /* per byte: part of something that the image uses */
+        uint8_t *live;    /* per byte: part of something that the image uses */
         uint64_t ref[64]; /* its live records: first frames, then nodes */
         unsigned n_frames, n_refs;
         struct snap_image_info info;
@@ -62,7 +62,7 @@ static void find_records(struct victim *v) {
 }
 
 static void victim_init(struct victim *v) {
-        struct rng r = {.state = 3};
+        struct rng r = { .state = 3 };
         struct snap_writer_stats stats;
         struct snap_writer *w;
         int parent;
@@ -160,7 +160,7 @@ static int read_all(int fd, const struct model *m) {
 #endif
 
 static void test_flip_every_byte(void **state) {
-        struct rng r = {.state = 11};
+        struct rng r = { .state = 11 };
         struct victim v;
 
         victim_init(&v);
@@ -306,7 +306,7 @@ static void write_footer(struct victim *v, struct snap_disk_footer *f) {
 /* Every byte of every record, changed and sealed: the sanitizers watch, and pages that are read are the
  * pages that were asked for (decode says so, or fails). */
 static void test_sealed_bytes(void **state) {
-        struct rng r = {.state = 77};
+        struct rng r = { .state = 77 };
         struct victim v;
 
         victim_init(&v);
@@ -343,9 +343,9 @@ static void expect_bad_frame(struct victim *v, unsigned i, size_t field, const v
         restore_bytes(v);
 }
 
-#define BAD_FRAME(v, i, member, type, ...)                                                          \
-        do {                                                                                        \
-                type _value = (__VA_ARGS__);                                                        \
+#define BAD_FRAME(v, i, member, type, ...)                                                                 \
+        do {                                                                                               \
+                type _value = (__VA_ARGS__);                                                               \
                 expect_bad_frame(v, i, offsetof(struct snap_disk_frame, member), &_value, sizeof(_value)); \
         } while (0)
 
@@ -376,9 +376,9 @@ static void test_sealed_frames(void **state) {
                 if (f->n_pages < 2)
                         continue;
                 /* a page beyond the region; slots out of order; the same page twice */
-                expect_bad_frame(&v, i, sizeof(*f), &(uint16_t){SNAP_REGION_PAGES}, 2);
-                expect_bad_frame(&v, i, sizeof(*f), (uint16_t[]){slot[1], slot[0]}, 4);
-                expect_bad_frame(&v, i, sizeof(*f), (uint16_t[]){slot[1], slot[1]}, 4);
+                expect_bad_frame(&v, i, sizeof(*f), &(uint16_t){ SNAP_REGION_PAGES }, 2);
+                expect_bad_frame(&v, i, sizeof(*f), (uint16_t[]){ slot[1], slot[0] }, 4);
+                expect_bad_frame(&v, i, sizeof(*f), (uint16_t[]){ slot[1], slot[1] }, 4);
         }
         victim_clear(&v);
 }
@@ -395,9 +395,9 @@ static void expect_bad_node(struct victim *v, unsigned i, size_t off, const void
         restore_bytes(v);
 }
 
-#define BAD_NODE(v, i, member, type, ...)                                                         \
-        do {                                                                                      \
-                type _value = (__VA_ARGS__);                                                      \
+#define BAD_NODE(v, i, member, type, ...)                                                                \
+        do {                                                                                             \
+                type _value = (__VA_ARGS__);                                                             \
                 expect_bad_node(v, i, offsetof(struct snap_disk_node, member), &_value, sizeof(_value)); \
         } while (0)
 
@@ -422,39 +422,39 @@ static void test_sealed_nodes(void **state) {
                 BAD_NODE(&v, i, bitmap, uint64_t, n->bitmap[0] ^ 1);
                 BAD_NODE(&v, i, bitmap[7], uint64_t, ~n->bitmap[7]);
                 /* the first reference: out of the file, into the header, too long, to another kind */
-                expect_bad_node(&v, i, first, &(uint64_t){0}, 8);
-                expect_bad_node(&v, i, first, &(uint64_t){UINT64_MAX}, 8);
-                expect_bad_node(&v, i, first, &(uint64_t){snap_ref(8, snap_ref_len(refs[0]))}, 8);
-                expect_bad_node(&v, i, first, &(uint64_t){snap_ref(v.len - 256, snap_ref_len(refs[0]))}, 8);
-                expect_bad_node(&v, i, first, &(uint64_t){refs[0] | 0xffff}, 8);
-                expect_bad_node(&v, i, first, &(uint64_t){v.ref[n->level == 0 ? v.n_refs - 1 : 0]}, 8);
+                expect_bad_node(&v, i, first, &(uint64_t){ 0 }, 8);
+                expect_bad_node(&v, i, first, &(uint64_t){ UINT64_MAX }, 8);
+                expect_bad_node(&v, i, first, &(uint64_t){ snap_ref(8, snap_ref_len(refs[0])) }, 8);
+                expect_bad_node(&v, i, first, &(uint64_t){ snap_ref(v.len - 256, snap_ref_len(refs[0])) }, 8);
+                expect_bad_node(&v, i, first, &(uint64_t){ refs[0] | 0xffff }, 8);
+                expect_bad_node(&v, i, first, &(uint64_t){ v.ref[n->level == 0 ? v.n_refs - 1 : 0] }, 8);
                 if (n->level == 0) {
                         size_t entries = first + n->n_frames * 8;
                         const uint16_t *e = (const uint16_t *) ((const uint8_t *) n + entries);
 
                         /* a frame number beyond, a slot beyond, two pages of one slot */
-                        expect_bad_node(&v, i, entries, &(uint16_t){n->n_frames << 4}, 2);
-                        expect_bad_node(&v, i, entries, &(uint16_t){e[0] | 15}, 2);
+                        expect_bad_node(&v, i, entries, &(uint16_t){ n->n_frames << 4 }, 2);
+                        expect_bad_node(&v, i, entries, &(uint16_t){ e[0] | 15 }, 2);
                         if (n->n_entries > 1) {
-                                expect_bad_node(&v, i, entries, &(uint16_t){e[1]}, 2);
+                                expect_bad_node(&v, i, entries, &(uint16_t){ e[1] }, 2);
                                 /* exchanged: each slot holds a page, but the other */
-                                expect_bad_node(&v, i, entries, (uint16_t[]){e[1], e[0]}, 4);
+                                expect_bad_node(&v, i, entries, (uint16_t[]){ e[1], e[0] }, 4);
                         }
                 }
         }
         victim_clear(&v);
 }
 
-#define BAD_FOOTER(v, member, ...)                                               \
-        do {                                                                     \
-                struct snap_disk_footer _f;                                      \
-                memcpy(&_f, (v)->bytes + (v)->len - sizeof(_f), sizeof(_f));     \
-                __typeof__(_f.member) _value = (__VA_ARGS__);                    \
-                assert_memory_not_equal(&_value, &_f.member, sizeof(_value));    \
-                _f.member = _value;                                              \
-                write_footer(v, &_f);                                            \
-                assert_int_equal(read_all((v)->fd, NULL), -EBADMSG);             \
-                restore_bytes(v);                                                \
+#define BAD_FOOTER(v, member, ...)                                            \
+        do {                                                                  \
+                struct snap_disk_footer _f;                                   \
+                memcpy(&_f, (v)->bytes + (v)->len - sizeof(_f), sizeof(_f));  \
+                __typeof__(_f.member) _value = (__VA_ARGS__);                 \
+                assert_memory_not_equal(&_value, &_f.member, sizeof(_value)); \
+                _f.member = _value;                                           \
+                write_footer(v, &_f);                                         \
+                assert_int_equal(read_all((v)->fd, NULL), -EBADMSG);          \
+                restore_bytes(v);                                             \
         } while (0)
 
 static void test_sealed_footer(void **state) {
@@ -507,7 +507,7 @@ static void test_sealed_footer(void **state) {
 
 /* A corrupt parent does not become a child. */
 static void test_corrupt_parent(void **state) {
-        struct snap_writer_params p = {.codec = SNAP_CODEC_LZ4};
+        struct snap_writer_params p = { .codec = SNAP_CODEC_LZ4 };
         struct snap_writer *w = NULL;
         struct victim v;
         int fd = temp_fd();
@@ -558,16 +558,11 @@ static void test_verify_reports(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_flip_every_byte),
-                cmocka_unit_test(test_cut_anywhere),
-                cmocka_unit_test(test_lost_blocks),
-                cmocka_unit_test(test_misplaced_records),
-                cmocka_unit_test(test_lost_write),
-                cmocka_unit_test(test_sealed_bytes),
-                cmocka_unit_test(test_sealed_frames),
-                cmocka_unit_test(test_sealed_nodes),
-                cmocka_unit_test(test_sealed_footer),
-                cmocka_unit_test(test_corrupt_parent),
+                cmocka_unit_test(test_flip_every_byte), cmocka_unit_test(test_cut_anywhere),
+                cmocka_unit_test(test_lost_blocks),     cmocka_unit_test(test_misplaced_records),
+                cmocka_unit_test(test_lost_write),      cmocka_unit_test(test_sealed_bytes),
+                cmocka_unit_test(test_sealed_frames),   cmocka_unit_test(test_sealed_nodes),
+                cmocka_unit_test(test_sealed_footer),   cmocka_unit_test(test_corrupt_parent),
                 cmocka_unit_test(test_verify_reports),
         };
 

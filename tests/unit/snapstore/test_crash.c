@@ -26,7 +26,7 @@ struct disk {
 
 static bool mount_loop(const char *image, const char *mnt) {
         assert_true(mkdir(mnt, 0700) == 0 || errno == EEXIST);
-        return run_quiet((const char *const[]){"mount", "-o", "loop,nouuid", image, mnt, NULL}) == 0;
+        return run_quiet((const char *const[]){ "mount", "-o", "loop,nouuid", image, mnt, NULL }) == 0;
 }
 
 static bool disk_setup(struct disk *d) {
@@ -36,8 +36,8 @@ static bool disk_setup(struct disk *d) {
         (void) snprintf(d->mnt, sizeof(d->mnt), "%s/mnt", d->outer.mnt);
         (void) snprintf(d->crash_image, sizeof(d->crash_image), "%s/crash.img", d->outer.mnt);
         (void) snprintf(d->crash_mnt, sizeof(d->crash_mnt), "%s/crash", d->outer.mnt);
-        if (run_quiet((const char *const[]){"truncate", "-s", "310M", d->image, NULL}) == 0 &&
-            run_quiet((const char *const[]){"mkfs.xfs", "-q", "-m", "reflink=1", d->image, NULL}) == 0 &&
+        if (run_quiet((const char *const[]){ "truncate", "-s", "310M", d->image, NULL }) == 0 &&
+            run_quiet((const char *const[]){ "mkfs.xfs", "-q", "-m", "reflink=1", d->image, NULL }) == 0 &&
             mount_loop(d->image, d->mnt))
                 return true;
         loop_fs_teardown(&d->outer);
@@ -77,7 +77,7 @@ static void test_durable_when_told(void **state) {
         struct snap_manifest *m = calloc(4, sizeof(*m)), *got = calloc(1, sizeof(*got));
         struct disk d = {};
         struct snap_store *s, *after;
-        struct rng r = {.state = 2};
+        struct rng r = { .state = 2 };
         struct model ram;
         bool durable;
         int fd;
@@ -123,8 +123,8 @@ struct publisher {
 /* Publishes children and removes old ones, as fast as it can, with sync and without. Uses no cmocka
  * assertions: they belong to the main thread. */
 static void *publish_on(void *arg) {
-        struct snap_writer_params params = {.ram_bytes = RAM_PAGES * SNAP_PAGE_SIZE, .codec = SNAP_CODEC_LZ4};
-        struct model ram = {.n_pages = RAM_PAGES};
+        struct snap_writer_params params = { .ram_bytes = RAM_PAGES * SNAP_PAGE_SIZE, .codec = SNAP_CODEC_LZ4 };
+        struct model ram = { .n_pages = RAM_PAGES };
         struct snap_manifest *m = calloc(1, sizeof(*m));
         uint8_t page[SNAP_PAGE_SIZE];
         struct publisher *p = arg;

@@ -22,8 +22,8 @@ static void test_codec_names(void **state) {
         assert_null(snap_codec_name(3));
         assert_ok(snap_codec_parse("zstd:19", &codec, &level));
         assert_int_equal(level, 19);
-        static const char *const bad[] = {"",         "gzip", "zstd:",  "zstd:0", "zstd:20", "zstd:-1",
-                                          "zstd:3 ",  "lz4:1", "LZ4", "zstd:99999999999999999999"};
+        static const char *const bad[] = { "",        "gzip",    "zstd:", "zstd:0", "zstd:20",
+                                           "zstd:-1", "zstd:3 ", "lz4:1", "LZ4",    "zstd:99999999999999999999" };
         for (size_t i = 0; i < ARRAY_LEN(bad); i++)
                 assert_int_equal(snap_codec_parse(bad[i], &codec, &level), -EINVAL);
 }
@@ -40,8 +40,8 @@ static void test_zero_detection(void **state) {
 }
 
 static void base_with(enum snap_codec codec, int level) {
-        struct snap_writer_params p = {.codec = codec, .level = level};
-        struct rng r = {.state = 7 + codec};
+        struct snap_writer_params p = { .codec = codec, .level = level };
+        struct rng r = { .state = 7 + codec };
         struct snap_writer_stats stats;
         struct snap_writer *w;
         struct model m;
@@ -79,7 +79,7 @@ static void test_codecs(void **state) {
 /* A chain: every link equals the model at its time, also when all earlier files are gone. */
 static void test_chain(void **state) {
         enum { LINKS = 17 };
-        struct rng r = {.state = 42};
+        struct rng r = { .state = 42 };
         struct model m, kept = {};
         int fd[LINKS];
 
@@ -150,7 +150,7 @@ static void test_chain_cost(void **state) {
 
 /* Any order of puts, pages put twice, and zeroing what is still pending. */
 static void test_order(void **state) {
-        struct rng r = {.state = 99};
+        struct rng r = { .state = 99 };
         struct snap_writer_stats stats;
         struct snap_writer *w;
         struct model m;
@@ -309,7 +309,7 @@ static void test_dead_slots(void **state) {
 
 /* 1 TiB of RAM, a page here and there: small in the file, quick to open. */
 static void test_huge_ram(void **state) {
-        struct snap_writer_params p = {.ram_bytes = SNAP_MAX_RAM, .codec = SNAP_CODEC_LZ4};
+        struct snap_writer_params p = { .ram_bytes = SNAP_MAX_RAM, .codec = SNAP_CODEC_LZ4 };
         const uint64_t n_pages = SNAP_MAX_RAM / SNAP_PAGE_SIZE, step = n_pages / 61;
         cleanup_snap_decoder struct snap_decoder *d = NULL;
         uint8_t page[SNAP_PAGE_SIZE], got[SNAP_PAGE_SIZE];
@@ -358,7 +358,7 @@ static void test_huge_ram(void **state) {
 }
 
 static void test_dump_and_compact(void **state) {
-        struct rng r = {.state = 5};
+        struct rng r = { .state = 5 };
         struct snap_writer_stats stats;
         const struct snap_image_info *i;
         struct snap_image *img;
@@ -409,22 +409,22 @@ static void test_dump_and_compact(void **state) {
 }
 
 static void test_bad_parameters(void **state) {
-        struct snap_writer_params good = {.ram_bytes = 1 << 20, .codec = SNAP_CODEC_LZ4}, p;
-        uint8_t page[SNAP_PAGE_SIZE] = {1};
+        struct snap_writer_params good = { .ram_bytes = 1 << 20, .codec = SNAP_CODEC_LZ4 }, p;
+        uint8_t page[SNAP_PAGE_SIZE] = { 1 };
         struct snap_writer_stats stats;
         struct snap_writer *w = NULL;
         struct snap_image *img = NULL;
         int fd = temp_fd(), other = temp_fd(), pipe_fd[2];
         static const struct snap_writer_params bad[] = {
-                {.ram_bytes = 0, .codec = SNAP_CODEC_LZ4},
-                {.ram_bytes = 4095, .codec = SNAP_CODEC_LZ4},
-                {.ram_bytes = 4097, .codec = SNAP_CODEC_LZ4},
-                {.ram_bytes = SNAP_MAX_RAM + SNAP_PAGE_SIZE, .codec = SNAP_CODEC_LZ4},
-                {.ram_bytes = 1 << 20, .codec = (enum snap_codec) 3},
-                {.ram_bytes = 1 << 20, .codec = SNAP_CODEC_LZ4, .level = 1},
-                {.ram_bytes = 1 << 20, .codec = SNAP_CODEC_NONE, .level = 1},
-                {.ram_bytes = 1 << 20, .codec = SNAP_CODEC_ZSTD, .level = 20},
-                {.ram_bytes = 1 << 20, .codec = SNAP_CODEC_ZSTD, .level = -1},
+                { .ram_bytes = 0, .codec = SNAP_CODEC_LZ4 },
+                { .ram_bytes = 4095, .codec = SNAP_CODEC_LZ4 },
+                { .ram_bytes = 4097, .codec = SNAP_CODEC_LZ4 },
+                { .ram_bytes = SNAP_MAX_RAM + SNAP_PAGE_SIZE, .codec = SNAP_CODEC_LZ4 },
+                { .ram_bytes = 1 << 20, .codec = (enum snap_codec) 3 },
+                { .ram_bytes = 1 << 20, .codec = SNAP_CODEC_LZ4, .level = 1 },
+                { .ram_bytes = 1 << 20, .codec = SNAP_CODEC_NONE, .level = 1 },
+                { .ram_bytes = 1 << 20, .codec = SNAP_CODEC_ZSTD, .level = 20 },
+                { .ram_bytes = 1 << 20, .codec = SNAP_CODEC_ZSTD, .level = -1 },
         };
 
         for (size_t i = 0; i < ARRAY_LEN(bad); i++)
@@ -457,11 +457,11 @@ static void test_bad_parameters(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_codec_names),  cmocka_unit_test(test_zero_detection),
-                cmocka_unit_test(test_codecs),       cmocka_unit_test(test_chain),
-                cmocka_unit_test(test_chain_cost),   cmocka_unit_test(test_order),
-                cmocka_unit_test(test_all_zero),     cmocka_unit_test(test_zero_run),
-                cmocka_unit_test(test_dead_slots),   cmocka_unit_test(test_huge_ram),
+                cmocka_unit_test(test_codec_names),      cmocka_unit_test(test_zero_detection),
+                cmocka_unit_test(test_codecs),           cmocka_unit_test(test_chain),
+                cmocka_unit_test(test_chain_cost),       cmocka_unit_test(test_order),
+                cmocka_unit_test(test_all_zero),         cmocka_unit_test(test_zero_run),
+                cmocka_unit_test(test_dead_slots),       cmocka_unit_test(test_huge_ram),
                 cmocka_unit_test(test_dump_and_compact), cmocka_unit_test(test_bad_parameters),
         };
 

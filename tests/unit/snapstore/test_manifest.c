@@ -9,7 +9,7 @@
 #include "snap_test.h"
 
 static void fill_all(struct snap_manifest *m) {
-        struct model ram = {.n_pages = 1000};
+        struct model ram = { .n_pages = 1000 };
 
         manifest_fill(m, &ram);
         (void) strcpy(m->id, "0123456789abcdef");
@@ -177,11 +177,12 @@ static int with_u64(const char *key, uint64_t n) {
 }
 
 static void test_fields(void **state) {
-        static const char *const strings[] = {"id",  "tag",     "source",  "parent", "vmm", "vmm_version", "accel",
-                                              "cpu", "machine", "kernel", "initrd", "net", "vmstate_codec"};
-        static const char *const numbers[] = {"depth",       "vcpus",        "mem_bytes",     "dirty_bytes",
-                                              "pages_stored", "pages_zero",  "image_bytes",   "stored_bytes",
-                                              "vmstate_raw_bytes", "vmstate_bytes"};
+        static const char *const strings[] = { "id",  "tag",     "source", "parent", "vmm", "vmm_version",  "accel",
+                                               "cpu", "machine", "kernel", "initrd", "net", "vmstate_codec" };
+        static const char *const numbers[] = {
+                "depth",      "vcpus",       "mem_bytes",    "dirty_bytes",       "pages_stored",
+                "pages_zero", "image_bytes", "stored_bytes", "vmstate_raw_bytes", "vmstate_bytes"
+        };
         char text[4096];
 
         memset(text, 'x', sizeof(text) - 1);
@@ -319,7 +320,7 @@ static void test_bad_fields_are_not_written(void **state) {
 /* Lines of descent longer than a manifest can name keep the nearest ancestors. */
 static void test_long_chain(void **state) {
         struct snap_manifest *m = calloc(1, sizeof(*m)), *parent = calloc(1, sizeof(*parent));
-        struct model ram = {.n_pages = 1000};
+        struct model ram = { .n_pages = 1000 };
 
         for (uint32_t i = 0; i < SNAP_MAX_CHAIN + 50; i++) {
                 manifest_fill(m, &ram);

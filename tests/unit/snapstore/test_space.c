@@ -19,12 +19,12 @@ static bool can_mount;
 
 /* Device state, image, disk, manifest, as forkd does it. Returns the first error. */
 static int try_publish(struct snap_store *s, const struct model *ram, const char *disk) {
-        struct snap_writer_params p = {.ram_bytes = ram->n_pages * SNAP_PAGE_SIZE, .codec = SNAP_CODEC_NONE};
+        struct snap_writer_params p = { .ram_bytes = ram->n_pages * SNAP_PAGE_SIZE, .codec = SNAP_CODEC_NONE };
         struct snap_manifest *m = calloc(1, sizeof(*m));
         cleanup_snap_writer struct snap_writer *w = NULL;
         cleanup_snap_txn struct snap_txn *t = NULL;
         struct snap_writer_stats stats;
-        struct rng r = {.state = 4};
+        struct rng r = { .state = 4 };
         cleanup_fd int fd = -1;
         uint64_t state[1024];
         id_str id;
@@ -63,7 +63,7 @@ static uint64_t used_blocks(const char *path) {
 /* The file system grows page by page from nothing: so the space runs out at every step in turn. Each time
  * all is undone to the last block; in the end it fits. */
 static void test_no_space(void **state) {
-        struct rng r = {.state = 9};
+        struct rng r = { .state = 9 };
         unsigned failures = 0;
         char dir[128], disk[160], options[64];
         struct snap_store *s;
@@ -155,7 +155,7 @@ static void test_reflink(void **state) {
         struct snap_manifest *m = calloc(3, sizeof(*m));
         struct snap_writer_stats stats;
         struct snap_writer *w;
-        struct rng r = {.state = 6};
+        struct rng r = { .state = 6 };
         struct loop_fs fs;
         struct snap_store *s;
         struct snap_txn *t;

@@ -126,10 +126,11 @@ static void test_publish(void **state) {
 
 static void test_names(void **state) {
         struct fixture *f = *state;
-        static const char *const ids[] = {"", "..", "0123456789abcde", "0123456789abcdef0", "0123456789ABCDEF",
-                                          "../../../../tmp", "0123456789abcde/"};
-        static const char *const files[] = {"",          "..",           "../manifest",  "disk-8.img",
-                                            "disk-.img", "disk-00.img", "disk-0.img.x", "memory.img/"};
+        static const char *const ids[] = {
+                "", "..", "0123456789abcde", "0123456789abcdef0", "0123456789ABCDEF", "../../../../tmp", "0123456789abcde/"
+        };
+        static const char *const files[] = { "",          "..",          "../manifest",  "disk-8.img",
+                                             "disk-.img", "disk-00.img", "disk-0.img.x", "memory.img/" };
         struct snap_txn *t = NULL;
         char path[256];
         int fd = -1;
@@ -336,7 +337,7 @@ static void test_vmstate_limits(void **state) {
         struct fixture *f = *state;
         cleanup_snap_txn struct snap_txn *t = NULL;
         cleanup_fd int fd = temp_fd();
-        struct rng r = {.state = 8};
+        struct rng r = { .state = 8 };
         uint64_t random[1000];
 
         assert_ok(snap_txn_begin(f->store, "00000000000000ee", &t));
@@ -354,7 +355,7 @@ static void test_vmstate_limits(void **state) {
 /* Damage to any file of a snapshot is found by verify, and no damaged device state is handed out. */
 static void test_damage(void **state) {
         struct fixture *f = *state;
-        static const char *const files[] = {SNAP_FILE_MANIFEST, SNAP_FILE_MEMORY, SNAP_FILE_VMSTATE};
+        static const char *const files[] = { SNAP_FILE_MANIFEST, SNAP_FILE_MEMORY, SNAP_FILE_VMSTATE };
         char path[256], other[256];
         struct snap_image *img;
 
@@ -439,8 +440,8 @@ static void test_recover(void **state) {
 int main(void) {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_publish), T(test_names),  T(test_abort), T(test_race_for_an_id), T(test_sweep),
-                T(test_remove),  T(test_disks),  T(test_vmstate_limits), T(test_damage), T(test_recover),
+                T(test_publish), T(test_names), T(test_abort),          T(test_race_for_an_id), T(test_sweep),
+                T(test_remove),  T(test_disks), T(test_vmstate_limits), T(test_damage),         T(test_recover),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,7 +23,7 @@ struct reader {
 
 static void *read_everything(void *arg) {
         struct reader *rd = arg;
-        struct rng r = {.state = rd->seed};
+        struct rng r = { .state = rd->seed };
         struct snap_decoder *d;
         uint8_t page[SNAP_PAGE_SIZE];
 
@@ -38,8 +38,7 @@ static void *read_everything(void *arg) {
 
                 if (snap_image_zero_run(rd->img, p, 1, &n) < 0 || (n == 1) != snap_page_is_zero(model_page(rd->m, p)))
                         rd->wrong++;
-                if (snap_image_read_page(rd->img, d, p, page) < 0 ||
-                    memcmp(page, model_page(rd->m, p), SNAP_PAGE_SIZE) != 0)
+                if (snap_image_read_page(rd->img, d, p, page) < 0 || memcmp(page, model_page(rd->m, p), SNAP_PAGE_SIZE) != 0)
                         rd->wrong++;
         }
         snap_decoder_free(d);
@@ -47,7 +46,7 @@ static void *read_everything(void *arg) {
 }
 
 static void test_readers(void **state) {
-        struct rng r = {.state = 1};
+        struct rng r = { .state = 1 };
         struct snap_writer_stats stats;
         struct snap_writer *w;
         struct model m;
@@ -70,8 +69,7 @@ static void test_readers(void **state) {
                 assert_ok(snap_image_open(child, &img));
                 assert_int_equal(pthread_barrier_init(&barrier, NULL, THREADS), 0);
                 for (unsigned i = 0; i < THREADS; i++) {
-                        rd[i] = (struct reader){
-                                .img = img, .m = &m, .barrier = &barrier, .seed = round * 100 + i % 2};
+                        rd[i] = (struct reader){ .img = img, .m = &m, .barrier = &barrier, .seed = round * 100 + i % 2 };
                         assert_int_equal(pthread_create(&thread[i], NULL, read_everything, &rd[i]), 0);
                 }
                 for (unsigned i = 0; i < THREADS; i++) {
@@ -87,7 +85,7 @@ static void test_readers(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = {cmocka_unit_test(test_readers)};
+        const struct CMUnitTest tests[] = { cmocka_unit_test(test_readers) };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
