@@ -26,31 +26,44 @@ int space_existing_parent(const char *path, char *buf, size_t size) {
         return 0;
 }
 
+static int no_room(const struct space_need *need, uint64_t total, uint64_t avail, struct err *e) {
+        char a[32], b[32], c[32];
+
+        err_set(e, ERR_NO_SPACE, -ENOSPC, "no room for %s in %s: %s needed on that file system, %s free, %s missing",
+                need->what, need->path, size_format(total, a, sizeof(a)), size_format(avail, b, sizeof(b)),
+                size_format(total - avail, c, sizeof(c)));
+        return err_hint(e, "%s", need->advice);
+}
+
 int space_check(const struct space_need *needs, size_t n, struct err *e) {
+        dev_t dev[SPACE_MAX_NEEDS];
+        uint64_t avail[SPACE_MAX_NEEDS];
+
+        if (n > SPACE_MAX_NEEDS)
+                return err_set(e, ERR_INTERNAL, -E2BIG, "too many needs");
         for (size_t i = 0; i < n; i++) {
-                char where[512], need_text[32], free_text[32], missing_text[32];
-                uint64_t need = 0, avail;
-                struct stat st, other;
+                char where[512];
+                struct stat st;
 
                 int r = space_existing_parent(needs[i].path, where, sizeof(where));
                 if (r == 0)
-                        r = io_free_bytes(where, &avail);
+                        r = io_free_bytes(where, &avail[i]);
                 if (r < 0 || stat(where, &st) < 0)
                         return err_errno(e, r < 0 ? r : -errno, "cannot tell the free space of %s", needs[i].path);
-                for (size_t k = 0; k < n; k++) {
-                        char path[512];
+                dev[i] = st.st_dev;
+        }
+        for (size_t i = 0; i < n; i++) {
+                const struct space_need *most = &needs[i]; /* the one to be blamed */
+                uint64_t total = 0;
 
-                        if (space_existing_parent(needs[k].path, path, sizeof(path)) == 0 && stat(path, &other) == 0 &&
-                            other.st_dev == st.st_dev)
-                                need += needs[k].bytes;
-                }
-                if (needs[i].bytes == 0 || need <= avail)
-                        continue;
-                err_set(e, ERR_NO_SPACE, -ENOSPC, "no room for %s in %s: %s needed on that file system, %s free, %s missing",
-                        needs[i].what, needs[i].path, size_format(need, need_text, sizeof(need_text)),
-                        size_format(avail, free_text, sizeof(free_text)),
-                        size_format(need - avail, missing_text, sizeof(missing_text)));
-                return err_hint(e, "%s", needs[i].advice);
+                for (size_t k = 0; k < n; k++)
+                        if (dev[k] == dev[i]) {
+                                total += needs[k].bytes;
+                                if (needs[k].bytes > most->bytes)
+                                        most = &needs[k];
+                        }
+                if (total > avail[i])
+                        return no_room(most, total, avail[i], e);
         }
         return 0;
 }

@@ -18,5 +18,7 @@ struct space_need {
 /** Longest part of @path that exists, into @buf. */
 int space_existing_parent(const char *path, char *buf, size_t size) attr_warn_unused;
 
-/** Needs on one file system are added up. -ENOSPC with the whole story. */
+#define SPACE_MAX_NEEDS 8
+
+/** Needs on one file system are added up, and the largest is named. -ENOSPC with the whole story. */
 int space_check(const struct space_need *needs, size_t n, struct err *e) attr_warn_unused;

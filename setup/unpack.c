@@ -193,7 +193,7 @@ int pack_lz4(const void *data, size_t len, char **ret, size_t *ret_len) {
         for (size_t pos = 0; pos < len; pos += LZ4_LEGACY_BLOCK) {
                 int size = (int) MIN_OF(len - pos, (size_t) LZ4_LEGACY_BLOCK);
                 int got = LZ4_compress_HC((const char *) data + pos, out + n + 4, size, LZ4_compressBound(size),
-                                          LZ4HC_CLEVEL_MAX);
+                                          LZ4HC_CLEVEL_DEFAULT);
                 if (got <= 0)
                         return -EIO;
                 put_le32(out + n, (uint32_t) got);

@@ -17,6 +17,6 @@ int unpack_vmlinux(const void *data, size_t len, char **ret, size_t *ret_len, st
 int unpack_any(const void *data, size_t len, size_t max, const char *what, char **ret, size_t *ret_len,
                struct err *e) attr_warn_unused;
 
-/** The kernel's lz4 kind ("legacy": magic, then blocks of at most 8 MiB each with its size), at the highest
- *  level: initramfs images are made once and unpacked at every boot. */
+/** The kernel's lz4 kind ("legacy": magic, then blocks of at most 8 MiB each with its size), at level 9: the
+ *  highest level takes four times as long for 0.3 % less. */
 int pack_lz4(const void *data, size_t len, char **ret, size_t *ret_len) attr_warn_unused;
