@@ -131,7 +131,13 @@ static void on_drain(struct rpc_conn *conn, void *arg) {
                 c->on_drain(c->notify_arg);
 }
 
-static const struct rpc_handlers handlers = { .on_message = on_message, .on_drain = on_drain };
+static void on_close(struct rpc_conn *conn, int r, void *arg) {
+        struct ctl *c = arg;
+
+        c->closed = true;
+}
+
+static const struct rpc_handlers handlers = { .on_message = on_message, .on_close = on_close, .on_drain = on_drain };
 
 int ctl_loop(struct ctl *c) {
         struct event_config *cfg;
@@ -281,6 +287,22 @@ int ctl_call_name(struct ctl *c, const char *method, const char *key, const char
         req_init(&q);
         req_str(&q, key, name);
         return ctl_call(c, method, &q, ret_result);
+}
+
+int ctl_wait_close(struct ctl *c, unsigned seconds) {
+        const struct timeval tv = { .tv_sec = seconds };
+        uint64_t start = now_ns();
+
+        /* Whatever else happens meanwhile, the loop comes back when the time is over. */
+        if (!c->closed && event_base_loopexit(c->base, &tv) < 0)
+                return err_errno(&c->e, -ENOMEM, "waiting for forkd's end");
+        while (!c->closed) {
+                if (ms_since(start) >= seconds * 1000.0)
+                        return err_set(&c->e, ERR_TIMEOUT, -ETIMEDOUT, "forkd did not end within %u s", seconds);
+                if (event_base_loop(c->base, EVLOOP_ONCE) < 0)
+                        return err_set(&c->e, ERR_INTERNAL, -EIO, "the event loop failed");
+        }
+        return 0;
 }
 
 int ctl_print(struct ctl *c, const json_t *j) {

@@ -48,6 +48,9 @@ int ctl_call_fd(struct ctl *c, const char *method, struct req *q, int fd, json_t
 /** ctl_call with the name of one object as the only parameter. */
 int ctl_call_name(struct ctl *c, const char *method, const char *key, const char *name, json_t **ret_result) attr_warn_unused;
 
+/** Waits until forkd has closed the connection, which is the last thing it does. -ETIMEDOUT. */
+int ctl_wait_close(struct ctl *c, unsigned seconds) attr_warn_unused;
+
 /** The command's result as the one JSON document on stdout. */
 int ctl_print(struct ctl *c, const json_t *j) attr_warn_unused;
 

@@ -14,6 +14,8 @@
 #include "setup/doctor.h"
 #include "setup/setup.h"
 
+#define SHUTDOWN_MAX_S 600 /* a guest may take seconds to end, and there may be many */
+
 #ifndef FORKD_VERSION
 #error "the build tells the version"
 #endif
@@ -267,6 +269,10 @@ int cmd_shutdown(struct ctl *c, const struct args *a) {
                 req_bool(&q, "all", true);
         progress_start(&p, c, "stopping");
         r = ctl_call(c, "shutdown", &q, &result);
+        /* The answer only tells what will be stopped. Whoever starts forkd again, or removes its directories,
+         * needs it gone. */
+        if (r == 0)
+                r = ctl_wait_close(c, SHUTDOWN_MAX_S);
         progress_end(&p);
         if (r < 0)
                 return r;
@@ -275,7 +281,7 @@ int cmd_shutdown(struct ctl *c, const struct args *a) {
         json_array_foreach (json_list(result, "stopped"), i, v)
                 if (json_is_string(v))
                         printf("stopped %s\n", text_safe(json_string_value(v), name, sizeof(name)));
-        puts("forkd ends");
+        puts("forkd has ended");
         return 0;
 }
 

@@ -34,6 +34,7 @@ struct ctl {
         /* The connection; see client.h. */
         struct event_base *base;
         struct rpc_conn *conn;
+        bool closed;       /* forkd has hung up */
         bool peer_refused; /* forkd sent an `error` notification: the reason is in e */
 
         /* Who listens to the notifications of the call under way; NULL outside of streams. */

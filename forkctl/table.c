@@ -10,6 +10,7 @@
 #include "forkctl/json.h"
 
 #define CELL_MAX 1024
+#define SECTION_FROM 4 /* a nested map of more fields becomes a section */
 
 /* Columns on the screen: characters, not bytes. Good enough for names and numbers. */
 static size_t width(const char *s) {
@@ -188,7 +189,7 @@ static void value_text(const char *key, const json_t *v, char *buf, size_t size)
         }
 }
 
-/* {"zero": 1, "stored": 2} as "zero 1, stored 2". */
+/* {"zero": 1, "stored": 2} as "zero 1, stored 2"; what nests deeper, as JSON. */
 static void map_text(const json_t *map, char *buf, size_t size) {
         const char *key;
         json_t *v;
@@ -220,6 +221,11 @@ static bool is_list_of_maps(const json_t *v) {
         return json_is_array(v) && json_is_object(json_array_get(v, 0));
 }
 
+/* What does not fit into one line gets lines of its own, below the others. */
+static bool is_section(const json_t *v) {
+        return is_list_of_maps(v) || json_object_size(v) > SECTION_FROM;
+}
+
 /* The columns are the fields of the first row. */
 static int print_rows(const json_t *list, FILE *f) {
         cleanup_table struct table t = { 0 };
@@ -243,28 +249,38 @@ static int print_rows(const json_t *list, FILE *f) {
         return table_print(&t, f);
 }
 
-int print_fields(const json_t *map, FILE *f) {
+/* The fields that are no sections. */
+static void print_lines(const json_t *map, const char *indent, FILE *f) {
         char text[CELL_MAX], name[64];
         const char *key;
         size_t w = 0;
         json_t *v;
-        int r;
 
         json_object_foreach ((json_t *) map, key, v)
                 w = is_list_of_maps(v) ? w : MAX_OF(w, MIN_OF(width(key), sizeof(name) - 1));
         json_object_foreach ((json_t *) map, key, v) {
-                if (is_list_of_maps(v))
+                if (*indent ? is_list_of_maps(v) : is_section(v))
                         continue;
                 any_text(key, v, text, sizeof(text));
                 (void) text_safe(key, name, sizeof(name));
-                (void) fprintf(f, "%s%*s  %s\n", name, (int) (w - MIN_OF(w, width(name))), "", text);
+                (void) fprintf(f, "%s%s%*s  %s\n", indent, name, (int) (w - MIN_OF(w, width(name))), "", text);
         }
+}
+
+int print_fields(const json_t *map, FILE *f) {
+        const char *key;
+        char name[64];
+        json_t *v;
+        int r = 0;
+
+        print_lines(map, "", f);
         json_object_foreach ((json_t *) map, key, v) {
-                if (!is_list_of_maps(v))
+                if (!is_section(v))
                         continue;
                 (void) fprintf(f, "\n%s:\n", text_safe(key, name, sizeof(name)));
-                r = print_rows(v, f);
-                if (r < 0)
+                if (json_is_object(v))
+                        print_lines(v, "  ", f);
+                else if ((r = print_rows(v, f)) < 0)
                         return r;
         }
         return ferror(f) ? -EIO : 0;

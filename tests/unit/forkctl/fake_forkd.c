@@ -113,6 +113,8 @@ static void on_message(struct rpc_msg *m, void *arg) {
                         continue;
                 if (a->result) {
                         fake_reply(m, a->result);
+                        if (a->then_close)
+                                rpc_conn_close(m->conn);
                         return;
                 }
                 (void) err_set(&e, a->code, -EINVAL, "%s", a->message);

@@ -27,6 +27,7 @@ struct answer {
         const char *method;
         const char *result;
         const char *code, *message, *hint;
+        bool then_close; /* the fake hangs up after it */
 };
 
 struct fake {

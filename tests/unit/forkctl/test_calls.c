@@ -51,7 +51,7 @@ static const struct answer answers[] = {
         { "snapshot.rm", "{\"removed\":[\"89ab\"]}" },
         { "snapshot.verify", "{\"ok\":true,\"frames\":100,\"errors\":[]}" },
         { "pager.status", "{\"up\":true,\"pid\":77,\"sessions\":[]}" },
-        { "shutdown", "{\"stopped\":[\"web\"]}" },
+        { "shutdown", "{\"stopped\":[\"web\"]}", .then_close = true },
         { 0 },
 };
 
@@ -120,8 +120,8 @@ static const struct call calls[] = {
           "removed 89ab\n" },
         { { "snapshot", "verify", "89ab" }, "snapshot.verify {\"snapshot\": \"89ab\"}\n", "89ab is sound, 100 frames\n" },
         { { "pager", "status" }, "pager.status {}\n", "up        yes\npid       77\nsessions  -\n" },
-        { { "shutdown" }, "shutdown {}\n", "stopped web\nforkd ends\n" },
-        { { "shutdown", "--all" }, "shutdown {\"all\": true}\n", "stopped web\nforkd ends\n" },
+        { { "shutdown" }, "shutdown {}\n", "stopped web\nforkd has ended\n" },
+        { { "shutdown", "--all" }, "shutdown {\"all\": true}\n", "stopped web\nforkd has ended\n" },
 };
 
 static json_t *expected_json(const struct call *call, const char *log) {
@@ -394,6 +394,30 @@ static void test_version(void **state) {
         fake_free(f);
 }
 
+/* The end of forkd is waited for: who removes its directories next must not be too early. */
+static void test_shutdown_waits(void **state) {
+        static const struct answer shutdown[] = { { "shutdown", "{\"stopped\":[]}" }, { 0 } };
+        static const char *const argv[] = { "shutdown", NULL };
+        const struct timeval quiet = { .tv_usec = 200000 };
+        struct fake *f = fake_new();
+        struct run r = { 0 };
+
+        f->answers = shutdown;
+        run_start(f, &r, argv);
+        while (!f->log)
+                assert_int_equal(event_base_loop(f->base, EVLOOP_ONCE), 0);
+        assert_int_equal(event_base_loopexit(f->base, &quiet), 0);
+        assert_int_equal(event_base_dispatch(f->base), 0);
+        assert_false(r.exited);
+        assert_string_equal(r.out, "");
+        rpc_conn_close(f->conns[0]);
+        run_finish(&r);
+        assert_int_equal(r.status, 0);
+        assert_string_equal(r.out, "forkd has ended\n");
+        run_clear(&r);
+        fake_free(f);
+}
+
 /* A full disk must not look like success. */
 static void test_full_output(void **state) {
         struct fake *f = fake_new();
@@ -476,10 +500,10 @@ static void test_memory(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_each),          cmocka_unit_test(test_refused),   cmocka_unit_test(test_verify_damage),
-                cmocka_unit_test(test_unreachable),   cmocka_unit_test(test_odd_peers), cmocka_unit_test(test_usage),
-                cmocka_unit_test(test_relative_disk), cmocka_unit_test(test_version),   cmocka_unit_test(test_full_output),
-                cmocka_unit_test(test_memory),
+                cmocka_unit_test(test_each),          cmocka_unit_test(test_refused),        cmocka_unit_test(test_verify_damage),
+                cmocka_unit_test(test_unreachable),   cmocka_unit_test(test_odd_peers),      cmocka_unit_test(test_usage),
+                cmocka_unit_test(test_relative_disk), cmocka_unit_test(test_version),        cmocka_unit_test(test_full_output),
+                cmocka_unit_test(test_memory),        cmocka_unit_test(test_shutdown_waits),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -87,7 +87,8 @@ static void test_time(void **state) {
 static void test_fields(void **state) {
         cleanup_json json_t *map =
                 json_loads("{\"name\":\"a\\u001bb\",\"mem_bytes\":1048576,\"boot_ms\":12.3,\"reason\":null,\"agent\":true,"
-                           "\"pages\":{\"zero\":1,\"stored\":2},\"disks\":[],\"ids\":[1,2],"
+                           "\"totals\":{\"a\":1,\"b_bytes\":1024,\"c\":3,\"d\":4,\"faults\":{\"zero\":5}},\"pages\":{\"zero\":1,"
+                           "\"stored\":2},\"disks\":[],\"ids\":[1,2],"
                            "\"sessions\":[{\"id\":\"x\",\"present_bytes\":2048},{\"id\":\"yy\",\"extra\":1}]}",
                            0, NULL);
         cleanup_free char *text = NULL;
@@ -105,6 +106,13 @@ static void test_fields(void **state) {
                                   "pages      zero 1, stored 2\n"
                                   "disks      -\n"
                                   "ids        [1, 2]\n"
+                                  "\n"
+                                  "totals:\n"
+                                  "  a        1\n"
+                                  "  b_bytes  1 KiB\n"
+                                  "  c        3\n"
+                                  "  d        4\n"
+                                  "  faults   zero 5\n"
                                   "\n"
                                   "sessions:\n"
                                   "id  present_bytes\n"
