@@ -102,7 +102,7 @@ int assets_set_current(const char *cache_dir, const char *id, bool *ret_changed,
 static int fill(const char *dir, const char *id, const struct initramfs_inputs *in, const struct kernel *k,
                 struct err *e) {
         cleanup_free char *initrd = NULL;
-        uint64_t kernel_bytes;
+        uint64_t kernel_bytes = 0;
         size_t len;
 
         int r = initramfs_build(in, k, &initrd, &len, e);

@@ -74,7 +74,7 @@ static int mounted_device(const char *path, dev_t *ret) {
 
 int store_is_attached(const char *state_dir) {
         char dir[STORE_MAX_PATH], image[STORE_MAX_PATH];
-        dev_t dev;
+        dev_t dev = 0;
 
         int r = store_path(state_dir, STORE_DIR, dir, sizeof(dir), NULL);
         if (r == 0)
@@ -145,7 +145,7 @@ int store_attach(const char *state_dir, struct err *e) {
         char dir[STORE_MAX_PATH], image[STORE_MAX_PATH];
         cleanup_fd int lock = -1;
         struct stat st;
-        dev_t dev;
+        dev_t dev = 0;
 
         int r = store_path(state_dir, STORE_DIR, dir, sizeof(dir), e);
         if (r == 0)

@@ -22,6 +22,7 @@
 #include "setup/kernel.h"
 #include "setup/run.h"
 #include "setup/setup.h"
+#include "skip.h"
 
 #define BOOT_TIMEOUT_MS 90000
 
@@ -111,10 +112,8 @@ static void test_boot(void **state) {
                 .cache_dir = cache, .state_dir = state_dir, .store_bytes = STORE_MIN_BYTES, .agent_path = FORKD_AGENT,
                 .skip_kvm = true,
         };
-        if (run_find("qemu-system-x86_64", qemu, sizeof(qemu)) < 0 || share_kernel(cache) < 0) {
-                print_message("skipped: no QEMU, or no guest kernel in %s (run forkctl setup)\n", assets_cache_dir());
-                skip();
-        }
+        if (run_find("qemu-system-x86_64", qemu, sizeof(qemu)) < 0 || share_kernel(cache) < 0)
+                skip_because("no QEMU, or no guest kernel in the cache (run forkctl setup)");
         int r = setup_run(&params, NULL, NULL, &res, &e);
         if (r < 0)
                 print_message("%s | %s\n", e.message, e.hint);

@@ -27,10 +27,14 @@ void put_file(const char *path, const void *data, unsigned long len) {
 void fake_kernel(const char *cache, const char *release, const char *const *modules) {
         static const char vmlinux[] = "\177ELF pretended kernel";
         char dir[PATH_MAX - 64], path[PATH_MAX], info[4096];
+        struct kernel_source installed;
         const char *comma = "";
         size_t len;
 
-        (void) snprintf(dir, sizeof(dir), "%s/kernel/deb-%s-test", cache, release);
+        if (kernel_source_installed("", &installed) == 0)
+                (void) snprintf(dir, sizeof(dir), "%s/kernel/%s", cache, installed.key);
+        else
+                (void) snprintf(dir, sizeof(dir), "%s/kernel/deb-%s-test", cache, release);
         (void) snprintf(path, sizeof(path), "%s/modules", dir);
         assert_int_equal(io_mkdir_p(path, 0755), 0);
         (void) snprintf(path, sizeof(path), "%s/vmlinux", dir);
@@ -49,10 +53,4 @@ void fake_kernel(const char *cache, const char *release, const char *const *modu
         n += snprintf(info + n, sizeof(info) - (size_t) n, "]}");
         (void) snprintf(path, sizeof(path), "%s/info.json", dir);
         put_file(path, info, (unsigned long) n);
-}
-
-int host_has_kernel(void) {
-        struct kernel_source s;
-
-        return kernel_source_installed("", &s) == 0;
 }

@@ -20,6 +20,7 @@
 #include "setup/elf_file.h"
 #include "setup/run.h"
 #include "setup/unpack.h"
+#include "skip.h"
 
 /* ---- cpio ---- */
 
@@ -243,10 +244,8 @@ static void test_busybox_formats(void **state) {
         size_t len;
         struct err e;
 
-        if (run_find("busybox", path, sizeof(path)) < 0) {
-                print_message("skipped: busybox is not installed\n");
-                skip();
-        }
+        if (run_find("busybox", path, sizeof(path)) < 0)
+                skip_because("busybox is not installed");
         assert_int_equal(unpack_any(xz, sizeof(xz), 4096, "x", &out, &len, &e), 0);
         assert_int_equal(len, 11);
         assert_memory_equal(out, "\177ELF hello\n", 11);

@@ -23,6 +23,7 @@
 #include "fake_vmm.h"
 #include "setup/run.h"
 #include "setup/setup.h"
+#include "skip.h"
 
 static const char *const modules[] = { "virtio", "virtio_console", NULL };
 
@@ -59,10 +60,8 @@ static int drop(void **state) {
 static void need_busybox(const struct fixture *f) {
         struct stat st;
 
-        if (stat(f->agent, &st) < 0 || host_has_kernel()) {
-                print_message("skipped: needs busybox-static, and a host without a cloud kernel of its own\n");
-                skip();
-        }
+        if (stat(f->agent, &st) < 0)
+                skip_because("needs busybox-static");
 }
 
 /* 0, after which *ret is valid; else prints why. */
@@ -336,10 +335,8 @@ static void test_no_space(void **state) {
 
         need_busybox(f);
         assert_int_equal(store_inspect(f->state, &info, &e), 0);
-        if (info.reflink) {
-                print_message("skipped: /tmp has reflink, so no store image is made\n");
-                skip();
-        }
+        if (info.reflink)
+                skip_because("/tmp has reflink, so no store image is made");
         f->params.store_bytes = STORE_MAX_BYTES;
         assert_int_equal(setup_run(&f->params, NULL, NULL, &res, &e), -ENOSPC);
         assert_string_equal(e.code, ERR_NO_SPACE);

@@ -19,6 +19,7 @@
 #include "common/io.h"
 #include "setup/run.h"
 #include "setup/store_mount.h"
+#include "skip.h"
 
 static char dir[64];
 
@@ -42,10 +43,8 @@ static void need_loop_store(void) {
         char mkfs[64];
 
         if (geteuid() != 0 || access("/dev/loop-control", R_OK | W_OK) < 0 ||
-            run_find("mkfs.xfs", mkfs, sizeof(mkfs)) < 0 || io_probe_reflink(dir) != 0) {
-                print_message("skipped: needs root, loop devices, mkfs.xfs, and a /tmp without reflink\n");
-                skip();
-        }
+            run_find("mkfs.xfs", mkfs, sizeof(mkfs)) < 0 || io_probe_reflink(dir) != 0)
+                skip_because("needs root, loop devices, mkfs.xfs, and a /tmp without reflink");
 }
 
 static void ok(int r, const struct err *e) {
