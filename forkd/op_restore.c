@@ -189,6 +189,7 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         /* As it was: the snapshot is untouched. */
         if (vm->state == VM_FAILED)
                 err_prefix(e, "%s", vm->reason);
+        vm_explain(vm, e);
         vm_teardown(vm);
         vm->needs_wake = vm->has_base = false;
         if (vm_store_path(vm, NULL, path, sizeof(path)) == 0)

@@ -188,6 +188,7 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
         }
         if (r < 0) {
                 /* A VM that never ran leaves nothing but the error, which has the end of the VMM's log. */
+                vm_explain(vm, e);
                 vm_teardown(vm);
                 vm_delete(vm, true);
                 return r;

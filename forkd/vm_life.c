@@ -223,6 +223,43 @@ int vm_wake_wait(struct vm *vm, struct err *e) {
         return 0;
 }
 
+/* The last line of text in a file, printable, for a message. */
+static void last_line(const char *path, char *buf, size_t size) {
+        cleanup_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        char tail[400];
+        size_t end, begin;
+        struct stat st;
+        ssize_t n;
+
+        buf[0] = '\0';
+        if (fd < 0 || fstat(fd, &st) < 0)
+                return;
+        n = pread(fd, tail, sizeof(tail), MAX_OF(st.st_size - (off_t) sizeof(tail), (off_t) 0));
+        if (n <= 0)
+                return;
+        for (end = (size_t) n; end > 0 && (unsigned char) tail[end - 1] <= 0x20; end--)
+                ;
+        for (begin = end; begin > 0 && tail[begin - 1] != '\n' && tail[begin - 1] != '\r'; begin--)
+                ;
+        for (size_t i = begin; i < end; i++)
+                if (tail[i] < 0x20 || tail[i] > 0x7e)
+                        tail[i] = '?';
+        (void) snprintf(buf, size, "%.*s", (int) (end - begin), tail + begin);
+}
+
+void vm_explain(struct vm *vm, struct err *e) {
+        char path[PATH_MAX], console[160] = "", log[160] = "";
+
+        if (vm_state_path(vm, "console.log", path, sizeof(path)) == 0)
+                last_line(path, console, sizeof(console));
+        if (vm_state_path(vm, "vmm.log", path, sizeof(path)) == 0)
+                last_line(path, log, sizeof(log));
+        log_error("%s (%s): %s; console: '%s'; VMM's log: '%s'", vm->name, vm->id, e->message, console, log);
+        if (!e->hint[0] && (console[0] || log[0]))
+                (void) err_hint(e, "the console ended with '%s'%s%s%s", console, log[0] ? ", the VMM's log with '" : "", log,
+                                log[0] ? "'" : "");
+}
+
 /* ---- going ---- */
 
 void vm_teardown(struct vm *vm) {

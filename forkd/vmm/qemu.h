@@ -19,8 +19,7 @@
 #define QEMU_START_TIMEOUT_MS 30000 /* 20 ms on an idle host; a swapping one takes seconds */
 #define QEMU_CALL_TIMEOUT_MS 10000
 #define QEMU_PAUSE_TIMEOUT_MS 60000 /* drains and flushes the disks */
-#define QEMU_STATE_TIMEOUT_MS 60000 /* ditto, and 60 KB of device state */
-#define QEMU_CANCEL_TIMEOUT_MS 5000
+#define QEMU_STATE_TIMEOUT_MS 60000 /* ditto, and 13 KB of device state */
 #define QEMU_DEATH_TIMEOUT_MS 2000  /* from a hang-up to the death behind it */
 #define QEMU_KILL_TIMEOUT_MS 10000
 
@@ -61,9 +60,9 @@ int qemu_step_failed(struct vmm *v, int r, const char *what, struct err *e);
 
 /* ---- qemu_state.c ---- */
 
-/** What every migration needs, set once after the handshake: RAM stays out of it, events, full speed. */
+/** What is set once after the handshake. */
 int qemu_state_setup(struct vmm *v, struct err *e) attr_warn_unused;
-/** Ends a transfer that an earlier forkd left under way. */
+/** Asks a QEMU that was taken back what it is doing. */
 int qemu_state_recover(struct vmm *v, struct err *e) attr_warn_unused;
 int qemu_resume(struct vmm *v, struct err *e);
 int qemu_pause(struct vmm *v, struct err *e);

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* The machine a guest sees, and why it is this one.
  *
- * microvm: no PCI, no legacy devices; QEMU builds it in 5 ms and its whole device state is 40 KB. Of what it
+ * microvm: no PCI, no legacy devices; QEMU builds it in 5 ms and its whole device state is 13 KB. Of what it
  * has by default, the second interrupt controller (16 more virtio slots, 2 MB of QEMU's memory) is there only
  * when the disks need it; the old PIC never. The PIT stays: kernels calibrate against it when all else
- * fails. The firmware is qboot, which starts a kernel in a tenth of the instructions SeaBIOS takes. The
- * description that QEMU would append to every device state for human readers is left out.
+ * fails. The firmware is qboot, which saves 0.2 s of a boot under TCG against SeaBIOS.
  *
  * All of this is part of what a snapshot restores into. Whatever is changed here keeps older snapshots from
  * loading unless it depends on the machine only. */
@@ -88,7 +87,7 @@ void qemu_args_machine(struct qemu_args *a, const struct vmm_machine *m, const c
 
         qemu_args_addf(a, "-M",
                        "microvm,acpi=on,rtc=on,pit=on,pic=off,usb=off,pcie=off,ioapic2=%s,x-option-roms=off,"
-                       "isa-serial=on,suppress-vmdesc=on,dump-guest-core=off%s%s",
+                       "isa-serial=on,dump-guest-core=off%s%s",
                        small ? "off" : "on", memory_backend ? ",memory-backend=" : "",
                        memory_backend ? memory_backend : "");
         if (m->accel == VMM_ACCEL_KVM) {
@@ -132,9 +131,9 @@ static void add_memory(struct qemu_args *a, const struct vmm_machine *m) {
 }
 
 static void add_devices(struct qemu_args *a) {
-        /* Descriptor 5 is in fdset 1, so that QEMU opens what it has and needs no path. */
-        qemu_args_addf(a, "-add-fd", "fd=%d,set=1", QEMU_FD_CONSOLE);
-        qemu_args_add(a, "-chardev", "file,id=console,path=/dev/fdset/1,append=on");
+        /* QEMU opens what it has already and needs no path. */
+        qemu_args_addf(a, "-add-fd", "fd=%d,set=%d", QEMU_FD_CONSOLE, QEMU_FDSET_CONSOLE);
+        qemu_args_addf(a, "-chardev", "file,id=console,path=/dev/fdset/%d,append=on", QEMU_FDSET_CONSOLE);
         qemu_args_add(a, "-serial", "chardev:console");
 
         qemu_args_add(a, "-device", "virtio-serial-device,id=serial,max_ports=2");
@@ -161,6 +160,8 @@ int qemu_args_build(const char *qemu, const char *firmware, const struct vmm_sta
         qemu_args_addf(&a, "-chardev", "socket,id=qmp,fd=%d,server=on,wait=off", QEMU_FD_QMP);
         qemu_args_add(&a, "-mon", "chardev=qmp,mode=control");
         qemu_args_add(&a, "-S", NULL);
+        /* see qemu_state.c */
+        qemu_args_add(&a, "-global", "migration.send-configuration=off");
         if (s->kernel)
                 qemu_args_add(&a, "-kernel", s->kernel);
         if (s->initrd)

@@ -21,6 +21,10 @@ enum qemu_fd {
         QEMU_FD_UFFD_DEV = 10,
 };
 
+/** Sets of descriptors that QEMU opens as /dev/fdset/<n>. */
+#define QEMU_FDSET_CONSOLE 1
+#define QEMU_FDSET_STATE 2
+
 /** An argument list and the strings it owns. */
 struct qemu_args {
         const char *argv[QEMU_ARGS_MAX + 1];

@@ -135,14 +135,20 @@ static int env_fd(const char *name) {
         long v = strtol(s, &end, 10);
         if (errno || end == s || *end || v < 0 || v > 1 << 20)
                 attach_die(name, "is not a descriptor's number");
-        if (fcntl((int) v, F_SETFD, FD_CLOEXEC) < 0)
+        if (fcntl((int) v, F_GETFD) < 0)
                 attach_die_errno(name, errno);
         return (int) v;
 }
 
-/* A child of the VMM has no guest memory of its own. Not before the VMM has mapped its memory: what was started
+/* A child of the VMM has no guest memory of its own, and no business with our descriptors. Not before the VMM has mapped its memory: what was started
  * may be a wrapper that only goes on to start the VMM. */
 static void forget_environment(void) {
+        const int fds[] = { attach_state.ram_fd, attach_state.image_fd, attach_state.sock_fd, attach_state.layout_fd,
+                            attach_state.dev_fd };
+
+        for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+                if (fds[i] >= 0 && fcntl(fds[i], F_SETFD, FD_CLOEXEC) < 0)
+                        attach_die_errno("inherited descriptor", errno);
         unsetenv("LD_PRELOAD");
         unsetenv("FORKD_ATTACH_RAM_FD");
         unsetenv("FORKD_ATTACH_IMAGE_FD");
