@@ -5,8 +5,12 @@
 #include <limits.h>
 #include <string.h>
 
+#include "common/co.h"
 #include "common/log.h"
 #include "forkd/daemon.h"
+#include "forkd/worker.h"
+
+#define SYNC_TIMEOUT_MS 600000
 
 struct catalog {
         struct daemon *d;
@@ -145,6 +149,50 @@ int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct e
         TAILQ_REMOVE(&c->list, s, entry);
         free(s);
         return 0;
+}
+
+/* ---- durable later ---- */
+
+struct sync_job {
+        struct daemon *d;
+        id_str id;
+};
+
+static void sync_later(void *arg) {
+        cleanup_free struct sync_job *j = arg;
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        struct snap_entry *s;
+        char store[PATH_MAX];
+        struct err e;
+        int r;
+
+        mp_buf_init(&b);
+        s = catalog_by_id(j->d->catalog, j->id);
+        if (!s)
+                return;
+        s->users++;
+        (void) snprintf(store, sizeof(store), "%s/store", j->d->state_dir);
+        mp_map(&b, 2);
+        mp_kv_str(&b, "store", store);
+        mp_kv_str(&b, "id", j->id);
+        r = worker_do(j->d->workers, "snap.durable", &b, NULL, 0, SYNC_TIMEOUT_MS, NULL, &e);
+        s->users--;
+        if (r < 0)
+                log_warning("snapshot %s is not durable yet: %s", j->id, e.message);
+        else
+                s->durable = true;
+}
+
+void catalog_sync_later(struct catalog *c, const struct snap_entry *s) {
+        struct sync_job *j = malloc(sizeof(*j));
+        struct daemon *d = c->d;
+
+        if (!j)
+                return;
+        j->d = d;
+        memcpy(j->id, s->m.id, sizeof(j->id));
+        if (co_start(d->base, sync_later, j) < 0)
+                free(j);
 }
 
 void catalog_vm_stands_by(struct vm *vm, const struct snap_entry *s) {

@@ -34,6 +34,10 @@ int catalog_add(struct catalog *c, const struct snap_manifest *m, bool durable, 
 /** Removes a snapshot from store and catalog. Refuses (-EBUSY) one that a VM on standby needs, unless @force. */
 int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct err *e) attr_warn_unused;
 
+/** Makes a snapshot that was published without waiting for the disk durable, in the background; its children then do
+ *  not pay for its writeback. */
+void catalog_sync_later(struct catalog *c, const struct snap_entry *s);
+
 /** Notes in @vm's record that it stands by in, or was restored from, @s. */
 void catalog_vm_stands_by(struct vm *vm, const struct snap_entry *s);
 

@@ -33,6 +33,7 @@
 #define RUN_DIR_DEFAULT "/run/forkd"
 #define CONFIG_DEFAULT "/etc/forkd/forkd.conf"
 #define STORE_TIMEOUT_MS 120000
+#define RECOVER_TIMEOUT_MS 3600000
 #define DRAIN_TIMEOUT_MS 15000
 
 /* ---- directories ---- */
@@ -285,12 +286,34 @@ static void stop(struct daemon *d) {
                 log_warning("%s", e.message);
 }
 
+static int recover_store(struct daemon *d, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        char path[PATH_MAX];
+        uint64_t removed = 0;
+        int r;
+
+        mp_buf_init(&b);
+        (void) snprintf(path, sizeof(path), "%s/store", d->state_dir);
+        mp_map(&b, 1);
+        mp_kv_str(&b, "store", path);
+        r = worker_do(d->workers, "store.recover", &b, NULL, 0, RECOVER_TIMEOUT_MS, &a, e);
+        if (r < 0)
+                return r;
+        (void) mp_get_u64(&a.doc.root, "removed", &removed);
+        if (removed > 0)
+                log_warning("%u snapshot(s) that had not reached the disk before a crash were torn and are gone", (unsigned) removed);
+        return 0;
+}
+
 static int start(struct daemon *d, struct err *e) {
         struct vm *vm, *next;
         bool need_pager = false;
         int r;
 
         r = store_call(d, "store.attach", e);
+        if (r == 0)
+                r = recover_store(d, e);
         if (r == 0)
                 r = daemon_open_store(d, e);
         if (r == 0)

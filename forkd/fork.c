@@ -15,9 +15,6 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/host.h"
-#include "forkd/worker.h"
-
-#define SYNC_TIMEOUT_MS 600000
 
 struct clone {
         struct vm *vm;
@@ -27,49 +24,6 @@ struct clone {
         struct co_wait done;
         struct err e;
 };
-
-/* ---- the snapshot of a fork that did not wait for the disk ---- */
-
-struct sync_job {
-        struct daemon *d;
-        id_str id;
-};
-
-static void sync_later(void *arg) {
-        cleanup_free struct sync_job *j = arg;
-        cleanup_mp_buf struct mp_buf b = { 0 };
-        struct snap_entry *s;
-        char store[PATH_MAX];
-        struct err e;
-        int r;
-
-        mp_buf_init(&b);
-        s = catalog_by_id(j->d->catalog, j->id);
-        if (!s)
-                return;
-        s->users++;
-        (void) snprintf(store, sizeof(store), "%s/store", j->d->state_dir);
-        mp_map(&b, 2);
-        mp_kv_str(&b, "store", store);
-        mp_kv_str(&b, "id", j->id);
-        r = worker_do(j->d->workers, "snap.durable", &b, NULL, 0, SYNC_TIMEOUT_MS, NULL, &e);
-        s->users--;
-        if (r < 0)
-                log_warning("snapshot %s is not durable yet: %s", j->id, e.message);
-        else
-                s->durable = true;
-}
-
-static void sync_in_background(struct daemon *d, const id_str id) {
-        struct sync_job *j = malloc(sizeof(*j));
-
-        if (!j)
-                return;
-        j->d = d;
-        memcpy(j->id, id, sizeof(j->id));
-        if (co_start(d->base, sync_later, j) < 0)
-                free(j);
-}
 
 /* ---- the source ---- */
 
@@ -196,7 +150,6 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         cleanup_free struct clone *clones = calloc(p->count, sizeof(*clones));
         uint64_t start = now_ns();
         char base[NAME_MAX_LEN + 1];
-        struct snap_entry *s;
         id_str snapshot;
         int r;
 
@@ -226,8 +179,5 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
                 vm_op_end(vm);
         }
         ret->wall_ms = ms_since(start);
-        s = catalog_by_id(d->catalog, snapshot);
-        if (s && !s->durable)
-                sync_in_background(d, snapshot);
         return 0;
 }

@@ -140,7 +140,8 @@ static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
                 r = pager_session_removed(vm->d->pager, vm, &removed, &n_removed, e);
         if (r < 0)
                 return r;
-        mp_map(b, 4);
+        mp_map(b, 5);
+        mp_kv_bool(b, "sync", t->p->sync);
         mp_kv_u64(b, "pid", (uint64_t) vm->ops->pid(vm->vmm));
         mp_key(b, "regions");
         mp_array(b, n);
@@ -331,5 +332,7 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         ret->stored_bytes = s->m.stored_bytes;
         ret->durable = s->durable;
         ret->total_ms = ms_since(t.t0);
+        if (!s->durable)
+                catalog_sync_later(vm->d->catalog, s);
         return 0;
 }

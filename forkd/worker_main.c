@@ -153,6 +153,7 @@ static int do_copy(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct 
         struct snap_writer_stats ws;
         struct dirty_stats ds;
         uint64_t start = now_ns(), pid = 0;
+        bool sync = false;
         size_t n;
         int r;
 
@@ -167,6 +168,10 @@ static int do_copy(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct 
                 r = snap_writer_finish(j->writer, &ws);
         if (r < 0)
                 return err_errno(e, r, "copying the guest's memory");
+        /* The disk may begin while the VMM is still busy with its device state. */
+        (void) mp_get_bool(m->params, "sync", &sync);
+        if (sync)
+                snap_txn_start_writeback(j->txn);
         r = add_disks(j, m->params, e);
         if (r < 0)
                 return r;
@@ -225,6 +230,20 @@ static int do_durable(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
         r = snap_store_make_durable(s, id);
         mp_map(out, 0);
         return r < 0 ? err_errno(e, r, "syncing snapshot %s", id) : 0;
+}
+
+/* After a crash of the host: what was not synced is verified, and goes if it is torn. */
+static int do_recover(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
+        cleanup_snap_store struct snap_store *s = NULL;
+        unsigned removed = 0;
+        int r = get_store(m->params, &s, e);
+
+        if (r < 0)
+                return r;
+        r = snap_store_recover(s, &removed);
+        mp_map(out, 1);
+        mp_kv_u64(out, "removed", removed);
+        return r < 0 ? err_errno(e, r, "checking the snapshots that were not synced") : 0;
 }
 
 struct verify_errors {
@@ -355,7 +374,7 @@ static const struct {
         { "snap.prepare", do_prepare }, { "snap.copy", do_copy },     { "snap.publish", do_publish },
         { "snap.durable", do_durable }, { "snap.verify", do_verify }, { "snap.memory", do_memory },
         { "disk.copy", do_disk },       { "store.attach", do_store }, { "store.detach", do_store },
-        { "kvm.verdict", do_kvm },
+        { "kvm.verdict", do_kvm },      { "store.recover", do_recover },
 };
 
 static void on_message(struct rpc_msg *m, void *arg) {

@@ -27,7 +27,9 @@ class Restore200(Case):
                 counts.append((self.descriptors(self.lab.forkd.pid), self.descriptors(self.lab.ctl("pager", "status")["pid"])))
         print(f"answered: {answered}/{RESTORES}; descriptors of forkd and pager after 10 and after all: {counts}")
         self.assertEqual(answered, RESTORES)
-        self.assertEqual(counts[0], counts[1])
+        # an idle worker more or less is no leak; one descriptor a restore would be 190
+        for before, after in zip(*counts):
+            self.assertLessEqual(abs(after - before), 4)
 
 
 if __name__ == "__main__":
