@@ -6,11 +6,13 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <linux/openat2.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
 
@@ -187,6 +189,7 @@ int io_publish(int dirfd, const char *tmp, const char *path, bool sync) {
 int io_mkdir_p(const char *path, mode_t mode) {
         char buf[PATH_MAX];
         size_t n = strlen(path);
+        struct stat st;
 
         if (n == 0 || n >= sizeof(buf))
                 return n ? -ENAMETOOLONG : -EINVAL;
@@ -203,12 +206,27 @@ int io_mkdir_p(const char *path, mode_t mode) {
                 if (c == '\0')
                         break;
         }
-        return 0;
+        /* EEXIST may have meant a file. */
+        if (stat(path, &st) < 0)
+                return -errno;
+        return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
 }
 
 #define REMOVE_MAX_DEPTH 64
 
-static int remove_below(int taken_fd, dev_t dev, unsigned depth) {
+/* Opens directory @name in @dir_fd, unless it is a symbolic link (-ELOOP) or something is mounted on it (-EXDEV):
+ * a bind mount, too, which comparing st_dev would not show. */
+static int open_below(int dir_fd, const char *name) {
+        struct open_how how = {
+                .flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC,
+                .resolve = RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS,
+        };
+        int fd = (int) syscall(SYS_openat2, dir_fd, name, &how, sizeof(how));
+
+        return fd < 0 ? -errno : fd;
+}
+
+static int remove_below(int taken_fd, unsigned depth) {
         cleanup_fd int fd = taken_fd;
         DIR *dir;
         int r = 0;
@@ -220,7 +238,6 @@ static int remove_below(int taken_fd, dev_t dev, unsigned depth) {
                 return -errno;
         (void) TAKE_FD(fd);
         for (struct dirent *de; r == 0 && (errno = 0, de = readdir(dir));) {
-                struct stat st;
                 int sub;
 
                 if (strcmp(de->d_name, ".") == 0 || strcmp(de->d_name, "..") == 0)
@@ -231,18 +248,8 @@ static int remove_below(int taken_fd, dev_t dev, unsigned depth) {
                         r = -errno;
                         break;
                 }
-                sub = openat(dirfd(dir), de->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-                if (sub < 0 || fstat(sub, &st) < 0) {
-                        r = -errno;
-                        (void) close_fd(sub);
-                        break;
-                }
-                if (st.st_dev != dev) {
-                        (void) close_fd(sub);
-                        r = -EXDEV;
-                        break;
-                }
-                r = remove_below(sub, dev, depth + 1);
+                sub = open_below(dirfd(dir), de->d_name);
+                r = sub < 0 ? sub : remove_below(sub, depth + 1);
                 if (r == 0 && unlinkat(dirfd(dir), de->d_name, AT_REMOVEDIR) < 0)
                         r = -errno;
         }
@@ -253,22 +260,17 @@ static int remove_below(int taken_fd, dev_t dev, unsigned depth) {
 }
 
 int io_remove_tree(int dirfd, const char *path) {
-        struct stat st;
         int fd, r;
 
         if (unlinkat(dirfd, path, 0) == 0 || errno == ENOENT)
                 return 0;
         if (errno != EISDIR && errno != EPERM)
                 return -errno;
+        /* What leads to @path may be mounts; only below it none is crossed. */
         fd = openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (fd < 0)
                 return -errno;
-        if (fstat(fd, &st) < 0) {
-                r = -errno;
-                (void) close_fd(fd);
-                return r;
-        }
-        r = remove_below(fd, st.st_dev, 0);
+        r = remove_below(fd, 0);
         if (r == 0 && unlinkat(dirfd, path, AT_REMOVEDIR) < 0)
                 r = -errno;
         return r;
@@ -300,6 +302,8 @@ static int copy_sparse(int src_fd, int dst_fd, uint64_t size) {
                                 ssize_t m = pread(src_fd, buf, MIN_OF(sizeof(buf), (size_t) (hole - in)), in);
                                 int r;
 
+                                if (m < 0 && errno == EINTR)
+                                        continue;
                                 if (m <= 0)
                                         return m < 0 ? -errno : -EIO;
                                 r = io_pwrite_full(dst_fd, buf, (size_t) m, (uint64_t) in);
@@ -340,6 +344,7 @@ int io_clone_file(int src_fd, int dst_fd, bool *ret_reflinked) {
 
 int io_probe_reflink(const char *dir) {
         cleanup_fd int dfd = -1, a = -1, b = -1;
+        int r;
 
         dfd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (dfd < 0)
@@ -348,8 +353,9 @@ int io_probe_reflink(const char *dir) {
         b = openat(dfd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
         if (a < 0 || b < 0)
                 return errno == EOPNOTSUPP || errno == EISDIR ? 0 : -errno;
-        if (io_pwrite_full(a, "x", 1, 4095) < 0)
-                return -ENOSPC;
+        r = io_pwrite_full(a, "x", 1, 4095);
+        if (r < 0)
+                return r;
         return ioctl(b, FICLONE, a) == 0;
 }
 
@@ -412,7 +418,7 @@ ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds) {
                 .msg_controllen = sizeof(control.space),
         };
         size_t got = 0, room = *n_fds;
-        bool overflow = false;
+        int failed = 0;
         ssize_t n;
 
         do
@@ -433,21 +439,28 @@ ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds) {
                         if (got < room)
                                 fds[got++] = fd;
                         else {
-                                overflow = true;
+                                failed = -EMSGSIZE;
                                 (void) close_fd(fd);
                         }
                 }
         }
-        if (overflow) {
+        /* Our table of descriptors is full. What the kernel has dropped cannot be had again, and must not make
+         * a later message's descriptors look like this one's. */
+        if (msg.msg_flags & MSG_CTRUNC)
+                failed = -EMFILE;
+        if (failed) {
                 while (got > 0)
                         (void) close_fd(fds[--got]);
-                return -EMSGSIZE;
+                return failed;
         }
         *n_fds = got;
         return n;
 }
 
 static int unix_address(const char *path, struct sockaddr_un *ret) {
+        /* An empty path would be a nameless socket or, zero-padded, one in the abstract namespace. */
+        if (!path[0])
+                return -EINVAL;
         if (strlen(path) >= sizeof(ret->sun_path))
                 return -ENAMETOOLONG;
         *ret = (struct sockaddr_un){ .sun_family = AF_UNIX };
@@ -455,36 +468,60 @@ static int unix_address(const char *path, struct sockaddr_un *ret) {
         return 0;
 }
 
-int io_connect_unix(const char *path, int *ret_fd) {
+static int connect_unix(const char *path, int flags, int *ret_fd) {
         cleanup_fd int fd = -1;
         struct sockaddr_un sa;
         int r = unix_address(path, &sa);
 
         if (r < 0)
                 return r;
-        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
         if (fd < 0)
                 return -errno;
-        if (connect(fd, (struct sockaddr *) &sa, sizeof(sa)) < 0)
-                return -errno;
+        do /* a unix socket that was interrupted while it waited for the backlog is as it was before */
+                r = connect(fd, (struct sockaddr *) &sa, sizeof(sa)) < 0 ? -errno : 0;
+        while (r == -EINTR);
+        if (r < 0)
+                return r;
         *ret_fd = TAKE_FD(fd);
         return 0;
 }
 
+int io_connect_unix(const char *path, int *ret_fd) {
+        return connect_unix(path, 0, ret_fd);
+}
+
+/* Makes way for a new socket at @path: only a socket on which nobody listens is removed. */
+static int remove_stale_socket(const char *path) {
+        cleanup_fd int probe = -1;
+        struct stat st;
+        int r;
+
+        if (lstat(path, &st) < 0)
+                return errno == ENOENT ? 0 : -errno;
+        if (!S_ISSOCK(st.st_mode))
+                return -EEXIST;
+        r = connect_unix(path, SOCK_NONBLOCK, &probe);
+        if (r == 0 || r == -EAGAIN) /* it listens; perhaps its backlog is full */
+                return -EADDRINUSE;
+        if (r != -ECONNREFUSED)
+                return r == -ENOENT ? 0 : r;
+        return unlink(path) < 0 && errno != ENOENT ? -errno : 0;
+}
+
 int io_listen_unix(const char *path, mode_t mode, int *ret_fd) {
-        cleanup_fd int fd = -1, probe = -1;
+        cleanup_fd int fd = -1;
         struct sockaddr_un sa;
         mode_t old;
         int r = unix_address(path, &sa);
 
+        if (r == 0)
+                r = remove_stale_socket(path);
         if (r < 0)
                 return r;
-        if (io_connect_unix(path, &probe) == 0)
-                return -EADDRINUSE;
         fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         if (fd < 0)
                 return -errno;
-        (void) unlink(path);
         /* The mode must be right from the first moment: umask, not chmod after bind. */
         old = umask(0777 & ~mode);
         r = bind(fd, (struct sockaddr *) &sa, sizeof(sa)) < 0 ? -errno : 0;

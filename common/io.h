@@ -33,10 +33,11 @@ int io_publish(int dirfd, const char *tmp, const char *path, bool sync) attr_war
 /** fsync of the directory @path itself. */
 int io_fsync_dir(int dirfd, const char *path) attr_warn_unused;
 
+/** Makes directory @path and its parents as needed. -ENOTDIR: a file is in the way. */
 int io_mkdir_p(const char *path, mode_t mode) attr_warn_unused;
 
-/** Removes @path and everything below it, without following symbolic links and without crossing into
- *  another file system. A missing @path is no error. */
+/** Removes @path and everything below it, without following symbolic links and without crossing into what
+ *  is mounted below it, bind mounts included (-EXDEV). A missing @path is no error. */
 int io_remove_tree(int dirfd, const char *path) attr_warn_unused;
 
 /** Makes @dst_fd (empty) a copy of @src_fd: FICLONE where the file system can, else a sparse copy.
@@ -58,11 +59,12 @@ int io_set_nonblock(int fd, bool on) attr_warn_unused;
 ssize_t io_send_fds(int sock, const void *buf, size_t len, const int *fds, size_t n_fds) attr_warn_unused;
 
 /** recvmsg. Returns bytes, 0 at end of stream, or -errno. At most *@n_fds descriptors are stored, CLOEXEC,
- *  and owned by the caller; when the peer sent more than fit, all are closed and the result is -EMSGSIZE. */
+ *  and owned by the caller; when the peer sent more than fit, all are closed and the result is -EMSGSIZE, or
+ *  -EMFILE when this process can hold no more. The bytes are lost then: close the socket. */
 ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds) attr_warn_unused;
 
 /** Listens on a unix stream socket at @path (mode @mode); a stale socket file is removed, a live one
- *  (something accepts) is -EADDRINUSE. CLOEXEC, non-blocking. */
+ *  (something listens) is -EADDRINUSE, any other file -EEXIST. CLOEXEC, non-blocking. */
 int io_listen_unix(const char *path, mode_t mode, int *ret_fd) attr_warn_unused;
 /** Blocking connect. -ENAMETOOLONG when @path does not fit a socket address. */
 int io_connect_unix(const char *path, int *ret_fd) attr_warn_unused;
