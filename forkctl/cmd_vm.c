@@ -119,7 +119,7 @@ int cmd_run(struct ctl *c, const struct args *a) {
         cleanup_progress struct progress p = { 0 };
         cleanup_json json_t *vm = NULL;
         cleanup_req struct req q;
-        char ms[32], accel[64], id[64];
+        char ms[32], accel[64], id[64], state[64];
         int r;
 
         req_init(&q);
@@ -139,9 +139,10 @@ int cmd_run(struct ctl *c, const struct args *a) {
                 return r;
         if (c->json)
                 return ctl_print(c, vm);
-        printf("%s is %s: id %s, pid %d, %s, booted in %s\n", a->pos[0], json_str(vm, "state", "running"),
-               text_safe(json_str(vm, "id", "?"), id, sizeof(id)), (int) json_num(vm, "pid", -1),
-               text_safe(json_str(vm, "accel", "?"), accel, sizeof(accel)), text_ms(json_num(vm, "boot_ms", -1), ms, sizeof(ms)));
+        printf("%s is %s: id %s, pid %llu, %s, booted in %s\n", a->pos[0],
+               text_safe(json_str(vm, "state", "?"), state, sizeof(state)), text_safe(json_str(vm, "id", "?"), id, sizeof(id)),
+               (unsigned long long) json_u64(vm, "pid", 0), text_safe(json_str(vm, "accel", "?"), accel, sizeof(accel)),
+               text_ms(json_num(vm, "boot_ms", -1), ms, sizeof(ms)));
         return 0;
 }
 
@@ -262,7 +263,7 @@ static int fork_text(struct ctl *c, const json_t *result) {
         json_array_foreach (clones, i, vm) {
                 table_cell(&t, "%s", json_str(vm, "name", "?"));
                 table_cell(&t, "%s", json_str(vm, "id", "?"));
-                table_cell(&t, "%d", (int) json_num(vm, "pid", -1));
+                table_cell(&t, "%llu", (unsigned long long) json_u64(vm, "pid", 0));
                 table_cell(&t, "%s", text_ms(json_num(vm, "total_ms", -1), ms, sizeof(ms)));
                 table_cell(&t, "%s", text_ms(json_num(vm, "load_ms", -1), ms, sizeof(ms)));
                 table_cell(&t, "%s", text_ms(json_num(vm, "ack_ms", -1), ms, sizeof(ms)));

@@ -73,8 +73,8 @@ char *text_time(const json_t *v, char *buf, size_t size) {
                 n /= 1e9;
         else if (n > 1e11)
                 n /= 1e3;
-        t = (time_t) n;
-        if (n <= 0 || !localtime_r(&t, &tm) || strftime(buf, size, "%Y-%m-%d %H:%M:%S", &tm) == 0)
+        t = n > 0 && n < 1e12 ? (time_t) n : 0; /* a number beyond time_t must not even be converted */
+        if (t == 0 || !localtime_r(&t, &tm) || strftime(buf, size, "%Y-%m-%d %H:%M:%S", &tm) == 0)
                 (void) snprintf(buf, size, "-");
         return buf;
 }
@@ -229,21 +229,24 @@ static bool is_section(const json_t *v) {
 /* The columns are the fields of the first row. */
 static int print_rows(const json_t *list, FILE *f) {
         cleanup_table struct table t = { 0 };
-        const char *head[TABLE_MAX_COLUMNS], *key;
+        const char *keys[TABLE_MAX_COLUMNS], *head[TABLE_MAX_COLUMNS], *key;
+        char names[TABLE_MAX_COLUMNS][64];
         char text[CELL_MAX];
         json_t *v, *row;
         size_t n = 0, i;
 
         json_object_foreach (json_array_get(list, 0), key, v)
-                if (n < TABLE_MAX_COLUMNS)
-                        head[n++] = key;
+                if (n < TABLE_MAX_COLUMNS) {
+                        head[n] = text_safe(key, names[n], sizeof(names[n]));
+                        keys[n++] = key;
+                }
         if (n == 0)
                 return 0;
         table_init(&t, head, n);
         json_array_foreach ((json_t *) list, i, row)
                 for (size_t c = 0; c < n; c++) {
-                        v = json_object_get(row, head[c]);
-                        any_text(head[c], v, text, sizeof(text));
+                        v = json_object_get(row, keys[c]);
+                        any_text(keys[c], v, text, sizeof(text));
                         table_cell(&t, "%s", v ? text : "");
                 }
         return table_print(&t, f);

@@ -81,6 +81,7 @@ static void test_time(void **state) {
         time_is("\"2023-11-14\\u001b\"", "2023-11-14?");
         time_is("0", "-");
         time_is("-5", "-");
+        time_is("1e300", "-");
         time_is("null", "-");
 }
 
@@ -89,7 +90,7 @@ static void test_fields(void **state) {
                 json_loads("{\"name\":\"a\\u001bb\",\"mem_bytes\":1048576,\"boot_ms\":12.3,\"reason\":null,\"agent\":true,"
                            "\"totals\":{\"a\":1,\"b_bytes\":1024,\"c\":3,\"d\":4,\"faults\":{\"zero\":5}},\"pages\":{\"zero\":1,"
                            "\"stored\":2},\"disks\":[],\"ids\":[1,2],"
-                           "\"sessions\":[{\"id\":\"x\",\"present_bytes\":2048},{\"id\":\"yy\",\"extra\":1}]}",
+                           "\"sessions\":[{\"id\":\"x\",\"present_bytes\":2048,\"\\u001b]0;\":1},{\"id\":\"yy\",\"extra\":1}]}",
                            0, NULL);
         cleanup_free char *text = NULL;
         size_t size;
@@ -115,9 +116,9 @@ static void test_fields(void **state) {
                                   "  faults   zero 5\n"
                                   "\n"
                                   "sessions:\n"
-                                  "id  present_bytes\n"
-                                  "x   2 KiB\n"
-                                  "yy  \n");
+                                  "id  present_bytes  ?]0;\n"
+                                  "x   2 KiB          1\n"
+                                  "yy                 \n");
 }
 
 int main(void) {
