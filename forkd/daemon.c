@@ -65,7 +65,8 @@ static int make_dir(const char *path, struct err *e) {
 static int make_sub(const char *dir, const char *sub, struct err *e) {
         char path[PATH_MAX];
 
-        (void) snprintf(path, sizeof(path), "%s/%s", dir, sub);
+        if ((size_t) snprintf(path, sizeof(path), "%s/%s", dir, sub) >= sizeof(path))
+                return err_errno(e, -ENAMETOOLONG, "making a directory in %s", dir);
         return make_dir(path, e);
 }
 

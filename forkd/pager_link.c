@@ -359,7 +359,7 @@ static int removed_part(struct pager *p, struct vm *vm, uint64_t first, struct m
 }
 
 int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) {
-        uint64_t next = 0, total = 0, n;
+        uint64_t next = 0, total = 0, n = 0;
 
         do {
                 int r;
