@@ -20,7 +20,7 @@ struct spawn_params {
         const char *const *env;   /* whole environment, NULL-terminated; NULL: the caller's */
         const struct spawn_fd *fds;
         size_t n_fds;             /* standard streams that are not listed become /dev/null */
-        int cgroup_procs_fd;      /* cgroup.procs of the cgroup to enter before exec, or -1 */
+        int cgroup_procs_fd;      /* the cgroup to be in from birth: its directory, or (slower) its cgroup.procs; -1 */
         int death_signal;         /* sent to the child when the caller's thread dies, 0: none */
         bool new_session;         /* setsid() */
 };

@@ -202,9 +202,9 @@ static int empty_group(int dirfd, const char *path) {
         return r < 0 ? r : wait_empty(dirfd, path);
 }
 
-int cgroup_create(const char *instance, const char *id, int *ret_procs_fd, struct err *e) {
+int cgroup_create(const char *instance, const char *id, int *ret_fd, struct err *e) {
         char base[PATH_MAX], path[PATH_MAX];
-        cleanup_fd int dirfd = -1, procs = -1;
+        cleanup_fd int dirfd = -1;
         int r;
 
         r = group_paths(instance, id, base, path, e);
@@ -226,11 +226,10 @@ int cgroup_create(const char *instance, const char *id, int *ret_procs_fd, struc
         r = empty_group(dirfd, path);
         if (r < 0)
                 return err_errno(e, r, "emptying the cgroup %s", path);
-        procs = openat(dirfd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
-        if (procs < 0)
+        if (faccessat(dirfd, "cgroup.procs", W_OK, AT_EACCESS) < 0)
                 return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "%s/cgroup.procs cannot be written: %s", path,
                                strerror(errno));
-        *ret_procs_fd = TAKE_FD(procs);
+        *ret_fd = TAKE_FD(dirfd);
         return 0;
 }
 

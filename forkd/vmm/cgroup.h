@@ -16,8 +16,8 @@
 int cgroup_mount(char *buf, size_t size) attr_warn_unused;
 
 /** Makes the group of @id, or takes one that an earlier life left (its processes are killed first).
- *  *ret_procs_fd: its cgroup.procs, for spawn_process. -EOPNOTSUPP. */
-int cgroup_create(const char *instance, const char *id, int *ret_procs_fd, struct err *e) attr_warn_unused;
+ *  *ret_fd: its directory, for spawn_process. -EOPNOTSUPP. */
+int cgroup_create(const char *instance, const char *id, int *ret_fd, struct err *e) attr_warn_unused;
 
 /** SIGKILL to every process in the group. A group that is not there is no error. */
 int cgroup_kill(const char *instance, const char *id, struct err *e) attr_warn_unused;
