@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The archive is made from memory: no file tree, no root rights, the same bytes for the same inputs.
  * It is compressed with lz4: of raw, gzip, zstd and lz4 that boots a guest without KVM as fast as any
- * (within 20 ms), and it leaves half as much stale memory in the guest as an uncompressed one. */
+ * (within 20 ms), and it leaves 2 MiB less of stale memory in the guest than a raw one. */
 #include "setup/initramfs.h"
 
 #include <errno.h>

@@ -217,10 +217,13 @@ int setup_run(const struct setup_params *params, setup_progress_fn *fn, void *ar
                 r = lock_cache(&s, &lock, &res.waited, e);
                 if (r == 0)
                         r = run_locked(&s, &res, e);
+                if (r == 0) /* still locked: the trial is work that is done once, too */
+                        try_kvm(&s, params->skip_kvm, &res);
         }
         if (r < 0)
                 return r;
-        try_kvm(&s, params->skip_kvm || params->check_only, &res);
+        if (params->check_only)
+                try_kvm(&s, true, &res);
         *ret = res;
         return 0;
 }

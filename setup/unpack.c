@@ -5,8 +5,10 @@
  * size stand behind the payload and count as part of it).
  *
  * Guests boot the ELF kernel directly (its PVH entry): that saves the guest the decompression, 0.2 s of
- * 1.7 s without KVM, and leaves no 14 MiB of compressed kernel behind in the guest's memory, which
- * would be in each of its snapshots. It is also the only form that Firecracker takes. */
+ * 1.7 s without KVM, and leaves neither the compressed kernel nor the decompressor's heap behind in the guest's
+ * memory. A guest of 256 MiB that has just booted has 65 MiB of pages that are not zero instead of 91, and
+ * 15 MiB of them when compressed instead of 35: that is its first snapshot. It is also the only form that
+ * Firecracker takes. */
 #include "setup/unpack.h"
 
 #include <elf.h>
