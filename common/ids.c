@@ -80,46 +80,57 @@ static int hex_digit(char c) {
 int hex_decode(const char *hex, void *data, size_t len) {
         uint8_t *p = data;
 
-        if (strlen(hex) != 2 * len)
+        if (strlen(hex) != 2 * len || strspn(hex, "0123456789abcdefABCDEF") != 2 * len)
                 return -EINVAL;
-        for (size_t i = 0; i < len; i++) {
-                int hi = hex_digit(hex[2 * i]), lo = hex_digit(hex[2 * i + 1]);
-
-                if (hi < 0 || lo < 0)
-                        return -EINVAL;
-                p[i] = (uint8_t) (hi << 4 | lo);
-        }
+        for (size_t i = 0; i < len; i++)
+                p[i] = (uint8_t) (hex_digit(hex[2 * i]) << 4 | hex_digit(hex[2 * i + 1]));
         return 0;
 }
 
-int size_parse(const char *s, uint64_t *ret) {
+/* The unit at @s, which must be all there is: a power of two in *ret_shift. */
+static int parse_unit(const char *s, unsigned *ret_shift) {
         static const char units[] = "kmgtp";
-        unsigned shift = 0;
-        double v;
+        const char *u = s[0] ? strchr(units, tolower((unsigned char) s[0])) : NULL;
+
+        if (u && (!s[1] || strcasecmp(s + 1, "ib") == 0 || strcasecmp(s + 1, "b") == 0)) {
+                *ret_shift = (unsigned) (u - units + 1) * 10;
+                return 0;
+        }
+        if (s[0] && strcasecmp(s, "b") != 0)
+                return -EINVAL;
+        *ret_shift = 0;
+        return 0;
+}
+
+#define MAX_FRACTION_DIGITS 9
+
+/* By hand: strtod takes signs, spaces, exponents, hex and infinities, and rounds whole numbers. */
+int size_parse(const char *s, uint64_t *ret) {
+        uint64_t whole, fraction = 0, part;
+        size_t digits = 0;
+        unsigned shift;
+        double one = 1;
         char *end;
 
-        /* strtod takes signs, spaces, hex, infinities: a size is digits with at most one point */
-        if (!s || s[0] < '0' || s[0] > '9' || s[1] == 'x' || s[1] == 'X')
+        if (!s || s[0] < '0' || s[0] > '9')
                 return -EINVAL;
-        v = strtod(s, &end);
-        if (*end) {
-                const char *u = strchr(units, tolower((unsigned char) *end));
-
-                if (u) {
-                        shift = (unsigned) (u - units + 1) * 10;
-                        end++;
-                        if (strcasecmp(end, "ib") == 0 || strcasecmp(end, "b") == 0)
-                                end += strlen(end);
-                } else if (strcasecmp(end, "b") == 0) {
-                        end++;
-                }
-                if (*end)
+        errno = 0;
+        whole = strtoull(s, &end, 10);
+        if (*end == '.') {
+                end++;
+                for (; end[digits] >= '0' && end[digits] <= '9'; digits++, one *= 10)
+                        if (digits < MAX_FRACTION_DIGITS)
+                                fraction = fraction * 10 + (uint64_t) (end[digits] - '0');
+                if (digits == 0 || digits > MAX_FRACTION_DIGITS)
                         return -EINVAL;
+                end += digits;
         }
-        v = ldexp(v, (int) shift);
-        if (v >= 9.2e18)
+        if (parse_unit(end, &shift) < 0 || (digits > 0 && shift == 0)) /* there is no part of a byte */
+                return -EINVAL;
+        part = (uint64_t) (ldexp((double) fraction, (int) shift) / one);
+        if (errno == ERANGE || whole > (uint64_t) INT64_MAX >> shift || part > (uint64_t) INT64_MAX - (whole << shift))
                 return -ERANGE;
-        *ret = (uint64_t) v;
+        *ret = (whole << shift) + part;
         return 0;
 }
 
@@ -128,11 +139,12 @@ char *size_format(uint64_t bytes, char *buf, size_t size) {
         double v = (double) bytes;
         unsigned u = 0;
 
-        while (v >= 1024 && u + 1 < ARRAY_LEN(units)) {
+        /* The bounds are where printing would round up to the next power. */
+        while (v >= 1023.5 && u + 1 < ARRAY_LEN(units)) {
                 v /= 1024;
                 u++;
         }
-        if (u == 0 || v >= 100 || v == (double) (uint64_t) v)
+        if (u == 0 || v >= 99.95 || v == (double) (uint64_t) v)
                 (void) snprintf(buf, size, "%.0f %s", v, units[u]);
         else
                 (void) snprintf(buf, size, "%.1f %s", v, units[u]);

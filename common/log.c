@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 static struct {
@@ -23,10 +24,20 @@ static const struct {
         { LOG_LVL_DEBUG, "debug" },
 };
 
+/* The variable names the journal's socket. It is inherited also by programs whose stderr is another file. */
+static bool stderr_is_journal(void) {
+        const char *s = getenv("JOURNAL_STREAM");
+        unsigned long long dev, ino;
+        struct stat st;
+
+        return s && sscanf(s, "%llu:%llu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev &&
+               st.st_ino == ino;
+}
+
 void log_init(const char *program, enum log_level level) {
         log_state.program = program;
         log_state.level = level;
-        log_state.journal = getenv("JOURNAL_STREAM") != NULL;
+        log_state.journal = stderr_is_journal();
 }
 
 int log_level_parse(const char *s, enum log_level *ret) {
