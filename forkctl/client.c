@@ -309,3 +309,9 @@ int ctl_print(struct ctl *c, const json_t *j) {
         errno = 0;
         return json_print(stdout, j) < 0 ? err_errno(&c->e, errno ? -errno : -EIO, "writing the output") : 0;
 }
+
+int ctl_print_list(struct ctl *c, const json_t *list) {
+        cleanup_json json_t *none = json_array();
+
+        return ctl_print(c, list ? list : none);
+}

@@ -53,6 +53,8 @@ int ctl_wait_close(struct ctl *c, unsigned seconds) attr_warn_unused;
 
 /** The command's result as the one JSON document on stdout. */
 int ctl_print(struct ctl *c, const json_t *j) attr_warn_unused;
+/** As above; NULL prints an empty list. */
+int ctl_print_list(struct ctl *c, const json_t *list) attr_warn_unused;
 
 /** From now on SIGINT, SIGTERM and SIGHUP remove @path, a file that is not complete yet and stays the
  *  caller's string, before they end us. NULL: no longer. */

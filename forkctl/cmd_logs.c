@@ -102,7 +102,7 @@ static int ask(struct logs *l, const char *name) {
 
 /* Lets the loop run for a while: a connection that ends meanwhile fails the next call. */
 static int pause_a_little(struct logs *l) {
-        static const struct timeval tv = { .tv_usec = FOLLOW_EVERY_MS * 1000 };
+        static const struct timeval tv = { .tv_usec = FOLLOW_EVERY_MS * 1000L };
 
         if (event_base_loopexit(l->c->base, &tv) < 0 || event_base_dispatch(l->c->base) < 0)
                 return err_set(&l->c->e, ERR_INTERNAL, -EIO, "the event loop failed");

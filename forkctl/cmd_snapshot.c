@@ -91,7 +91,7 @@ static void snapshot_row(struct table *t, const json_t *s) {
 int cmd_snapshot_ls(struct ctl *c, const struct args *a) {
         static const char *const head[] = { "SNAPSHOT", "TAG",     "SOURCE",  "PARENT", ">DEPTH",
                                             ">MEMORY",  ">STORED", "DURABLE", "CREATED" };
-        cleanup_json json_t *result = NULL, *none = NULL;
+        cleanup_json json_t *result = NULL;
         cleanup_table struct table t = { 0 };
         json_t *s, *list;
         char id[256];
@@ -102,7 +102,7 @@ int cmd_snapshot_ls(struct ctl *c, const struct args *a) {
                 return r;
         list = json_list(result, "snapshots");
         if (c->json)
-                return ctl_print(c, list ? list : (none = json_array()));
+                return ctl_print_list(c, list);
         table_init(&t, head, ARRAY_LEN(head));
         json_array_foreach (list, i, s) {
                 if (arg_given(a, "quiet"))

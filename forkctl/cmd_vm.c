@@ -181,7 +181,7 @@ static int print_names(const json_t *list, const char *key) {
 int cmd_ps(struct ctl *c, const struct args *a) {
         static const char *const head[] = { "NAME",     "STATE", "VMM",     ">MEMORY", ">PID",
                                             "SNAPSHOT", ">GEN",  "ADDRESS", "ID",      "REASON" };
-        cleanup_json json_t *result = NULL, *none = NULL;
+        cleanup_json json_t *result = NULL;
         cleanup_table struct table t = { 0 };
         json_t *vm, *vms;
         size_t i;
@@ -191,7 +191,7 @@ int cmd_ps(struct ctl *c, const struct args *a) {
                 return r;
         vms = json_list(result, "vms");
         if (c->json)
-                return ctl_print(c, vms ? vms : (none = json_array()));
+                return ctl_print_list(c, vms);
         if (arg_given(a, "quiet"))
                 return print_names(vms, "name");
         table_init(&t, head, ARRAY_LEN(head));

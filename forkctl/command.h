@@ -29,11 +29,11 @@ enum complete {
 
 struct option_def {
         const char *name;    /* without the dashes */
-        char letter;         /* 0: none */
         const char *arg;     /* what the value is called; NULL: a flag */
         const char *choices; /* "a|b": nothing else is taken */
         const char *suggest; /* "a|b": completed, but other values are taken too */
         enum complete complete;
+        char letter; /* 0: none */
         bool repeat; /* may be given more than once */
         const char *help;
 };

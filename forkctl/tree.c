@@ -85,7 +85,7 @@ static void hang_chain(struct tree *t, const json_t *index, struct node *n, stru
 
 static int tree_build(struct tree *t, const json_t *snapshots, const json_t *vms) {
         cleanup_json json_t *index = json_object();
-        cleanup_free struct node **chain = calloc(json_array_size(snapshots) + 1, sizeof(*chain));
+        cleanup_free struct node **chain = calloc(json_array_size(snapshots) + 1, sizeof(struct node *));
         json_t *s;
         size_t i;
 
@@ -121,7 +121,7 @@ static bool vm_belongs(const json_t *vm, const json_t *s) {
 
 /* The lines left of @n: for each generation between the root and it, does a line go on below? */
 static int print_prefix(const struct node *n, bool more, bool top) {
-        cleanup_free const struct node **path = calloc(n->depth + 1, sizeof(*path));
+        cleanup_free const struct node **path = calloc(n->depth + 1, sizeof(struct node *));
         unsigned len = 0;
 
         if (!path)
@@ -235,12 +235,12 @@ int cmd_snapshot_tree(struct ctl *c, const struct args *a) {
         if (r < 0)
                 return r;
         r = tree_build(&t, json_list(snapshots, "snapshots"), json_list(vms, "vms"));
+        if (r == 0 && !c->json)
+                r = tree_draw(&t);
         if (r < 0)
                 (void) err_errno(&c->e, r, "drawing the tree");
         else if (c->json)
                 r = tree_json(c, &t);
-        else if ((r = tree_draw(&t)) < 0)
-                (void) err_errno(&c->e, r, "drawing the tree");
         free(t.nodes);
         return r;
 }
