@@ -382,7 +382,8 @@ static int build_args(const struct vmm_start *s, struct qemu_args *ret, char *qe
          * host is busy for 50 ms, and then the kernel waits for ever for ticks that a microvm does not have: of
          * twelve boots beside two busy processes eight hung, and none since the guest is told the figure. */
         if (s->kernel && s->machine->accel == VMM_ACCEL_TCG && qemu_tsc_khz() > 0)
-                (void) snprintf(extra, sizeof(extra), "tsc_early_khz=%u", qemu_tsc_khz());
+                /* reliable: the clock's watchdog compares with the same timer */
+                (void) snprintf(extra, sizeof(extra), "tsc_early_khz=%u tsc=reliable", qemu_tsc_khz());
         r = qemu_args_build(qemu, has_firmware ? firmware : NULL, s, extra[0] ? extra : NULL, ret);
         return r < 0 ? err_errno(e, r, "making QEMU's command line") : 0;
 }
@@ -514,6 +515,7 @@ const char *vmm_qemu_cmdline(void) {
 
 const struct vmm_ops vmm_qemu = {
         .name = "qemu",
+        .machine = "microvm-1",
         .version = qemu_version,
         .start = qemu_start,
         .adopt = qemu_adopt,

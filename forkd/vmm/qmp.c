@@ -382,7 +382,9 @@ void qmp_free(struct qmp *q) {
 
 /* ---- calls ---- */
 
-int qmp_begin(struct qmp *q, struct qmp_call *c, const char *command, json_t *args, int fd, struct err *e) {
+/* Not inlined: gcc would see that a local variable's address is kept and warn, though qmp_finish always takes it
+ * out of the list. */
+__attribute__((noinline)) int qmp_begin(struct qmp *q, struct qmp_call *c, const char *command, json_t *args, int fd, struct err *e) {
         cleanup_json json_t *msg = NULL;
         uint64_t id = q->next_id;
         int r;

@@ -16,7 +16,7 @@
 
 #define VMM_MAX_DISKS 8
 #define VMM_MAX_VCPUS 64
-#define VMM_MIN_MEM (64ull << 20)
+#define VMM_MIN_MEM (96ull << 20) /* Debian's kernel panics with 72 MiB and boots with 80 */
 #define VMM_MAX_MEM (1ull << 40)
 
 enum vmm_accel { VMM_ACCEL_TCG, VMM_ACCEL_KVM };
@@ -63,6 +63,9 @@ struct vmm_events {
 
 struct vmm_ops {
         const char *name;
+        /** Names the machine as this driver builds it. Device state loads only into the same: whatever changes the
+         *  guest's devices changes this, and older snapshots are then refused by name. */
+        const char *machine;
 
         /** Version of the installed VMM ("7.2.22"), for manifests and doctor. Blocking but quick; cached by
          *  the driver while the binary's inode and time stay the same. */

@@ -127,10 +127,8 @@ int main(void) {
         int fd = -1;
 
         (void) snprintf(instance, sizeof(instance), "test%d", (int) getpid());
-        if (cgroup_create(instance, "probe", &fd, &e) < 0) {
-                print_message("skipped: %s\n", e.message);
-                return 77;
-        }
+        if (cgroup_create(instance, "probe", &fd, &e) < 0) 
+                return vmm_test_skip_all(e.message);
         (void) close(fd);
         if (cgroup_remove(instance, "probe", &e) < 0)
                 return 1;

@@ -90,15 +90,69 @@ TEST(a_panic_ends_it) {
         t->vmm = NULL;
 }
 
+/* ---- does KVM run a guest? (blocking: no coroutine) ---- */
+
+static void use_fake(struct vmm_test *t, const char *script) {
+        char path[96];
+        int fd;
+
+        (void) snprintf(path, sizeof(path), "%s/qemu", t->dir);
+        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0755);
+        assert_true(fd >= 0);
+        assert_int_equal(io_write_full(fd, script, strlen(script)), 0);
+        (void) close(fd);
+        assert_int_equal(setenv("FORKD_QEMU", path, 1), 0);
+}
+
+static void kvm_probe_verdicts(void **state) {
+        struct vmm_test *t = *state;
+        const char *k = vmm_test_kernel(), *i = vmm_test_initrd();
+        struct err e = { 0 };
+        uint64_t start;
+
+        if (access("/dev/kvm", R_OK | W_OK) < 0) {
+                assert_int_equal(vmm_kvm_probe(k, i, 1000, &e), 0);
+                assert_non_null(strstr(e.message, "/dev/kvm"));
+                vmm_test_skip("/dev/kvm cannot be opened");
+        }
+        assert_int_equal(vmm_kvm_probe("/no/such/kernel", i, 1000, &e), -ENOENT);
+
+        use_fake(t, "#!/bin/sh\necho booting; echo 'forkd-agent: ready'; exec sleep 600\n");
+        assert_int_equal(vmm_kvm_probe(k, i, 20000, &e), 1);
+
+        use_fake(t, "#!/bin/sh\necho 'KVM internal error' >&2\nexit 1\n");
+        assert_int_equal(vmm_kvm_probe(k, i, 20000, &e), 0);
+        assert_non_null(strstr(e.message, "ended early: KVM internal error"));
+
+        use_fake(t, "#!/bin/sh\necho 'forkd-agent: not re'; exec sleep 600\n");
+        start = now_ns();
+        assert_int_equal(vmm_kvm_probe(k, i, 300, &e), 0);
+        assert_true(ms_since(start) >= 300);
+        assert_non_null(strstr(e.message, "forkd-agent: not re"));
+
+        use_fake(t, "#!/bin/sh\nexec yes\n"); /* more than is kept, without end */
+        assert_int_equal(vmm_kvm_probe(k, i, 300, &e), 0);
+
+        /* the real thing, whatever it says: the verdict comes in time, a refusal with its reason */
+        assert_int_equal(unsetenv("FORKD_QEMU"), 0);
+        e.message[0] = '\0';
+        start = now_ns();
+        if (vmm_kvm_probe(k, i, 5000, &e) != 1)
+                assert_string_not_equal(e.message, "");
+        assert_true(ms_since(start) < 20000);
+        print_message("KVM here: %s\n", e.message[0] ? e.message : "yes");
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, vmm_test_setup, vmm_test_teardown)
 
 int main(void) {
         const struct CMUnitTest tests[] = {
                 T(boots_pauses_and_runs_on),
                 T(a_panic_ends_it),
+                T(kvm_probe_verdicts),
         };
 
         if (!vmm_test_kernel() || !vmm_test_initrd())
-                return 77;
+                return vmm_test_skip_all("no guest to boot");
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -633,18 +633,38 @@ TEST(adopted_in_the_middle_of_a_save) {
 
 /* ---- the attach library ---- */
 
-TEST(regions_of_an_attached_vm) {
+/* A skip jumps, so it must be decided before the coroutine runs. */
+#define TEST_IF(name, reason)                                 \
+        static void name##_body(struct vmm_test *t);          \
+        static void name(void **state) {                      \
+                const char *why = reason;                     \
+                if (why)                                      \
+                        vmm_test_skip(why);                   \
+                vmm_test_run(*state, name##_body);            \
+        }                                                     \
+        static void name##_body(struct vmm_test *t)
+
+static const char *no_attach_lib(void) {
+        return vmm_test_attach_lib() ? NULL : "libuffd-attach.so is not built";
+}
+
+static const char *no_cgroups(void) {
+        static struct err e;
+        int fd = -1;
+
+        if (cgroup_create("vmmtest", "vm1", &fd, &e) < 0)
+                return e.message;
+        (void) close(fd);
+        return cgroup_remove("vmmtest", "vm1", &e) < 0 ? e.message : NULL;
+}
+
+TEST_IF(regions_of_an_attached_vm, no_attach_lib()) {
         struct vmm_start s = prepare(t);
         struct vmm_region regions[4];
         struct vmm *v;
         size_t n = 0;
 
         s.attach_lib = vmm_test_attach_lib();
-        if (!s.attach_lib) {
-                print_message("no libuffd-attach.so: not tried\n");
-                (void) close(s.console_fd);
-                return;
-        }
         v = start_with(t, &s);
         check_ok(vmm_qemu.ram_regions(v, regions, ARRAY_LEN(regions), &n, &t->e));
         check(n >= 1 && regions[0].size > 0);
@@ -655,17 +675,12 @@ TEST(regions_of_an_attached_vm) {
 }
 
 /* A pager that refuses: the library ends QEMU, and the library's own sentence is what the caller gets. */
-TEST(a_pager_that_refuses) {
+TEST_IF(a_pager_that_refuses, no_attach_lib()) {
         struct vmm_start s = prepare(t);
         struct vmm *v = NULL;
         int sv[2];
 
         s.attach_lib = vmm_test_attach_lib();
-        if (!s.attach_lib) {
-                print_message("no libuffd-attach.so: not tried\n");
-                (void) close(s.console_fd);
-                return;
-        }
         check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) == 0);
         s.image_fd = memfd_create("image", MFD_CLOEXEC);
         check(s.image_fd >= 0 && ftruncate(s.image_fd, MEM) == 0);
@@ -736,16 +751,12 @@ TEST(several_at_once) {
         free(m);
 }
 
-TEST(in_a_cgroup_of_its_own) {
+TEST_IF(in_a_cgroup_of_its_own, no_cgroups()) {
         struct vmm_start s = prepare(t);
         char path[64], *text;
         struct vmm *v;
 
-        if (cgroup_create("vmmtest", "vm1", &s.cgroup_procs_fd, &t->e) < 0) {
-                print_message("skipped: %s\n", t->e.message);
-                (void) close(s.console_fd);
-                return;
-        }
+        check_ok(cgroup_create("vmmtest", "vm1", &s.cgroup_procs_fd, &t->e));
         v = start_with(t, &s);
         (void) close(s.cgroup_procs_fd);
         (void) close(s.console_fd);
@@ -810,9 +821,7 @@ int main(void) {
         char path[256];
         struct err e;
 
-        if (qemu_find(path, sizeof(path), &e) < 0) {
-                print_message("skipped: %s\n", e.message);
-                return 77;
-        }
+        if (qemu_find(path, sizeof(path), &e) < 0)
+                return vmm_test_skip_all(e.message);
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

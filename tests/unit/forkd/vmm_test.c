@@ -57,6 +57,18 @@ int vmm_test_teardown(void **state) {
         return 0;
 }
 
+int vmm_test_skip_all(const char *why) {
+        print_message("[  SKIPPED ] %s\n", why);
+        return getenv("FORKD_TEST_NO_SKIP") ? 1 : 77;
+}
+
+void vmm_test_skip(const char *why) {
+        if (getenv("FORKD_TEST_NO_SKIP"))
+                fail_msg("not possible here: %s", why);
+        print_message("[  SKIPPED ] %s\n", why);
+        skip();
+}
+
 /* ---- the coroutine ---- */
 
 /* A check that fails must not longjmp from one stack to another: the sentence is kept, and the coroutine waits

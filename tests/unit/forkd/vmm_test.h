@@ -33,6 +33,12 @@ struct vmm_test {
 int vmm_test_setup(void **state);
 int vmm_test_teardown(void **state);
 
+/** The host lacks something: prints why, and fails if FORKD_TEST_NO_SKIP is set. The exit code of a program that
+ *  skips all its tests. */
+int vmm_test_skip_all(const char *why);
+/** The same for one test; does not return. Not inside a body: it jumps. */
+void vmm_test_skip(const char *why);
+
 /** Runs @body in a coroutine until it ends. Assertions may fail inside: cmocka's jump is made outside. */
 void vmm_test_run(struct vmm_test *t, void (*body)(struct vmm_test *t));
 
