@@ -508,16 +508,18 @@ static int dispatch_call(struct rpc_conn *c, const msgpack_object *a, const char
         return r;
 }
 
+/* What is missing, empty, too long or of another type is replaced: whoever sees an error sees a sentence. */
 static void fill_remote_error(const msgpack_object *error, struct rpc_result *res) {
-        char code[sizeof(res->e.code)] = ERR_INTERNAL, message[sizeof(res->e.message)] = "refused without a reason";
+        char code[sizeof(res->e.code)], message[sizeof(res->e.message)];
 
-        /* Too long or no map at all: keep what fits the defaults. */
-        (void) mp_get_str(error, "code", code, sizeof(code));
-        (void) mp_get_str(error, "message", message, sizeof(message));
+        if (mp_get_str(error, "code", code, sizeof(code)) < 0 || !code[0])
+                (void) strcpy(code, ERR_INTERNAL);
         if (error->type == MSGPACK_OBJECT_STR)
                 (void) snprintf(message, sizeof(message), "%.*s", (int) MIN_OF(error->via.str.size, 300u),
                                 error->via.str.ptr);
-        res->r = err_set(&res->e, code, -EREMOTEIO, "%s", message);
+        else if (mp_get_str(error, "message", message, sizeof(message)) < 0)
+                message[0] = '\0';
+        res->r = err_set(&res->e, code, -EREMOTEIO, "%s", message[0] ? message : "refused without a reason");
         (void) mp_get_str(error, "hint", res->e.hint, sizeof(res->e.hint));
 }
 

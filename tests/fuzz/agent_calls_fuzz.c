@@ -53,7 +53,7 @@ static bool stop_at_once(void *arg) {
 
 static void turn_agent(struct host *h) {
         h->agent->loop.stop = false;
-        (void) loop_run(&h->agent->loop, stop_at_once, h);
+        best_effort(loop_run(&h->agent->loop, stop_at_once, h));
         /* the limits that the agent promises */
         must(h->agent->n_calls <= WIRE_MAX_CALLS && h->agent->n_execs <= AGENT_MAX_EXECS);
         must(h->agent->n_drained <= AGENT_MAX_DRAINED && h->agent->ch.out_len <= CHANNEL_OUT_MAX);

@@ -158,7 +158,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
         (void) snprintf(path, sizeof(path), "/tmp/forkd-fuzz-%d.sock", (int) getpid());
         must(io_listen_unix(path, 0600, &s.listen_fd) == 0);
-        (void) io_set_nonblock(s.listen_fd, false);
+        best_effort(io_set_nonblock(s.listen_fd, false));
         s.base = event_base_new();
         must(guest_link_new(s.base, path, &s.link) == 0);
         must(co_start(s.base, wake, &s) == 0);

@@ -163,7 +163,9 @@ static void test_odd_errors(void **state) {
                 { "\x94\x01\x01\xa4gone\xc0", 9, ERR_INTERNAL, "gone" },
                 { "\x94\x01\x02\x05\xc0", 5, ERR_INTERNAL, "refused without a reason" },
                 { "\x94\x01\x03\x81\xa4" "code\xa4" "busy\xc0", 15, "busy", "refused without a reason" },
-                { "\x94\x01\x04\x81\xa4" "code\xd9\x1e" "123456789012345678901234567890\xc0", 42, ERR_INTERNAL,
+                { "\x94\x01\x04\x82\xa4" "code\xa0\xa7message\xa0\xc0", 20, ERR_INTERNAL, "refused without a reason" },
+                { "\x94\x01\x05\xa0\xc0", 5, ERR_INTERNAL, "refused without a reason" },
+                { "\x94\x01\x06\x81\xa4" "code\xd9\x1e" "123456789012345678901234567890\xc0", 42, ERR_INTERNAL,
                   "refused without a reason" },
         };
         struct peer p = { 0 };
