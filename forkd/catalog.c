@@ -158,6 +158,17 @@ struct sync_job {
         id_str id;
 };
 
+/* The records of VMs that stand by in it were not worth a sync before. */
+static void became_durable(struct daemon *d, struct snap_entry *s) {
+        struct err e;
+        struct vm *vm;
+
+        s->durable = true;
+        TAILQ_FOREACH(vm, &d->vms, entry)
+                if (vm->state == VM_STANDBY && strcmp(vm->snapshot, s->m.id) == 0 && vm_record_save(vm, &e) < 0)
+                        log_error("%s", e.message);
+}
+
 static void sync_later(void *arg) {
         cleanup_free struct sync_job *j = arg;
         cleanup_mp_buf struct mp_buf b = { 0 };
@@ -180,7 +191,7 @@ static void sync_later(void *arg) {
         if (r < 0)
                 log_warning("snapshot %s is not durable yet: %s", j->id, e.message);
         else
-                s->durable = true;
+                became_durable(j->d, s);
 }
 
 void catalog_sync_later(struct catalog *c, const struct snap_entry *s) {

@@ -34,7 +34,7 @@
 #define CONFIG_DEFAULT "/etc/forkd/forkd.conf"
 #define STORE_TIMEOUT_MS 120000
 #define RECOVER_TIMEOUT_MS 3600000
-#define DRAIN_TIMEOUT_MS 15000
+#define DRAIN_TIMEOUT_MS 60000 /* longer than any single step of an operation but a boot */
 
 /* ---- directories ---- */
 
@@ -70,7 +70,16 @@ static int make_sub(const char *dir, const char *sub, struct err *e) {
         return make_dir(path, e);
 }
 
-/* Helpers are found beside our own binary, so a build tree works as it is. */
+int daemon_helper(const struct daemon *d, const char *name, char *buf, size_t size) {
+        static const char *const dirs[] = { "", "../libexec/forkd/", "../lib/forkd/" };
+
+        for (size_t i = 0; i < ARRAY_LEN(dirs); i++)
+                if ((size_t) snprintf(buf, size, "%s/%s%s", d->bin_dir, dirs[i], name) < size && access(buf, X_OK) == 0)
+                        return 0;
+        return -ENOENT;
+}
+
+/* Helpers are found beside our own binary, so a build tree works as it is, or where packages put them. */
 static int find_helpers(struct daemon *d, struct err *e) {
         static const char *const libs[] = { "../lib/libuffd-attach.so", "../lib/forkd/libuffd-attach.so",
                                             "../lib/x86_64-linux-gnu/forkd/libuffd-attach.so" };
@@ -246,18 +255,27 @@ static void drain(struct daemon *d) {
         }
 }
 
+static void stop_one(void *arg) {
+        struct vm *vm = arg;
+        struct err e;
+
+        if (vm_op_stop(vm, &e) < 0)
+                log_error("stopping %s: %s", vm->name, e.message);
+        vm_op_end(vm);
+}
+
+/* All at once: each may take stop_timeout_s. */
 static void stop_vms(struct daemon *d) {
         struct vm *vm;
-        struct err e;
 
         TAILQ_FOREACH(vm, &d->vms, entry) {
                 if (!vm->vmm || vm->busy)
                         continue;
                 vm->busy = "shutdown";
-                if (vm_op_stop(vm, &e) < 0)
-                        log_error("stopping %s: %s", vm->name, e.message);
-                vm_op_end(vm);
+                if (co_start(d->base, stop_one, vm) < 0)
+                        vm->busy = NULL;
         }
+        drain(d);
 }
 
 static bool anything_lives(struct daemon *d) {
@@ -371,9 +389,19 @@ static void on_signal(evutil_socket_t sig, short what, void *arg) {
         daemon_stop(arg, false);
 }
 
+static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
+        struct daemon *d = arg;
+        struct vm *vm;
+
+        TAILQ_FOREACH(vm, &d->vms, entry)
+                if (vm->vmm)
+                        vm_trim_console(vm);
+}
+
 /* ---- the process ---- */
 
 static int daemon_init(struct daemon *d, const struct daemon_options *opt, struct err *e) {
+        static const struct timeval every = { .tv_sec = 5 };
         struct rlimit files;
         int r;
 
@@ -404,7 +432,9 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
                                                            : (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L));
         d->sigterm = evsignal_new(d->base, SIGTERM, on_signal, d);
         d->sigint = evsignal_new(d->base, SIGINT, on_signal, d);
-        if (!d->sigterm || !d->sigint || event_add(d->sigterm, NULL) < 0 || event_add(d->sigint, NULL) < 0)
+        d->housekeeping = event_new(d->base, -1, EV_PERSIST, on_housekeeping, d);
+        if (!d->sigterm || !d->sigint || !d->housekeeping || event_add(d->sigterm, NULL) < 0 ||
+            event_add(d->sigint, NULL) < 0 || event_add(d->housekeeping, &every) < 0)
                 return err_errno(e, -ENOMEM, "catching signals");
         r = catalog_new(d, &d->catalog);
         if (r == 0)
@@ -425,6 +455,8 @@ static void daemon_clear(struct daemon *d) {
                 event_free(d->sigterm);
         if (d->sigint)
                 event_free(d->sigint);
+        if (d->housekeeping)
+                event_free(d->housekeeping);
         if (d->base)
                 event_base_free(d->base);
         (void) close_fd(d->lock_fd);

@@ -52,7 +52,7 @@ struct daemon {
         struct co_sem starts;    /* VMM starts at once */
         struct api *api;
 
-        struct event *sigterm, *sigint;
+        struct event *sigterm, *sigint, *housekeeping;
         bool stopping;           /* no new operation begins */
         bool stop_all;           /* `shutdown --all`: VMs are stopped first */
         struct co_wait *stopped; /* woken when the loop may end */
@@ -69,6 +69,9 @@ int daemon_run(const struct daemon_options *opt);
 
 /** Begins to stop: as SIGTERM does (VMs live on), or with @all after stopping every VM. */
 void daemon_stop(struct daemon *d, bool all);
+
+/** The path of one of forkd's helper programs: beside its own binary, or in libexec. -ENOENT. */
+int daemon_helper(const struct daemon *d, const char *name, char *buf, size_t size) attr_warn_unused;
 
 /** Opens (or opens again) the store at <state>/store; see `store.attach`. */
 int daemon_open_store(struct daemon *d, struct err *e) attr_warn_unused;

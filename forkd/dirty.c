@@ -2,7 +2,10 @@
 /* Theory of operation: PAGEMAP_SCAN (Linux 6.7) walks the page table and returns runs of pages that are present
  * or swapped, not file-backed and not the shared zero page. Older kernels offer one 64-bit word per page in
  * /proc/<pid>/pagemap; there the zero page cannot be told from an anonymous one, so zero pages are copied too
- * and the writer finds that they are zero. The content comes by process_vm_readv, a megabyte at a time. */
+ * and the writer finds that they are zero. The content comes by process_vm_readv, many runs at a time.
+ *
+ * Reading is what the guest is paused for, compressing is not: pages are gathered in a buffer, which is written
+ * when the guest runs again. Only a guest that dirtied more than the buffer holds waits for the rest. */
 #include "forkd/dirty.h"
 
 #include <errno.h>
@@ -10,13 +13,16 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 
 #include "common/io.h"
 
 #define PAGE SNAP_PAGE_SIZE
-#define COPY_PAGES 256u
 #define SCAN_RUNS 512u
+#define READ_RUNS 1024u             /* UIO_MAXIOV */
+#define BUFFER_PAGES (64u << 8)     /* 64 MiB */
+#define KEEP_PAGES (8u << 8)        /* of it stay with an idle worker */
 
 /* Debian 12's headers are older than PAGEMAP_SCAN: from include/uapi/linux/fs.h of Linux 6.7. */
 #ifndef PAGEMAP_SCAN
@@ -34,31 +40,108 @@ struct pm_scan_arg {
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #endif
 
+struct run {
+        uint64_t first, n; /* guest pages */
+};
+
+struct dirty_buf {
+        char *data; /* BUFFER_PAGES pages, mapped; touched as far as needed */
+        struct run *runs;
+        size_t n_pages, n_runs;
+};
+
+int dirty_buf_new(struct dirty_buf **ret) {
+        struct dirty_buf *b = calloc(1, sizeof(*b));
+
+        if (!b)
+                return -ENOMEM;
+        b->runs = calloc(BUFFER_PAGES, sizeof(*b->runs));
+        b->data = mmap(NULL, (size_t) BUFFER_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (b->data == MAP_FAILED)
+                b->data = NULL;
+        if (!b->runs || !b->data) {
+                dirty_buf_free(b);
+                return -ENOMEM;
+        }
+        *ret = b;
+        return 0;
+}
+
+void dirty_buf_free(struct dirty_buf *b) {
+        if (!b)
+                return;
+        if (b->data)
+                (void) munmap(b->data, (size_t) BUFFER_PAGES * PAGE);
+        free(b->runs);
+        free(b);
+}
+
+void dirty_buf_clear(struct dirty_buf *b) {
+        if (b->n_pages > KEEP_PAGES)
+                (void) madvise(b->data + (size_t) KEEP_PAGES * PAGE, (b->n_pages - KEEP_PAGES) * PAGE, MADV_DONTNEED);
+        b->n_pages = b->n_runs = 0;
+}
+
+int dirty_buf_write(struct dirty_buf *b, struct snap_writer *w) {
+        const char *data = b->data;
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < b->n_runs; i++) {
+                r = snap_writer_put(w, b->runs[i].first, data, b->runs[i].n);
+                data += b->runs[i].n * PAGE;
+        }
+        dirty_buf_clear(b);
+        return r;
+}
+
+/* ---- reading ---- */
+
 struct copier {
         pid_t pid;
         int pagemap;
+        struct dirty_buf *buf;
         struct snap_writer *w;
-        char *buf; /* COPY_PAGES pages */
+        struct iovec remote[READ_RUNS]; /* to be read into the buffer next */
+        size_t n_remote, pending;       /* pending: their pages */
         struct dirty_stats stats;
 };
 
-/* Copies @n pages at host address @addr as guest pages @first and following. */
-static int copy_run(struct copier *c, uint64_t addr, uint64_t first, uint64_t n) {
-        while (n > 0) {
-                uint64_t now = MIN_OF(n, (uint64_t) COPY_PAGES);
-                struct iovec local = { .iov_base = c->buf, .iov_len = now * PAGE };
-                struct iovec remote = { .iov_base = (void *) (uintptr_t) addr, .iov_len = now * PAGE };
-                ssize_t got = process_vm_readv(c->pid, &local, 1, &remote, 1, 0);
-                int r;
+/* Reads what add_run has gathered. */
+static int read_pending(struct copier *c) {
+        struct iovec local = { .iov_base = c->buf->data + c->buf->n_pages * PAGE, .iov_len = c->pending * PAGE };
+        ssize_t got;
 
-                if (got < 0)
-                        return -errno;
-                if ((uint64_t) got != now * PAGE)
-                        return -EFAULT;
-                r = snap_writer_put(c->w, first, c->buf, now);
-                if (r < 0)
-                        return r;
-                c->stats.pages += now;
+        if (c->pending == 0)
+                return 0;
+        got = process_vm_readv(c->pid, &local, 1, c->remote, c->n_remote, 0);
+        if (got < 0)
+                return -errno;
+        if ((size_t) got != local.iov_len)
+                return -EFAULT;
+        c->buf->n_pages += c->pending;
+        c->stats.pages += c->pending;
+        c->n_remote = c->pending = 0;
+        return 0;
+}
+
+/* @n pages at host address @addr are guest pages @first and following. */
+static int add_run(struct copier *c, uint64_t addr, uint64_t first, uint64_t n) {
+        while (n > 0) {
+                struct dirty_buf *b = c->buf;
+                uint64_t now = MIN_OF(n, (uint64_t) (BUFFER_PAGES - b->n_pages - c->pending));
+                int r = 0;
+
+                if (now == 0 || c->n_remote == READ_RUNS) {
+                        r = read_pending(c);
+                        if (r == 0 && now == 0)
+                                r = dirty_buf_write(b, c->w); /* more than fits: the rest of this has to be compressed now */
+                        if (r < 0)
+                                return r;
+                        continue;
+                }
+                c->remote[c->n_remote++] = (struct iovec){ .iov_base = (void *) (uintptr_t) addr, .iov_len = now * PAGE };
+                c->pending += now;
+                b->runs[b->n_runs++] = (struct run){ .first = first, .n = now };
                 addr += now * PAGE;
                 first += now;
                 n -= now;
@@ -87,8 +170,8 @@ static int copy_scanned(struct copier *c, const struct vmm_region *g) {
                 if (n < 0)
                         return -errno;
                 for (int i = 0; i < n; i++) {
-                        int r = copy_run(c, runs[i].start, (runs[i].start - g->host_addr + g->offset) / PAGE,
-                                         (runs[i].end - runs[i].start) / PAGE);
+                        int r = add_run(c, runs[i].start, (runs[i].start - g->host_addr + g->offset) / PAGE,
+                                        (runs[i].end - runs[i].start) / PAGE);
 
                         if (r < 0)
                                 return r;
@@ -120,7 +203,7 @@ static int copy_by_words(struct copier *c, const struct vmm_region *g) {
                         while (i + run < n && word_is_dirty(words[i + run]))
                                 run++;
                         if (run > 0) {
-                                r = copy_run(c, g->host_addr + (page + i) * PAGE, g->offset / PAGE + page + i, run);
+                                r = add_run(c, g->host_addr + (page + i) * PAGE, g->offset / PAGE + page + i, run);
                                 if (r < 0)
                                         return r;
                         }
@@ -131,31 +214,34 @@ static int copy_by_words(struct copier *c, const struct vmm_region *g) {
         return 0;
 }
 
-int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct snap_writer *w,
+int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
                struct dirty_stats *ret) {
-        struct copier c = { .pid = pid, .w = w };
+        cleanup_free struct copier *c = calloc(1, sizeof(*c));
         cleanup_fd int pagemap = -1;
-        cleanup_free char *buf = NULL;
         char path[48];
         int r = 0;
 
+        if (!c)
+                return -ENOMEM;
         (void) snprintf(path, sizeof(path), "/proc/%d/pagemap", (int) pid);
         pagemap = open(path, O_RDONLY | O_CLOEXEC);
         if (pagemap < 0)
                 return errno == ENOENT ? -ESRCH : -errno;
-        buf = aligned_alloc(PAGE, COPY_PAGES * PAGE);
-        if (!buf)
-                return -ENOMEM;
-        c.pagemap = pagemap;
-        c.buf = buf;
+        dirty_buf_clear(buf);
+        c->pid = pid;
+        c->w = w;
+        c->buf = buf;
+        c->pagemap = pagemap;
         for (size_t i = 0; r == 0 && i < n_regions; i++) {
                 if (regions[i].host_addr % PAGE || regions[i].size % PAGE || regions[i].offset % PAGE)
                         return -EFAULT;
-                r = copy_scanned(&c, &regions[i]);
+                r = copy_scanned(c, &regions[i]);
                 if (r == -ENOTTY)
-                        r = copy_by_words(&c, &regions[i]);
+                        r = copy_by_words(c, &regions[i]);
         }
         if (r == 0)
-                *ret = c.stats;
+                r = read_pending(c);
+        if (r == 0)
+                *ret = c->stats;
         return r;
 }

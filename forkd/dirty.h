@@ -13,10 +13,21 @@
 #include "snapstore/writer.h"
 
 struct dirty_stats {
-        uint64_t pages;   /* copied, zero ones included */
+        uint64_t pages;   /* read, zero ones included */
 };
 
-/** Copies the dirty pages of process @pid's @regions into @w, ascending. The guest must be paused.
+/** Pages that were read and are not yet written, at most 64 MiB. Reused from snapshot to snapshot. */
+struct dirty_buf;
+int dirty_buf_new(struct dirty_buf **ret) attr_warn_unused;
+void dirty_buf_free(struct dirty_buf *b); /* NULL is fine */
+DEFINE_CLEANUP(struct dirty_buf, dirty_buf_free)
+/** Forgets the pages. */
+void dirty_buf_clear(struct dirty_buf *b);
+/** Hands the pages to @w, ascending, and forgets them. Errors of the writer. */
+int dirty_buf_write(struct dirty_buf *b, struct snap_writer *w) attr_warn_unused;
+
+/** Reads the dirty pages of process @pid's @regions, ascending, into @buf, and what does not fit in there into
+ *  @w; dirty_buf_write does the rest. The guest must be paused until it returns.
  *  -ESRCH, -EFAULT: the VMM is gone or its memory is not as described; errors of the writer. */
-int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct snap_writer *w,
+int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
                struct dirty_stats *ret) attr_warn_unused;

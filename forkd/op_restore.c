@@ -15,6 +15,7 @@
 #include "forkd/daemon.h"
 #include "forkd/host.h"
 #include "forkd/pager_link.h"
+#include "forkd/stages.h"
 #include "forkd/vm.h"
 
 static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, struct err *e) {
@@ -32,6 +33,11 @@ static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, 
                 (void) err_set(e, ERR_VERSION, -EPROTONOSUPPORT, "snapshot %s was made with %s %s, this host has %s %s", m->id, m->vmm,
                                m->vmm_version, m->vmm, version);
                 return err_hint(e, "device state is only sure to load under the same version; --force tries all the same");
+        }
+        if (strcmp(vm->ops->machine, m->machine) != 0 && !force) {
+                (void) err_set(e, ERR_VERSION, -EPROTONOSUPPORT, "snapshot %s was made on the machine '%s', this forkd builds '%s'", m->id,
+                               m->machine, vm->ops->machine);
+                return err_hint(e, "restore it with the forkd that made it; --force tries all the same");
         }
         (void) strcpy(vm->driver, m->vmm);
         (void) snprintf(vm->vmm_version, sizeof(vm->vmm_version), "%s", version);
@@ -99,7 +105,7 @@ static int read_vmstate(struct vm *vm, const struct snap_manifest *m, int *ret_f
 }
 
 /* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
-static int load(struct vm *vm, const struct snap_manifest *m, struct err *e) {
+static int load(struct vm *vm, const struct snap_manifest *m, struct stages *stages, struct err *e) {
         cleanup_fd int image = -1, memfd = -1, sock = -1, vmstate = -1;
         struct vm_launch l = { .image_fd = -1, .pager_sock = -1 };
         char path[PATH_MAX];
@@ -108,6 +114,7 @@ static int load(struct vm *vm, const struct snap_manifest *m, struct err *e) {
         r = make_files(vm, m, e);
         if (r == 0)
                 r = read_vmstate(vm, m, &vmstate, e);
+        stage_done(stages, "files");
         if (r < 0)
                 return r;
         r = vm_store_path(vm, "base.img", path, sizeof(path));
@@ -115,43 +122,53 @@ static int load(struct vm *vm, const struct snap_manifest *m, struct err *e) {
         if (image < 0)
                 return err_errno(e, r < 0 ? r : -errno, "opening %s", path);
         r = pager_session_open(vm->d->pager, vm, image, &memfd, &sock, e);
+        stage_done(stages, "session");
         if (r < 0)
                 return r;
         l.image_fd = memfd;
         l.pager_sock = sock;
         r = vm_launch(vm, &l, e);
+        stage_done(stages, "launch");
         if (r < 0)
                 return r;
         r = vm->ops->load_state(vm->vmm, vmstate, e);
+        stage_done(stages, "state");
         return r < 0 ? err_prefix(e, "loading the device state of '%s'", vm->name) : 0;
 }
 
-static int come_alive(struct vm *vm, struct err *e) {
+static int come_alive(struct vm *vm, struct stages *stages, struct err *e) {
         int r;
 
         r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, e);
         if (r == 0)
                 r = vm->ops->resume(vm->vmm, e);
+        stage_done(stages, "resume");
         if (r == 0)
                 r = vm_wake_wait(vm, e);
+        stage_done(stages, "ack");
         return r < 0 ? r : vm_set_state(vm, VM_RUNNING, e);
 }
 
 static int restore(struct vm *vm, const struct snap_manifest *m, bool paused, struct vm_clone_result *ret, struct err *e) {
         uint64_t start = now_ns(), loaded;
+        struct stages stages;
         int r;
 
-        r = load(vm, m, e);
+        stages_begin(&stages);
+        r = load(vm, m, &stages, e);
         if (r == 0)
                 r = vm_link_open(vm, e);
+        stage_done(&stages, "link");
         if (r < 0)
                 return r;
         loaded = now_ns();
         ret->load_ms = (double) (loaded - start) / 1e6;
         vm->needs_wake = true;
-        r = paused ? vm_set_state(vm, VM_PAUSED, e) : come_alive(vm, e);
+        r = paused ? vm_set_state(vm, VM_PAUSED, e) : come_alive(vm, &stages, e);
         ret->ack_ms = paused ? 0 : ms_since(loaded);
         ret->total_ms = ms_since(start);
+        stage_done(&stages, "record");
+        stages_log(&stages, vm->name, "restore");
         return r;
 }
 

@@ -24,7 +24,7 @@ static int check_params(const struct vm_run_params *p, struct err *e) {
         if (p->mem_bytes < VMM_MIN_MEM || p->mem_bytes > VMM_MAX_MEM || p->mem_bytes % (1u << 20)) {
                 (void) err_set(e, ERR_INVALID, -EINVAL, "a VM cannot have %s of memory",
                                size_format(p->mem_bytes, have, sizeof(have)));
-                return err_hint(e, "memory is from 64M to 1T, in whole MiB");
+                return err_hint(e, "memory is from 96M to 1T, in whole MiB");
         }
         if (p->vcpus < 1 || p->vcpus > VMM_MAX_VCPUS) {
                 (void) err_set(e, ERR_INVALID, -EINVAL, "a VM cannot have %u vCPUs", p->vcpus);

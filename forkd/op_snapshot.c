@@ -11,6 +11,7 @@
  * Whatever fails before the rename: the temporary directory goes with the worker, the guest goes on. */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -19,10 +20,12 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "common/spawn.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/host.h"
 #include "forkd/pager_link.h"
+#include "forkd/stages.h"
 #include "forkd/vm.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
@@ -42,6 +45,7 @@ struct taking {
         char store[PATH_MAX];
         bool paused_by_us;
         uint64_t t0, t_pause;
+        struct stages stages;
 };
 
 static int fill_manifest(struct taking *t, struct err *e) {
@@ -69,6 +73,7 @@ static int fill_manifest(struct taking *t, struct err *e) {
         m->created_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
         (void) snprintf(m->vmm, sizeof(m->vmm), "%s", vm->driver);
         (void) snprintf(m->vmm_version, sizeof(m->vmm_version), "%s", vm->vmm_version);
+        (void) snprintf(m->machine, sizeof(m->machine), "%s", vm->ops->machine);
         (void) snprintf(m->accel, sizeof(m->accel), "%s", vm->machine.accel == VMM_ACCEL_KVM ? "kvm" : "tcg");
         (void) snprintf(m->net, sizeof(m->net), "%s", vm->net);
         m->vcpus = vm->machine.vcpus;
@@ -93,10 +98,18 @@ static int fill_manifest(struct taking *t, struct err *e) {
         return 0;
 }
 
-static int prepare(struct taking *t, struct err *e) {
+/* The record names the snapshot before anything of it is visible, so that the next forkd can finish or undo it. */
+static int record_pending(struct taking *t, struct err *e) {
+        memcpy(t->vm->pending_snapshot, t->m->id, sizeof(t->vm->pending_snapshot));
+        return vm_record_save(t->vm, e);
+}
+
+static int prepare(struct taking *t, bool keep_running, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
+        struct err worker_err = { 0 };
+        struct rpc_co call;
         char path[PATH_MAX];
-        int r;
+        int r, worker_r;
 
         mp_buf_init(&b);
         r = fill_manifest(t, e);
@@ -123,7 +136,17 @@ static int prepare(struct taking *t, struct err *e) {
         mp_kv_u64(&b, "codec", (uint64_t) t->p->codec);
         mp_kv_u64(&b, "level", (uint64_t) t->p->level);
         mp_kv_u64(&b, "fds", t->base_fd >= 0);
-        return rpc_call_co(worker_conn(t->worker), "snap.prepare", &b, &t->base_fd, t->base_fd >= 0, COPY_TIMEOUT_MS, NULL, e);
+        r = rpc_co_begin(&call, worker_conn(t->worker), "snap.prepare", &b, &t->base_fd, t->base_fd >= 0, e);
+        if (r < 0)
+                return r;
+        if (!keep_running) /* meanwhile */
+                r = record_pending(t, e);
+        worker_r = rpc_co_end(&call, COPY_TIMEOUT_MS, NULL, &worker_err);
+        if (r == 0 && worker_r < 0) {
+                r = worker_r;
+                *e = worker_err;
+        }
+        return r;
 }
 
 static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
@@ -168,35 +191,55 @@ static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
         return 0;
 }
 
-/* Memory in the worker and device state in the VMM, at the same time. */
-static int copy(struct taking *t, struct err *e) {
+/* The guest's memory and disks; a coroutine of its own. */
+struct memory_copy {
+        struct taking *t;
+        struct co_wait done;
+        struct err e;
+};
+
+static int copy_memory(struct taking *t, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_mp_buf struct mp_buf b = { 0 };
-        uint64_t start = now_ns(), pages = 0;
-        struct rpc_co call;
-        struct err copy_err;
-        int r, copy_r;
+        uint64_t pages = 0;
+        int r;
 
         mp_buf_init(&b);
         r = put_copy_params(t, &b, e);
+        if (r == 0)
+                r = rpc_call_co(worker_conn(t->worker), "snap.copy", &b, NULL, 0, COPY_TIMEOUT_MS, &a, e);
         if (r < 0)
                 return r;
-        r = rpc_co_begin(&call, worker_conn(t->worker), "snap.copy", &b, NULL, 0, e);
-        if (r < 0)
-                return r;
-        r = t->vm->ops->save_state(t->vm->vmm, t->vmstate_fd, e);
-        t->result->device_ms = ms_since(start);
-        copy_r = rpc_co_end(&call, COPY_TIMEOUT_MS, &a, &copy_err);
-        if (r < 0)
-                return err_prefix(e, "saving the device state of '%s'", t->vm->name);
-        if (copy_r < 0) {
-                *e = copy_err;
-                return copy_r;
-        }
         (void) mp_get_u64(&a.doc.root, "dirty_pages", &pages);
         (void) mp_get_double(&a.doc.root, "ms", &t->result->memory_ms);
         t->m->dirty_bytes = pages * SNAP_PAGE_SIZE;
         return 0;
+}
+
+static void copy_memory_main(void *arg) {
+        struct memory_copy *c = arg;
+
+        co_wake(&c->done, copy_memory(c->t, &c->e));
+}
+
+/* Memory in the worker and device state in the VMM, at the same time. */
+static int copy(struct taking *t, struct err *e) {
+        struct memory_copy memory = { .t = t, .done = CO_WAIT_INIT };
+        uint64_t start;
+        int r, memory_r;
+
+        r = co_start(t->vm->d->base, copy_memory_main, &memory);
+        if (r < 0)
+                return err_errno(e, r, "copying the memory of '%s'", t->vm->name);
+        start = now_ns();
+        r = t->vm->ops->save_state(t->vm->vmm, t->vmstate_fd, e);
+        t->result->device_ms = ms_since(start);
+        memory_r = co_wait(&memory.done, -1); /* its own steps have deadlines */
+        if (r < 0)
+                return err_prefix(e, "saving the device state of '%s'", t->vm->name);
+        if (memory_r < 0)
+                *e = memory.e;
+        return memory_r;
 }
 
 static int publish(struct taking *t, struct snap_entry **ret, struct err *e) {
@@ -248,25 +291,24 @@ static int resume_vm(struct taking *t, struct err *e) {
 }
 
 static int take(struct taking *t, bool keep_running, struct snap_entry **ret, struct err *e) {
-        struct vm *vm = t->vm;
         int r;
 
-        r = prepare(t, e);
+        r = prepare(t, keep_running, e);
         if (r < 0)
                 return r;
-        if (!keep_running) {
-                memcpy(vm->pending_snapshot, t->m->id, sizeof(vm->pending_snapshot));
-                r = vm_record_save(vm, e);
-                if (r < 0)
-                        return r;
-        }
+        stage_done(&t->stages, "prepare");
         r = pause_vm(t, e);
+        stage_done(&t->stages, "pause");
         if (r == 0)
                 r = copy(t, e);
         if (r == 0 && keep_running)
                 r = resume_vm(t, e);
         t->result->pause_ms = ms_since(t->t_pause);
-        return r < 0 ? r : publish(t, ret, e);
+        stage_done(&t->stages, "copy");
+        if (r == 0)
+                r = publish(t, ret, e);
+        stage_done(&t->stages, "publish");
+        return r;
 }
 
 /* After a failure: the guest runs on and nothing half-written stays. */
@@ -285,15 +327,22 @@ static void undo(struct taking *t) {
         }
 }
 
-static int become_standby(struct vm *vm, struct snap_entry *s, struct err *e) {
+static int become_standby(struct taking *t, struct snap_entry *s, struct err *e) {
+        struct vm *vm = t->vm;
         char path[PATH_MAX];
+        int r;
 
-        vm_teardown(vm);
-        catalog_vm_stands_by(vm, s);
-        /* Its disks and memory are in the snapshot now. */
+        /* A VMM takes milliseconds to die, in which its files can go: disks and memory are in the snapshot now. */
+        if (vm->vmm && !vm->vmm_exited)
+                best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
         if (vm_store_path(vm, NULL, path, sizeof(path)) == 0)
                 best_effort(io_remove_tree(AT_FDCWD, path));
-        return vm_set_state(vm, VM_STANDBY, e);
+        vm_teardown(vm);
+        stage_done(&t->stages, "end");
+        catalog_vm_stands_by(vm, s);
+        r = vm_set_state(vm, VM_STANDBY, e);
+        stage_done(&t->stages, "record");
+        return r;
 }
 
 int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_running, struct vm_snap_result *ret, struct err *e) {
@@ -311,6 +360,7 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         }
         *ret = (struct vm_snap_result){ 0 };
         (void) snprintf(t.store, sizeof(t.store), "%s/store", vm->d->state_dir);
+        stages_begin(&t.stages);
         r = take(&t, keep_running, &s, e);
         if (r < 0)
                 undo(&t);
@@ -322,7 +372,7 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
                 return r;
         if (!keep_running) {
                 s->users++; /* ending the VM takes a while, in which nobody may remove its snapshot */
-                r = become_standby(vm, s, e);
+                r = become_standby(&t, s, e);
                 s->users--;
                 if (r < 0)
                         return r;
@@ -332,6 +382,7 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         ret->stored_bytes = s->m.stored_bytes;
         ret->durable = s->durable;
         ret->total_ms = ms_since(t.t0);
+        stages_log(&t.stages, vm->name, keep_running ? "snapshot" : "standby");
         if (!s->durable)
                 catalog_sync_later(vm->d->catalog, s);
         return 0;

@@ -203,13 +203,17 @@ int pager_find(struct pager *p, struct err *e) {
 }
 
 static int pager_spawn(struct pager *p, struct err *e) {
-        char prog[FORKD_MAX_DIR + 16], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], level[16];
+        char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], level[16];
         const char *argv[12] = { prog, "--control", p->socket_path, "--control-fd", "3", "--idle-image-seconds", idle,
                                  "--log-level", level };
         cleanup_fd int listen_fd = -1, log_fd = -1, conn_fd = -1;
         int r;
 
-        (void) snprintf(prog, sizeof(prog), "%s/uffd-pager", p->d->bin_dir);
+        r = daemon_helper(p->d, "uffd-pager", prog, sizeof(prog));
+        if (r < 0) {
+                (void) err_set(e, ERR_PAGER, r, "uffd-pager is neither beside forkd in %s nor in libexec", p->d->bin_dir);
+                return err_hint(e, "build or install forkd completely");
+        }
         (void) snprintf(log_path, sizeof(log_path), "%s/pager.log", p->d->state_dir);
         (void) snprintf(idle, sizeof(idle), "%u", p->d->cfg.idle_image_seconds);
         (void) snprintf(level, sizeof(level), "%s", log_level_name());

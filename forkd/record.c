@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* VM records: one msgpack map per VM in <state>/vms/<id>/record, replaced atomically at every transition.
  *
- * A record of a VM that lives is not synced: a crash of the host ends its VMM too. Only VM_STANDBY and the
- * final states are worth an fsync, which the snapshot's own (publish) has usually made cheap. */
+ * A record of a VM that lives is not synced: a crash of the host ends its VMM too. Only VM_STANDBY is worth an
+ * fsync, and only when its snapshot is durable: before that, a crash may take the snapshot as well. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +12,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/mp.h"
+#include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/vm.h"
 
@@ -49,7 +50,7 @@ static void record_encode(const struct vm *vm, struct mp_buf *b) {
 int vm_record_save(struct vm *vm, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         char path[PATH_MAX];
-        bool sync = vm->state == VM_STANDBY;
+        const struct snap_entry *s = vm->state == VM_STANDBY ? catalog_by_id(vm->d->catalog, vm->snapshot) : NULL;
         int r;
 
         mp_buf_init(&b);
@@ -62,7 +63,7 @@ int vm_record_save(struct vm *vm, struct err *e) {
         if (r == 0)
                 r = vm_state_path(vm, "record", path, sizeof(path));
         if (r == 0)
-                r = io_write_file_atomic(AT_FDCWD, path, b.sb.data, b.sb.size, 0600, sync);
+                r = io_write_file_atomic(AT_FDCWD, path, b.sb.data, b.sb.size, 0600, s && s->durable);
         return r < 0 ? err_errno(e, r, "writing the record of '%s'", vm->name) : 0;
 }
 

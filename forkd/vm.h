@@ -121,6 +121,8 @@ int vm_wake_queue(struct vm *vm, enum wire_wake_kind kind, struct err *e) attr_w
 int vm_wake_wait(struct vm *vm, struct err *e) attr_warn_unused;
 /** After a failure to come up: adds what the guest and its VMM said last, before their files go. */
 void vm_explain(struct vm *vm, struct err *e);
+/** Cuts the console's log when the guest has written too much; called every few seconds. */
+void vm_trim_console(struct vm *vm);
 /** Ends everything that lives of this VM, in order: calls, link, VMM (killed and reaped), pager session, run
  *  directory, cgroup. Files and record stay. */
 void vm_teardown(struct vm *vm);

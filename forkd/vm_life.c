@@ -17,7 +17,8 @@
 #include "forkd/vmm/cgroup.h"
 #include "setup/assets.h"
 
-#define CONSOLE_MAX_BYTES (4 << 20) /* then the older half of the console goes */
+#define CONSOLE_MAX_BYTES (4 << 20) /* a guest may write for ever: beyond this only the newest stays */
+#define CONSOLE_KEEP_BYTES (1 << 20)
 #define LINK_TIMEOUT_MS 10000
 
 /* ---- the VMM's events ---- */
@@ -69,24 +70,41 @@ void vm_kill_lost(struct vm *vm, const char *reason) {
 
 /* ---- coming up ---- */
 
-/* Appended by the VMM, so that a truncation never leaves a hole. A guest may write for ever: what is more
- * than CONSOLE_MAX_BYTES at a start is cut. */
+/* Appended by the VMM, so that a truncation never leaves a hole. */
 static int open_console(struct vm *vm, int *ret_fd, struct err *e) {
         cleanup_fd int fd = -1;
         char path[PATH_MAX];
-        struct stat st;
         int r;
 
         r = vm_state_path(vm, "console.log", path, sizeof(path));
         if (r < 0)
                 return err_errno(e, r, "opening the console of '%s'", vm->name);
         fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (fd < 0 || fstat(fd, &st) < 0)
+        if (fd < 0)
                 return err_errno(e, -errno, "opening %s", path);
-        if (st.st_size > CONSOLE_MAX_BYTES && ftruncate(fd, 0) < 0)
-                return err_errno(e, -errno, "truncating %s", path);
         *ret_fd = TAKE_FD(fd);
         return 0;
+}
+
+/* Its newest megabyte stays. What the guest writes between the read and the cut is lost: it is flooding us. */
+void vm_trim_console(struct vm *vm) {
+        cleanup_free char *tail = NULL;
+        cleanup_fd int fd = -1;
+        char path[PATH_MAX];
+        struct stat st;
+        ssize_t n;
+
+        if (vm_state_path(vm, "console.log", path, sizeof(path)) < 0)
+                return;
+        fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0 || fstat(fd, &st) < 0 || st.st_size <= CONSOLE_MAX_BYTES)
+                return;
+        tail = malloc(CONSOLE_KEEP_BYTES);
+        if (!tail)
+                return;
+        n = pread(fd, tail, CONSOLE_KEEP_BYTES, st.st_size - CONSOLE_KEEP_BYTES);
+        if (ftruncate(fd, 0) < 0 || (n > 0 && io_write_full(fd, tail, (size_t) n) < 0))
+                log_warning("%s: cannot trim the console's log", vm->name);
 }
 
 static int make_run_dir(struct vm *vm, char *path, size_t size, struct err *e) {
@@ -256,8 +274,7 @@ void vm_explain(struct vm *vm, struct err *e) {
                 last_line(path, log, sizeof(log));
         log_error("%s (%s): %s; console: '%s'; VMM's log: '%s'", vm->name, vm->id, e->message, console, log);
         if (!e->hint[0] && (console[0] || log[0]))
-                (void) err_hint(e, "the console ended with '%s'%s%s%s", console, log[0] ? ", the VMM's log with '" : "", log,
-                                log[0] ? "'" : "");
+                (void) err_hint(e, "last words: of the guest '%s', of its VMM '%s'", console, log);
 }
 
 /* ---- going ---- */

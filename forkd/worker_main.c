@@ -3,7 +3,8 @@
  *
  * A snapshot is three calls, so that forkd can pause the guest as late and as shortly as possible:
  *      snap.prepare   before the pause: temporary directory, reflink of the parent's image
- *      snap.copy      during it: dirty pages and disks (while the VMM writes its device state to forkd)
+ *      snap.copy      during it: dirty pages are read, disks reflinked (while the VMM writes its device state).
+ *                     After its answer the pages are compressed and written: that no guest waits for
  *      snap.publish   after it: device state, manifest, sync, rename
  * The connection's end, at any time, removes what was not published. */
 #include <errno.h>
@@ -33,9 +34,15 @@ struct job {
         struct snap_txn *txn;
         struct snap_writer *writer;
         int image_fd;
+        struct dirty_buf *dirty; /* kept from snapshot to snapshot */
+        bool pages_read, pages_written, sync;
+        int write_r;
 };
 
 static void job_reset(struct job *j) {
+        if (j->dirty)
+                dirty_buf_clear(j->dirty);
+        j->pages_read = j->pages_written = false;
         snap_writer_free(TAKE_PTR(j->writer));
         j->image_fd = close_fd(j->image_fd);
         snap_txn_free(TAKE_PTR(j->txn));
@@ -78,7 +85,9 @@ static int do_prepare(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
         wp.level = (int) level;
         if (mp_get_u64(m->params, "ram_bytes", &wp.ram_bytes) < 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "snap.prepare without ram_bytes");
-        r = snap_txn_begin(j->store, id, &j->txn);
+        r = j->dirty ? 0 : dirty_buf_new(&j->dirty);
+        if (r == 0)
+                r = snap_txn_begin(j->store, id, &j->txn);
         if (r == 0)
                 r = snap_txn_create_image(j->txn, &j->image_fd);
         if (r == 0)
@@ -150,37 +159,42 @@ static int add_disks(struct job *j, const msgpack_object *p, struct err *e) {
 
 static int do_copy(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
         struct vmm_region regions[MAX_REGIONS];
-        struct snap_writer_stats ws;
         struct dirty_stats ds;
         uint64_t start = now_ns(), pid = 0;
-        bool sync = false;
         size_t n;
         int r;
 
-        if (!j->writer)
+        if (!j->writer || j->pages_read)
                 return err_set(e, ERR_INTERNAL, -EINVAL, "snap.copy before snap.prepare");
         if (get_regions(m->params, regions, &n) < 0 || mp_get_u64(m->params, "pid", &pid) < 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "snap.copy without pid and regions");
         r = put_removed(j, m->params);
         if (r == 0)
-                r = dirty_copy((pid_t) pid, regions, n, j->writer, &ds);
-        if (r == 0)
-                r = snap_writer_finish(j->writer, &ws);
+                r = dirty_copy((pid_t) pid, regions, n, j->dirty, j->writer, &ds);
         if (r < 0)
                 return err_errno(e, r, "copying the guest's memory");
-        /* The disk may begin while the VMM is still busy with its device state. */
-        (void) mp_get_bool(m->params, "sync", &sync);
-        if (sync)
-                snap_txn_start_writeback(j->txn);
         r = add_disks(j, m->params, e);
         if (r < 0)
                 return r;
-        mp_map(out, 4);
+        (void) mp_get_bool(m->params, "sync", &j->sync);
+        j->pages_read = true;
+        mp_map(out, 2);
         mp_kv_u64(out, "dirty_pages", ds.pages);
-        mp_kv_u64(out, "zero_pages", ws.zero_pages);
-        mp_kv_u64(out, "appended_bytes", ws.appended_bytes);
         mp_kv_double(out, "ms", ms_since(start));
         return 0;
+}
+
+/* The second half of snap.copy; snap.publish tells what became of it. */
+static void write_pages(struct job *j) {
+        struct snap_writer_stats ws;
+
+        j->pages_written = true;
+        j->write_r = dirty_buf_write(j->dirty, j->writer);
+        if (j->write_r == 0)
+                j->write_r = snap_writer_finish(j->writer, &ws);
+        /* The disk may begin while the VMM is still busy with its device state. */
+        if (j->write_r == 0 && j->sync)
+                snap_txn_start_writeback(j->txn);
 }
 
 static int do_publish(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
@@ -191,8 +205,10 @@ static int do_publish(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
         bool sync = false;
         int r;
 
-        if (!j->txn || m->n_fds < 1)
+        if (!j->pages_written || m->n_fds < 1)
                 return err_set(e, ERR_INTERNAL, -EINVAL, "snap.publish before snap.copy");
+        if (j->write_r < 0)
+                return err_errno(e, j->write_r, "writing the guest's memory");
         manifest = mem = calloc(1, sizeof(*manifest));
         if (!mem)
                 return err_errno(e, -ENOMEM, "publishing");
@@ -392,6 +408,8 @@ static void on_message(struct rpc_msg *m, void *arg) {
                         (void) rpc_reply(m->conn, m->msgid, &out, NULL, 0);
                 else
                         (void) rpc_reply_err(m->conn, m->msgid, &e);
+                if (j->pages_read && !j->pages_written)
+                        write_pages(j);
                 return;
         }
         (void) err_set(&e, ERR_PROTOCOL, -EPROTO, "a worker cannot '%s'", m->method);
@@ -418,6 +436,7 @@ int worker_main(int fd) {
         if (r == 0)
                 (void) event_base_dispatch(j.base);
         job_reset(&j);
+        dirty_buf_free(j.dirty);
         rpc_conn_unref(j.conn);
         event_base_free(j.base);
         return r < 0;

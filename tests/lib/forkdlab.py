@@ -43,7 +43,10 @@ class Result:
 class Lab:
     def __init__(self, store="2G", config="", env=None, setup=True):
         self.store, self.config, self.setup_wanted = store, config, setup
-        self.env = dict(os.environ, **(env or {}))
+        self.env = dict(os.environ)
+        if os.environ.get("FORKD_LAB_CACHE"):
+            self.env["FORKD_CACHE_DIR"] = os.environ["FORKD_LAB_CACHE"]
+        self.env.update(env or {})
         self.forkd = None
         self.children = []
 
