@@ -50,7 +50,7 @@ static void bench(void **state) {
         vmm_end(&h, &w);
         vmm_end(&h, &v);
 
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         vmm_start(&h, &v, &other);
         mp_buf_init(&b);
         mp_map(&b, 1);

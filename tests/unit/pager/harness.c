@@ -85,7 +85,7 @@ void harness_start(struct harness *h, const struct pager_config *cfg) {
 }
 
 void harness_stop(struct harness *h) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 1);
@@ -276,7 +276,7 @@ uint64_t image_zero_page(const struct image *img, uint64_t page) {
 /* ---- VMMs ---- */
 
 void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         int pair[2], fds[2];
 
         *v = (struct vmm){ .memfd = -1, .sock = -1, .pidfd = -1, .err_fd = -1, .layout_fd = -1, .ram_fd = -1, .uffd_dev = -1 };

@@ -32,7 +32,7 @@ static int teardown(void **state) {
 }
 
 static struct answer call_session(const char *method, const char *session) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 1);
@@ -61,7 +61,7 @@ static void end_raw(struct vmm *v) {
 }
 
 static struct answer open_with(const char *session, uint64_t ram_bytes, int image_fd, unsigned n_fds) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         int pair[2], fds[3];
 
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);

@@ -41,7 +41,7 @@ static void assert_service(void) {
 }
 
 static void close_session(const char *session) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 1);

@@ -140,7 +140,7 @@ static void test_write_before_read(void **state) {
 }
 
 static void test_prefetch(void **state) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         struct vmm v;
 
         vmm_start(&h, &v, &img);
@@ -184,7 +184,7 @@ static void test_discards_under_load(void **state) {
 
 /** session.removed as a bitmap; the counts are checked on the way. */
 static void get_removed(struct vmm *v, uint8_t removed[PAGES]) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
         const msgpack_object *ranges;
         uint64_t end = 0;
 
@@ -250,7 +250,7 @@ static void test_vmm_dies_in_the_middle(void **state) {
 }
 
 static void close_session(const char *session) {
-        cleanup_mp_buf struct mp_buf b;
+        cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 1);
