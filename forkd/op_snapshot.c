@@ -3,9 +3,9 @@
  *
  *      prepare     worker: temporary directory, reflink of the image below the VM       guest runs
  *      pause       VMM: vCPUs stopped, disks drained
- *      copy        worker: dirty pages, disks ‖ VMM: device state                      guest paused
+ *      copy        worker: dirty pages read, disks ‖ VMM: device state                 guest paused
  *      [resume     the VM goes on, if it is to]
- *      publish     worker: device state, manifest, sync, rename
+ *      publish     worker: pages compressed, device state, manifest, sync, rename
  *      [end        the VMM is killed, the VM is on standby]
  *
  * Whatever fails before the rename: the temporary directory goes with the worker, the guest goes on. */
@@ -163,8 +163,7 @@ static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
                 r = pager_session_removed(vm->d->pager, vm, &removed, &n_removed, e);
         if (r < 0)
                 return r;
-        mp_map(b, 5);
-        mp_kv_bool(b, "sync", t->p->sync);
+        mp_map(b, 4);
         mp_kv_u64(b, "pid", (uint64_t) vm->ops->pid(vm->vmm));
         mp_key(b, "regions");
         mp_array(b, n);

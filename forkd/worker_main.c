@@ -3,9 +3,9 @@
  *
  * A snapshot is three calls, so that forkd can pause the guest as late and as shortly as possible:
  *      snap.prepare   before the pause: temporary directory, reflink of the parent's image
- *      snap.copy      during it: dirty pages are read, disks reflinked (while the VMM writes its device state).
- *                     After its answer the pages are compressed and written: that no guest waits for
- *      snap.publish   after it: device state, manifest, sync, rename
+ *      snap.copy      during it: dirty pages are read, disks reflinked (while the VMM writes its device state)
+ *      snap.publish   after it: the pages compressed and written, device state, manifest, sync, rename
+ * Compressing beside the VMM's device state would be done sooner, but on a small host makes the pause longer.
  * The connection's end, at any time, removes what was not published. */
 #include <errno.h>
 #include <fcntl.h>
@@ -35,14 +35,13 @@ struct job {
         struct snap_writer *writer;
         int image_fd;
         struct dirty_buf *dirty; /* kept from snapshot to snapshot */
-        bool pages_read, pages_written, sync;
-        int write_r;
+        bool pages_read;
 };
 
 static void job_reset(struct job *j) {
         if (j->dirty)
                 dirty_buf_clear(j->dirty);
-        j->pages_read = j->pages_written = false;
+        j->pages_read = false;
         snap_writer_free(TAKE_PTR(j->writer));
         j->image_fd = close_fd(j->image_fd);
         snap_txn_free(TAKE_PTR(j->txn));
@@ -176,7 +175,6 @@ static int do_copy(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct 
         r = add_disks(j, m->params, e);
         if (r < 0)
                 return r;
-        (void) mp_get_bool(m->params, "sync", &j->sync);
         j->pages_read = true;
         mp_map(out, 2);
         mp_kv_u64(out, "dirty_pages", ds.pages);
@@ -184,17 +182,17 @@ static int do_copy(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct 
         return 0;
 }
 
-/* The second half of snap.copy; snap.publish tells what became of it. */
-static void write_pages(struct job *j) {
+static int write_pages(struct job *j, bool sync, struct err *e) {
         struct snap_writer_stats ws;
+        int r = dirty_buf_write(j->dirty, j->writer);
 
-        j->pages_written = true;
-        j->write_r = dirty_buf_write(j->dirty, j->writer);
-        if (j->write_r == 0)
-                j->write_r = snap_writer_finish(j->writer, &ws);
-        /* The disk may begin while the VMM is still busy with its device state. */
-        if (j->write_r == 0 && j->sync)
+        if (r == 0)
+                r = snap_writer_finish(j->writer, &ws);
+        if (r < 0)
+                return err_errno(e, r, "writing the guest's memory");
+        if (sync) /* the disk may begin while the rest is made */
                 snap_txn_start_writeback(j->txn);
+        return 0;
 }
 
 static int do_publish(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
@@ -205,10 +203,8 @@ static int do_publish(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
         bool sync = false;
         int r;
 
-        if (!j->pages_written || m->n_fds < 1)
+        if (!j->pages_read || m->n_fds < 1)
                 return err_set(e, ERR_INTERNAL, -EINVAL, "snap.publish before snap.copy");
-        if (j->write_r < 0)
-                return err_errno(e, j->write_r, "writing the guest's memory");
         manifest = mem = calloc(1, sizeof(*manifest));
         if (!mem)
                 return err_errno(e, -ENOMEM, "publishing");
@@ -218,6 +214,9 @@ static int do_publish(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
                 r = snap_manifest_decode(data, len, manifest);
         if (r < 0)
                 return err_errno(e, r, "reading the manifest");
+        r = write_pages(j, sync, e);
+        if (r < 0)
+                return r;
         r = snap_txn_set_vmstate_fd(j->txn, m->fds[0]);
         if (r == 0)
                 r = snap_txn_publish(j->txn, manifest, sync);
@@ -408,8 +407,6 @@ static void on_message(struct rpc_msg *m, void *arg) {
                         (void) rpc_reply(m->conn, m->msgid, &out, NULL, 0);
                 else
                         (void) rpc_reply_err(m->conn, m->msgid, &e);
-                if (j->pages_read && !j->pages_written)
-                        write_pages(j);
                 return;
         }
         (void) err_set(&e, ERR_PROTOCOL, -EPROTO, "a worker cannot '%s'", m->method);
