@@ -9,7 +9,8 @@
  * It stays alive between rounds, as forkd does, so that neither side pays for its own start. On stdin it takes one
  * command a line and answers each with one line of JSON:
  *
- *      fork    {"load_ms", "ack_ms", "total_ms"}: spawn to state loaded, from there to acknowledged, both
+ *      fork    {"load_ms", "ack_ms", "total_ms", "agent_us"}: spawn to state loaded, from there to acknowledged,
+ *              both; what the agent says of it: entropy, clock, hostname, machine-id, hooks
  *      save    the same, then the guest writes as many bytes as --dirty says; adds {"pause_ms", "device_ms"}:
  *              stopping the vCPUs, and the device state alone into a memfd */
 #include <errno.h>
@@ -47,6 +48,7 @@ struct floor {
 
 struct times {
         double load_ms, ack_ms, total_ms, pause_ms, device_ms;
+        struct guest_ack ack;
 };
 
 /** One round; the coroutine's argument. */
@@ -105,7 +107,7 @@ static int wake(struct round *c) {
         if (r < 0)
                 return err_errno(&c->e, r, "queueing the wake-up");
         r = vmm_qemu.resume(c->vmm, &c->e);
-        return r < 0 ? r : guest_link_wait_ack(c->link, ACK_TIMEOUT_MS, NULL, &c->e);
+        return r < 0 ? r : guest_link_wait_ack(c->link, ACK_TIMEOUT_MS, &c->t.ack, &c->e);
 }
 
 /* ---- what the guest does before it is saved ---- */
@@ -214,6 +216,8 @@ static int one_round(struct floor *f, bool with_save) {
                 return c.r;
         }
         (void) printf("{\"load_ms\":%.3f,\"ack_ms\":%.3f,\"total_ms\":%.3f", c.t.load_ms, c.t.ack_ms, c.t.total_ms);
+        (void) printf(",\"agent_us\":[%ju,%ju,%ju,%ju,%ju]", (uintmax_t) c.t.ack.entropy_us, (uintmax_t) c.t.ack.clock_us,
+                      (uintmax_t) c.t.ack.hostname_us, (uintmax_t) c.t.ack.machine_id_us, (uintmax_t) c.t.ack.hooks_us);
         if (with_save)
                 (void) printf(",\"pause_ms\":%.3f,\"device_ms\":%.3f", c.t.pause_ms, c.t.device_ms);
         (void) printf("}\n");
