@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <ini.h>
+#include <stdarg.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -33,8 +34,49 @@ static const struct setting {
 
 struct load {
         struct config *c;
+        FILE *f;
+        int line, read_r;   /* of the line at hand; -errno of a failed read */
+        int problem_line;
         char problem[160];
 };
+
+static void set_problem(struct load *l, const char *fmt, ...) attr_printf(2, 3);
+static void set_problem(struct load *l, const char *fmt, ...) {
+        va_list ap;
+
+        l->problem_line = l->line;
+        va_start(ap, fmt);
+        (void) vsnprintf(l->problem, sizeof(l->problem), fmt, ap);
+        va_end(ap);
+}
+
+/* inih's reader: one whole line at a call, so that we know which one its handler is called for. inih by itself
+ * would take the rest of a line that is longer than its buffer for the next one. */
+static char *read_line(char *buf, int size, void *arg) {
+        struct load *l = arg;
+        const char *text;
+        size_t n;
+
+        errno = 0;
+        if (!fgets(buf, size, l->f)) {
+                if (ferror(l->f))
+                        l->read_r = errno ? -errno : -EIO;
+                return NULL;
+        }
+        l->line++;
+        n = strlen(buf);
+        if (n + 1 < (size_t) size || buf[n - 1] == '\n')
+                return buf;
+        for (int c; (c = fgetc(l->f)) != EOF && c != '\n';)
+                ;
+        text = buf + strspn(buf, " \t");
+        if (text[0] != '#' && text[0] != ';') {
+                if (!l->problem[0])
+                        set_problem(l, "a line has at most %d characters", size - 2);
+                (void) strcpy(buf, "!"); /* no setting: inih stops caring, and counts it as wrong */
+        }
+        return buf;
+}
 
 static int set_number(struct load *l, const struct setting *s, const char *value) {
         char *end;
@@ -43,8 +85,7 @@ static int set_number(struct load *l, const struct setting *s, const char *value
         errno = 0;
         v = strtoul(value, &end, 10);
         if (errno || end == value || *end || value[0] == '-' || v < s->min || v > s->max) {
-                (void) snprintf(l->problem, sizeof(l->problem), "[%s] %s must be a number from %u to %u", s->section,
-                                s->name, s->min, s->max);
+                set_problem(l, "[%s] %s must be a number from %u to %u", s->section, s->name, s->min, s->max);
                 return 0;
         }
         *(unsigned *) ((char *) l->c + s->offset) = (unsigned) v;
@@ -60,30 +101,34 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
         if (strcmp(section, "forkd") == 0 && strcmp(name, "log_level") == 0) {
                 if (log_level_parse(value, &l->c->log_level) == 0)
                         return 1;
-                (void) snprintf(l->problem, sizeof(l->problem), "log_level is error, warning, info or debug");
+                set_problem(l, "log_level is error, warning, info or debug");
                 return 0;
         }
         for (size_t i = 0; i < ARRAY_LEN(settings); i++)
                 if (strcmp(section, settings[i].section) == 0 && strcmp(name, settings[i].name) == 0)
                         return set_number(l, &settings[i], value);
-        (void) snprintf(l->problem, sizeof(l->problem), "[%.40s] %.60s is no setting of forkd", section, name);
+        set_problem(l, "[%.40s] %.60s is no setting of forkd", section, name);
         return 0;
 }
 
 int config_load(struct config *c, const char *path, bool must_exist, struct err *e) {
         cleanup_fclose FILE *f = fopen(path, "re");
         struct config fresh = *c;
-        struct load l = { .c = &fresh };
+        struct load l = { .c = &fresh, .f = f };
         int line;
 
         if (!f && errno == ENOENT && !must_exist)
                 return 0;
         if (!f)
                 return err_errno(e, -errno, "reading the configuration %s", path);
-        line = ini_parse_file(f, on_setting, &l);
-        if (line != 0)
+        line = ini_parse_stream(read_line, &l, on_setting, &l);
+        if (l.read_r < 0)
+                return err_errno(e, l.read_r, "reading the configuration %s", path);
+        if (line < 0)
+                return err_errno(e, -ENOMEM, "reading the configuration %s", path);
+        if (line > 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "%s, line %d: %s", path, line,
-                               l.problem[0] ? l.problem : "not a setting");
+                               l.problem_line == line ? l.problem : "not a setting");
         *c = fresh;
         return 0;
 }

@@ -101,6 +101,8 @@ static int get_machine(const msgpack_object *m, struct vmm_machine *ret) {
         if (mp_get_u64(m, "mem_bytes", &mem) < 0 || mp_get_u64(m, "vcpus", &vcpus) < 0 ||
             mp_get_u64(m, "n_disks", &disks) < 0 || mp_get_str(m, "accel", accel, sizeof(accel)) < 0)
                 r = -EBADMSG;
+        if (r == 0 && strcmp(accel, "kvm") != 0 && strcmp(accel, "tcg") != 0)
+                r = -EBADMSG;
         if (r == 0 && (mem < VMM_MIN_MEM || mem > VMM_MAX_MEM || vcpus < 1 || vcpus > VMM_MAX_VCPUS || disks > VMM_MAX_DISKS))
                 r = -EBADMSG;
         if (r == 0)
@@ -138,8 +140,10 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
                 r = get_id(m, "pending_snapshot", vm->pending_snapshot);
         if (r == 0)
                 r = mp_get_str(m, "on_pager_loss", vm->on_pager_loss, sizeof(vm->on_pager_loss));
+        if (r == 0 && strcmp(vm->on_pager_loss, "kill") != 0 && strcmp(vm->on_pager_loss, "recover") != 0)
+                r = -EBADMSG;
         if (r < 0)
-                return r;
+                return r == -ENOENT ? -EBADMSG : r; /* a field is missing, which must not look like no record */
         (void) mp_get_str(m, "reason", vm->reason, sizeof(vm->reason));
         (void) mp_get_str(m, "vmm_version", vm->vmm_version, sizeof(vm->vmm_version));
         (void) mp_get_str(m, "net", vm->net, sizeof(vm->net));
