@@ -67,8 +67,8 @@ static void agent_send(struct agent *a, const struct wire_msg *m) {
 }
 
 void call_send_data(struct call *c, unsigned stream, const void *data, size_t len) {
-        agent_send(c->a, &(struct wire_msg){ .type = WIRE_DATA, .call = c->id,
-                                             .data = { .stream = stream, .data = data, .len = len } });
+        agent_send(c->a, &(struct wire_msg){
+                                 .type = WIRE_DATA, .call = c->id, .data = { .stream = stream, .data = data, .len = len } });
 }
 
 void call_send_eof(struct call *c, unsigned stream) {
@@ -77,8 +77,8 @@ void call_send_eof(struct call *c, unsigned stream) {
 
 void call_send_credit(struct call *c, uint32_t bytes) {
         c->stdin_room += bytes;
-        agent_send(c->a, &(struct wire_msg){ .type = WIRE_CREDIT, .call = c->id,
-                                             .credit = { .stream = WIRE_STDIN, .bytes = bytes } });
+        agent_send(c->a,
+                   &(struct wire_msg){ .type = WIRE_CREDIT, .call = c->id, .credit = { .stream = WIRE_STDIN, .bytes = bytes } });
 }
 
 void agent_refuse(struct agent *a, uint32_t id, const struct wire_done *d) {

@@ -17,8 +17,8 @@
 #include "agent/msg.h"
 
 /* Together below the usual limit of 1024 descriptors: a call has 5, a drained orphan 3, any other one 1. */
-#define AGENT_MAX_EXECS 384          /* commands known, orphans included */
-#define AGENT_MAX_DRAINED 128        /* orphans whose output is still read; beyond, the oldest's is closed */
+#define AGENT_MAX_EXECS 384   /* commands known, orphans included */
+#define AGENT_MAX_DRAINED 128 /* orphans whose output is still read; beyond, the oldest's is closed */
 #define AGENT_HELLO_MIN_MS 250
 #define AGENT_HELLO_MAX_MS 5000
 
@@ -30,7 +30,7 @@ struct call_ops {
         void (*data)(struct call *c, const void *data, size_t len); /* of stream 0 */
         void (*eof)(struct call *c);
         void (*credit)(struct call *c, unsigned stream, uint32_t bytes);
-        void (*relief)(struct call *c);  /* the channel has room again */
+        void (*relief)(struct call *c); /* the channel has room again */
         void (*congested)(struct call *c);
         void (*resize)(struct call *c, uint16_t rows, uint16_t cols);
         void (*signal)(struct call *c, int signo);
@@ -66,14 +66,14 @@ struct agent {
         struct loop_timer hello_timer;
         unsigned hello_ms;
 
-        bool awake;          /* the wake-up of ch.epoch is complete and `ack` is its answer */
+        bool awake; /* the wake-up of ch.epoch is complete and `ack` is its answer */
         struct wire_ack ack;
         struct hooks *hooks; /* running, or NULL */
 
         struct call *calls;
         unsigned n_calls;
         struct exec *orphans, *orphans_tail; /* oldest first */
-        unsigned n_drained; /* orphans with open output */
+        unsigned n_drained;                  /* orphans with open output */
         unsigned n_execs;
 
         uint8_t scratch[WIRE_DATA_MAX];

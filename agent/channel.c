@@ -218,12 +218,10 @@ bool channel_work(struct channel *ch) {
                 ch->congested = false;
                 ch->handlers->on_relief(ch->arg);
         }
-        return ch->io.fd >= 0 && ((ch->readable && ch->out_len <= CHANNEL_STOP_READING) ||
-                                  (ch->writable && ch->out_len > 0));
+        return ch->io.fd >= 0 && ((ch->readable && ch->out_len <= CHANNEL_STOP_READING) || (ch->writable && ch->out_len > 0));
 }
 
-int channel_init(struct channel *ch, struct loop *l, struct transport *tr, const struct channel_handlers *h,
-                 void *arg) {
+int channel_init(struct channel *ch, struct loop *l, struct transport *tr, const struct channel_handlers *h, void *arg) {
         int r = 0;
 
         *ch = (struct channel){ .loop = l, .io = LOOP_IO_INIT, .listen_io = LOOP_IO_INIT, .handlers = h, .arg = arg };

@@ -15,7 +15,7 @@
 #define CHANNEL_STOP_READING (1u << 20)
 #define CHANNEL_OUT_MAX (4u << 20)
 #define CHANNEL_READ_CHUNK (16u << 10)
-#define CHANNEL_READS_PER_ROUND 16     /* so that a busy host cannot keep the loop from everything else */
+#define CHANNEL_READS_PER_ROUND 16 /* so that a busy host cannot keep the loop from everything else */
 
 struct channel_handlers {
         /** A frame of this epoch, or a WAKE (of any). */

@@ -226,7 +226,8 @@ int child_start(const struct wire_exec *x, struct child *ret) {
 
 int child_start_error(int err_fd, const char **ret_what) {
         static const char *const what[N_STAGES] = {
-                [STAGE_SETUP] = "cannot set up", [STAGE_CWD] = "cannot change the directory for",
+                [STAGE_SETUP] = "cannot set up",
+                [STAGE_CWD] = "cannot change the directory for",
                 [STAGE_EXEC] = "cannot run",
         };
         struct failure f;

@@ -37,7 +37,7 @@ struct exec_out {
 struct exec {
         struct call call; /* first: a call is an exec */
         struct agent *a;
-        bool attached;    /* a client is there; else this is an orphan */
+        bool attached; /* a client is there; else this is an orphan */
         bool tty;
         pid_t pid;
         struct loop_io pid_io;
@@ -504,8 +504,7 @@ void exec_begin(struct agent *a, const struct wire_msg *m) {
         }
         if (r < 0) {
                 free(e);
-                d = call_error(-r, "cannot start '%.64s'%s", m->exec.argv[0],
-                               m->exec.tty ? " on a terminal" : "");
+                d = call_error(-r, "cannot start '%.64s'%s", m->exec.argv[0], m->exec.tty ? " on a terminal" : "");
                 d.not_run = true;
                 agent_refuse(a, m->call, &d);
                 return;

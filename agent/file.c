@@ -129,8 +129,7 @@ static int put_open(struct put *p, const struct wire_file *f) {
                 (void) snprintf(p->path, sizeof(p->path), "%s", f->path);
                 return r;
         }
-        (void) snprintf(p->tmp, sizeof(p->tmp), "%.*s.forkd-put-XXXXXX",
-                        (int) (strrchr(p->path, '/') + 1 - p->path), p->path);
+        (void) snprintf(p->tmp, sizeof(p->tmp), "%.*s.forkd-put-XXXXXX", (int) (strrchr(p->path, '/') + 1 - p->path), p->path);
         p->fd = mkostemp(p->tmp, O_CLOEXEC);
         if (p->fd < 0) {
                 p->tmp[0] = '\0';
@@ -237,7 +236,7 @@ static int get_open(const char *path, struct stat *ret_st) {
 void get_begin(struct agent *a, const struct wire_msg *m) {
         struct get *g = calloc(1, sizeof(*g));
         struct wire_msg file = { .type = WIRE_FILE, .call = m->call };
-        struct stat st;
+        struct stat st = { 0 };
         int fd = g ? get_open(m->file.path, &st) : -ENOMEM;
 
         if (fd < 0) {

@@ -34,7 +34,9 @@ struct hooks {
 };
 
 static const char *const kind_names[] = {
-        [WIRE_WAKE_BOOT] = "boot", [WIRE_WAKE_RESTORE] = "restore", [WIRE_WAKE_RECONNECT] = "reconnect",
+        [WIRE_WAKE_BOOT] = "boot",
+        [WIRE_WAKE_RESTORE] = "restore",
+        [WIRE_WAKE_RECONNECT] = "reconnect",
 };
 
 static void hooks_free(struct hooks *h) {
@@ -67,8 +69,12 @@ static bool hook_runnable(const char *path) {
 
 static _Noreturn void hook_main(const struct hooks *h, const char *path) {
         const char *env[] = {
-                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
-                h->env_kind, h->env_hostname, h->env_epoch, NULL,
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME=/root",
+                h->env_kind,
+                h->env_hostname,
+                h->env_epoch,
+                NULL,
         };
         const char *argv[] = { path, NULL };
         int null;
@@ -156,8 +162,7 @@ static void hooks_deadline(void *arg) {
         session_signal(h->pid, SIGKILL);
 }
 
-int hooks_start(struct agent *a, const struct wire_wake *w, uint64_t epoch, void (*done)(struct agent *a),
-                struct hooks **ret) {
+int hooks_start(struct agent *a, const struct wire_wake *w, uint64_t epoch, void (*done)(struct agent *a), struct hooks **ret) {
         struct hooks *h = calloc(1, sizeof(*h));
         char path[WIRE_PATH_MAX + 1];
 

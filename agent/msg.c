@@ -117,8 +117,8 @@ static void encode_done(const struct wire_msg *m, struct mp_buf *b) {
 /* Messages of a call that are a few numbers. */
 static void encode_small(const struct wire_msg *m, struct mp_buf *b) {
         static const uint8_t n_keys[WIRE_N_TYPES] = {
-                [WIRE_PUT] = 4, [WIRE_GET] = 2, [WIRE_FILE] = 3, [WIRE_DATA] = 3, [WIRE_EOF] = 2, [WIRE_CREDIT] = 3,
-                [WIRE_RESIZE] = 3, [WIRE_SIGNAL] = 2, [WIRE_CANCEL] = 1,
+                [WIRE_PUT] = 4,    [WIRE_GET] = 2,    [WIRE_FILE] = 3,   [WIRE_DATA] = 3,   [WIRE_EOF] = 2,
+                [WIRE_CREDIT] = 3, [WIRE_RESIZE] = 3, [WIRE_SIGNAL] = 2, [WIRE_CANCEL] = 1,
         };
 
         mp_map(b, n_keys[m->type]);
@@ -242,8 +242,7 @@ static int decode_hello(const msgpack_object *map, struct wire_hello *h) {
         uint64_t pid;
 
         if (get_text(map, "version", h->version, sizeof(h->version)) < 0 ||
-            get_text(map, "boot_id", h->boot_id, sizeof(h->boot_id)) < 0 ||
-            get_ranged(map, "pid", 0, UINT32_MAX, &pid) < 0)
+            get_text(map, "boot_id", h->boot_id, sizeof(h->boot_id)) < 0 || get_ranged(map, "pid", 0, UINT32_MAX, &pid) < 0)
                 return -EBADMSG;
         h->pid = (uint32_t) pid;
         return 0;
@@ -264,8 +263,7 @@ static int decode_wake(const msgpack_object *map, struct wire_wake *w) {
             mp_get_str(map, "machine_id", w->machine_id, sizeof(w->machine_id)) < 0 ||
             mp_get_bin(map, "entropy", &entropy, &len) < 0 || len != WIRE_ENTROPY_LEN)
                 return -EBADMSG;
-        if ((w->hostname[0] && !wire_hostname_valid(w->hostname)) ||
-            (w->machine_id[0] && !wire_machine_id_valid(w->machine_id)))
+        if ((w->hostname[0] && !wire_hostname_valid(w->hostname)) || (w->machine_id[0] && !wire_machine_id_valid(w->machine_id)))
                 return -EBADMSG;
         memcpy(w->entropy, entropy, WIRE_ENTROPY_LEN);
         return 0;
@@ -347,8 +345,7 @@ static int decode_exec(const msgpack_object *map, struct wire_msg *m) {
         }
         if (get_path(map, "cwd", x->cwd) < 0 || mp_get_bool(map, "tty", &x->tty) < 0 ||
             mp_get_bool(map, "stdin", &x->has_stdin) < 0 || get_u16(map, "rows", &x->rows) < 0 ||
-            get_u16(map, "cols", &x->cols) < 0 ||
-            get_ranged(map, "timeout_ms", 0, WIRE_TIMEOUT_MS_MAX, &x->timeout_ms) < 0)
+            get_u16(map, "cols", &x->cols) < 0 || get_ranged(map, "timeout_ms", 0, WIRE_TIMEOUT_MS_MAX, &x->timeout_ms) < 0)
                 return -EBADMSG;
 
         n_ptrs = (size_t) argv->via.array.size + env->via.array.size + 2;
@@ -380,9 +377,8 @@ static int decode_done(const msgpack_object *map, struct wire_done *d) {
 
         if (get_ranged(map, "errno", 0, 4095, &error) < 0 || get_ranged(map, "code", 0, 255, &code) < 0 ||
             get_ranged(map, "bytes", 0, WIRE_FILE_MAX, &d->bytes) < 0 ||
-            get_text(map, "message", d->message, sizeof(d->message)) < 0 ||
-            mp_get_bool(map, "not_run", &d->not_run) < 0 || mp_get_bool(map, "signaled", &d->signaled) < 0 ||
-            mp_get_bool(map, "timed_out", &d->timed_out) < 0)
+            get_text(map, "message", d->message, sizeof(d->message)) < 0 || mp_get_bool(map, "not_run", &d->not_run) < 0 ||
+            mp_get_bool(map, "signaled", &d->signaled) < 0 || mp_get_bool(map, "timed_out", &d->timed_out) < 0)
                 return -EBADMSG;
         d->error = (int) error;
         d->code = (int) code;
@@ -395,16 +391,14 @@ static int decode_small(const msgpack_object *map, struct wire_msg *m) {
 
         switch (m->type) {
         case WIRE_DATA:
-                if (get_stream(map, &m->data.stream) < 0 ||
-                    mp_get_bin(map, "data", &m->data.data, &m->data.len) < 0 || m->data.len == 0 ||
-                    m->data.len > WIRE_DATA_MAX)
+                if (get_stream(map, &m->data.stream) < 0 || mp_get_bin(map, "data", &m->data.data, &m->data.len) < 0 ||
+                    m->data.len == 0 || m->data.len > WIRE_DATA_MAX)
                         return -EBADMSG;
                 return 0;
         case WIRE_EOF:
                 return get_stream(map, &m->eof_stream);
         case WIRE_CREDIT:
-                if (get_stream(map, &m->credit.stream) < 0 ||
-                    get_ranged(map, "bytes", 1, WIRE_CREDIT_INITIAL, &v) < 0)
+                if (get_stream(map, &m->credit.stream) < 0 || get_ranged(map, "bytes", 1, WIRE_CREDIT_INITIAL, &v) < 0)
                         return -EBADMSG;
                 m->credit.bytes = (uint32_t) v;
                 return 0;

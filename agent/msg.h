@@ -18,14 +18,13 @@ struct wire_hello { /* WIRE_HELLO */
 
 struct wire_wake { /* WIRE_WAKE; for _RECONNECT only `kind` is set */
         enum wire_wake_kind kind;
-        uint64_t realtime_ns; /* since 1970 */
+        uint64_t realtime_ns;                     /* since 1970 */
         char hostname[WIRE_HOSTNAME_MAX + 1];     /* "" leaves the guest's */
         char machine_id[WIRE_MACHINE_ID_LEN + 1]; /* "" leaves the guest's */
         uint8_t entropy[WIRE_ENTROPY_LEN];
 };
 
-enum wire_step { WIRE_STEP_ENTROPY, WIRE_STEP_CLOCK, WIRE_STEP_HOSTNAME, WIRE_STEP_MACHINE_ID, WIRE_STEP_HOOKS,
-                 WIRE_N_STEPS };
+enum wire_step { WIRE_STEP_ENTROPY, WIRE_STEP_CLOCK, WIRE_STEP_HOSTNAME, WIRE_STEP_MACHINE_ID, WIRE_STEP_HOOKS, WIRE_N_STEPS };
 
 struct wire_ack { /* WIRE_ACK */
         char version[WIRE_VERSION_MAX + 1];
@@ -35,7 +34,7 @@ struct wire_ack { /* WIRE_ACK */
         char warnings[WIRE_MAX_WARNINGS][WIRE_WARNING_MAX + 1]; /* printable ASCII */
 };
 
-struct wire_exec { /* WIRE_EXEC */
+struct wire_exec {                            /* WIRE_EXEC */
         const char *const *argv, *const *env; /* NULL-terminated; decoded ones belong to the message */
         char cwd[WIRE_PATH_MAX + 1];          /* absolute */
         bool tty, has_stdin;
@@ -43,7 +42,7 @@ struct wire_exec { /* WIRE_EXEC */
         uint64_t timeout_ms; /* 0: none */
 };
 
-struct wire_file { /* WIRE_PUT: all; WIRE_GET: path; WIRE_FILE: mode, size */
+struct wire_file {                    /* WIRE_PUT: all; WIRE_GET: path; WIRE_FILE: mode, size */
         char path[WIRE_PATH_MAX + 1]; /* absolute, no NUL */
         uint32_t mode;                /* permission bits, & 07777 */
         uint64_t size;
@@ -60,8 +59,8 @@ struct wire_credit { /* WIRE_CREDIT */
         uint32_t bytes; /* 1 … WIRE_CREDIT_INITIAL */
 };
 
-struct wire_done { /* WIRE_DONE */
-        int error; /* errno (positive), or 0 */
+struct wire_done {                          /* WIRE_DONE */
+        int error;                          /* errno (positive), or 0 */
         char message[WIRE_MESSAGE_MAX + 1]; /* printable ASCII */
         bool not_run, signaled, timed_out;
         int code;       /* exit status or signal */
@@ -81,7 +80,9 @@ struct wire_msg {
                 struct wire_data data;
                 unsigned eof_stream;
                 struct wire_credit credit;
-                struct { uint16_t rows, cols; } resize;
+                struct {
+                        uint16_t rows, cols;
+                } resize;
                 int signal; /* 1 … 64 */
                 struct wire_done done;
         };

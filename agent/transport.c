@@ -36,8 +36,7 @@ static int port_find(char *path, size_t size) {
                 if (!f || !fgets(name, sizeof(name), f))
                         continue;
                 name[strcspn(name, "\n")] = '\0';
-                if (strcmp(name, TRANSPORT_PORT_NAME) == 0 &&
-                    (size_t) snprintf(path, size, "/dev/%s", de->d_name) < size)
+                if (strcmp(name, TRANSPORT_PORT_NAME) == 0 && (size_t) snprintf(path, size, "/dev/%s", de->d_name) < size)
                         r = 0;
         }
         (void) closedir(d);

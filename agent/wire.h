@@ -31,15 +31,15 @@
 #define WIRE_MAGIC 0x41444b46u /* "FKDA", little endian like all numbers of the header */
 
 /* ---- limits; both sides enforce them on what they receive ---- */
-#define WIRE_PAYLOAD_MAX (128u << 10)   /* bytes of one message */
-#define WIRE_DATA_MAX (32u << 10)       /* bytes in one DATA */
+#define WIRE_PAYLOAD_MAX (128u << 10)    /* bytes of one message */
+#define WIRE_DATA_MAX (32u << 10)        /* bytes in one DATA */
 #define WIRE_CREDIT_INITIAL (256u << 10) /* of each stream, each way */
-#define WIRE_MAX_CALLS 64               /* exec, put and get open at a time */
-#define WIRE_ARG_BYTES_MAX (96u << 10)  /* argv and env together, with their NULs */
-#define WIRE_ARGV_MAX 4096              /* strings in argv, and in env */
+#define WIRE_MAX_CALLS 64                /* exec, put and get open at a time */
+#define WIRE_ARG_BYTES_MAX (96u << 10)   /* argv and env together, with their NULs */
+#define WIRE_ARGV_MAX 4096               /* strings in argv, and in env */
 #define WIRE_PATH_MAX 4095
 #define WIRE_TIMEOUT_MS_MAX (7ull * 24 * 3600 * 1000) /* of an exec */
-#define WIRE_FILE_MAX (1ull << 40)      /* bytes in a put or get */
+#define WIRE_FILE_MAX (1ull << 40)                    /* bytes in a put or get */
 #define WIRE_HOSTNAME_MAX 63
 #define WIRE_MACHINE_ID_LEN 32
 #define WIRE_ENTROPY_LEN 64
@@ -47,7 +47,7 @@
 #define WIRE_BOOT_ID_MAX 36
 #define WIRE_MAX_WARNINGS 16
 #define WIRE_WARNING_MAX 159
-#define WIRE_MESSAGE_MAX 255            /* error text of a call */
+#define WIRE_MESSAGE_MAX 255 /* error text of a call */
 
 enum wire_stream { WIRE_STDIN = 0, WIRE_STDOUT = 1, WIRE_STDERR = 2, WIRE_N_STREAMS = 3 };
 
@@ -61,17 +61,17 @@ enum wire_type {
         WIRE_ACK,       /* agent → host: done as told */
         WIRE_PING,      /* host → agent */
         WIRE_PONG,
-        WIRE_EXEC,      /* host → agent: begin a call */
+        WIRE_EXEC, /* host → agent: begin a call */
         WIRE_PUT,
         WIRE_GET,
-        WIRE_FILE,      /* agent → host: what the get found */
-        WIRE_DATA,      /* both */
-        WIRE_EOF,       /* both */
-        WIRE_CREDIT,    /* both */
-        WIRE_RESIZE,    /* host → agent */
-        WIRE_SIGNAL,    /* host → agent */
-        WIRE_CANCEL,    /* host → agent: the client went away */
-        WIRE_DONE,      /* agent → host: the call is over */
+        WIRE_FILE,   /* agent → host: what the get found */
+        WIRE_DATA,   /* both */
+        WIRE_EOF,    /* both */
+        WIRE_CREDIT, /* both */
+        WIRE_RESIZE, /* host → agent */
+        WIRE_SIGNAL, /* host → agent */
+        WIRE_CANCEL, /* host → agent: the client went away */
+        WIRE_DONE,   /* agent → host: the call is over */
         WIRE_N_TYPES,
 };
 
@@ -96,7 +96,7 @@ size_t wire_encode(const struct wire_frame *f, uint8_t *out);
 
 /** Receives a byte stream. Zero it to begin; wire_parser_clear frees it. It holds at most one frame. */
 struct wire_parser {
-        uint8_t *raw;      /* the frame so far, without stuffing */
+        uint8_t *raw; /* the frame so far, without stuffing */
         size_t len, cap;
         unsigned left;     /* bytes until the next stuffing code */
         bool implied_zero; /* the next code stands for a zero as well */
@@ -107,6 +107,5 @@ struct wire_parser {
 
 /** Takes bytes from *data (advancing it, and *len) until a frame is complete. 1: *ret is one; 0: all bytes
  *  taken; -ENOMEM: as if the frame had been garbage. Call it until it returns 0. */
-int wire_parser_feed(struct wire_parser *p, const uint8_t **data, size_t *len, struct wire_frame *ret)
-        attr_warn_unused;
+int wire_parser_feed(struct wire_parser *p, const uint8_t **data, size_t *len, struct wire_frame *ret) attr_warn_unused;
 void wire_parser_clear(struct wire_parser *p);

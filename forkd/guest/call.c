@@ -213,8 +213,8 @@ static bool path_copy(char *dst, const char *path) {
         return true;
 }
 
-int guest_exec(struct guest_link *l, const struct guest_exec_params *p, const struct guest_call_handlers *h,
-               void *arg, struct guest_call **ret, struct err *e) {
+int guest_exec(struct guest_link *l, const struct guest_exec_params *p, const struct guest_call_handlers *h, void *arg,
+               struct guest_call **ret, struct err *e) {
         struct wire_msg m = { .type = WIRE_EXEC };
         size_t bytes = 0;
 
@@ -239,8 +239,8 @@ int guest_exec(struct guest_link *l, const struct guest_exec_params *p, const st
         return call_begin(l, &m, h, arg, ret, e);
 }
 
-int guest_put(struct guest_link *l, const char *path, uint32_t mode, uint64_t size,
-              const struct guest_call_handlers *h, void *arg, struct guest_call **ret, struct err *e) {
+int guest_put(struct guest_link *l, const char *path, uint32_t mode, uint64_t size, const struct guest_call_handlers *h,
+              void *arg, struct guest_call **ret, struct err *e) {
         struct wire_msg m = { .type = WIRE_PUT, .file = { .mode = mode, .size = size } };
 
         if (!path_copy(m.file.path, path))
@@ -250,8 +250,8 @@ int guest_put(struct guest_link *l, const char *path, uint32_t mode, uint64_t si
         return call_begin(l, &m, h, arg, ret, e);
 }
 
-int guest_get(struct guest_link *l, const char *path, const struct guest_call_handlers *h, void *arg,
-              struct guest_call **ret, struct err *e) {
+int guest_get(struct guest_link *l, const char *path, const struct guest_call_handlers *h, void *arg, struct guest_call **ret,
+              struct err *e) {
         struct wire_msg m = { .type = WIRE_GET };
 
         if (!path_copy(m.file.path, path))
@@ -270,7 +270,8 @@ int guest_call_send(struct guest_call *c, const void *data, size_t len) {
                 return -EDQUOT;
         while (len > 0) {
                 size_t n = MIN_OF(len, (size_t) WIRE_DATA_MAX);
-                int r = link_send(c->l, &(struct wire_msg){ .type = WIRE_DATA, .call = c->id,
+                int r = link_send(c->l, &(struct wire_msg){ .type = WIRE_DATA,
+                                                            .call = c->id,
                                                             .data = { .stream = WIRE_STDIN, .data = p, .len = n } });
 
                 if (r < 0) {
@@ -302,7 +303,8 @@ int guest_call_credit(struct guest_call *c, unsigned stream, uint32_t bytes) {
         c->recv_pending[stream] += bytes;
         if (c->recv_pending[stream] < CREDIT_STEP || c->recv_closed[stream])
                 return 0;
-        r = link_send(c->l, &(struct wire_msg){ .type = WIRE_CREDIT, .call = c->id,
+        r = link_send(c->l, &(struct wire_msg){ .type = WIRE_CREDIT,
+                                                .call = c->id,
                                                 .credit = { .stream = stream, .bytes = c->recv_pending[stream] } });
         if (r < 0)
                 return r;
@@ -314,8 +316,8 @@ int guest_call_credit(struct guest_call *c, unsigned stream, uint32_t bytes) {
 int guest_call_resize(struct guest_call *c, uint16_t rows, uint16_t cols) {
         if (c->gone)
                 return 0;
-        return link_send(c->l, &(struct wire_msg){ .type = WIRE_RESIZE, .call = c->id,
-                                                   .resize = { .rows = rows, .cols = cols } });
+        return link_send(c->l,
+                         &(struct wire_msg){ .type = WIRE_RESIZE, .call = c->id, .resize = { .rows = rows, .cols = cols } });
 }
 
 int guest_call_signal(struct guest_call *c, int signo) {

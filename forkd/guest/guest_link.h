@@ -56,10 +56,10 @@ int guest_link_wait_hello(struct guest_link *l, int timeout_ms, struct err *e) a
 /** Who the guest is from now on. The hostname and machine-id may be empty: they are then left alone. With
  *  WIRE_WAKE_RECONNECT only `kind` counts. */
 struct guest_identity {
-        enum wire_wake_kind kind;              /* WIRE_WAKE_BOOT, _RESTORE, _RECONNECT */
+        enum wire_wake_kind kind; /* WIRE_WAKE_BOOT, _RESTORE, _RECONNECT */
         char hostname[WIRE_HOSTNAME_MAX + 1];
         char machine_id[WIRE_MACHINE_ID_LEN + 1]; /* 32 lower case hex digits, or "" */
-        uint8_t entropy[WIRE_ENTROPY_LEN];     /* fresh from random_bytes, never used twice */
+        uint8_t entropy[WIRE_ENTROPY_LEN];        /* fresh from random_bytes, never used twice */
 };
 
 /** Draws a new epoch and writes the WAKE into the channel, so that it is there before the vCPUs run. The
@@ -79,8 +79,7 @@ struct guest_ack {
 
 /** Waits for the acknowledgement of the last queue_wake. The WAKE is sent again (same epoch, present time)
  *  while none comes: after 250 ms, then after twice as long each time, at most 2 s. @ret may be NULL. */
-int guest_link_wait_ack(struct guest_link *l, int timeout_ms, struct guest_ack *ret, struct err *e)
-        attr_warn_unused;
+int guest_link_wait_ack(struct guest_link *l, int timeout_ms, struct guest_ack *ret, struct err *e) attr_warn_unused;
 
 /** Is the link acknowledged, so that calls can be made? */
 bool guest_link_ready(const struct guest_link *l);
@@ -92,15 +91,15 @@ int guest_link_ping(struct guest_link *l, int timeout_ms, double *ret_ms, struct
 
 /** How a call ended. */
 struct guest_result {
-        int r;            /* 0: see below; -errno: it could not be done, or the link was lost */
-        struct err e;     /* filled when r < 0. An exec that could not be run (no such file …): ERR_INVALID or
+        int r;              /* 0: see below; -errno: it could not be done, or the link was lost */
+        struct err e;       /* filled when r < 0. An exec that could not be run (no such file …): ERR_INVALID or
                            * ERR_NOT_FOUND by its errno; link lost: ERR_AGENT */
         bool could_not_run; /* exec: the command never ran (125 for the caller); r is then its errno */
-        bool signaled;    /* exec: a signal ended it, `code` is its number; else `code` is the exit status */
+        bool signaled;      /* exec: a signal ended it, `code` is its number; else `code` is the exit status */
         int code;
-        bool timed_out;   /* exec: its timeout ended it */
-        uint64_t bytes;   /* put, get: the file's size as transferred */
-        uint32_t mode;    /* get: permission bits */
+        bool timed_out; /* exec: its timeout ended it */
+        uint64_t bytes; /* put, get: the file's size as transferred */
+        uint32_t mode;  /* get: permission bits */
 };
 
 /** Streams: WIRE_STDIN (0) to the guest, also a put's data; WIRE_STDOUT (1) and WIRE_STDERR (2) from it, a
@@ -134,16 +133,16 @@ struct guest_exec_params {
 /** Begin a call; what happens is told by @h (copied) with @arg. -ENOTCONN when the link is not ready, -EBUSY
  *  when WIRE_MAX_CALLS are open, -ENOBUFS while the guest does not read what it was sent, -E2BIG or -EINVAL for
  *  parameters beyond the limits of wire.h. */
-int guest_exec(struct guest_link *l, const struct guest_exec_params *p, const struct guest_call_handlers *h,
-               void *arg, struct guest_call **ret, struct err *e) attr_warn_unused;
+int guest_exec(struct guest_link *l, const struct guest_exec_params *p, const struct guest_call_handlers *h, void *arg,
+               struct guest_call **ret, struct err *e) attr_warn_unused;
 /** Writes a file of @size bytes sent with guest_call_send and guest_call_eof: beside @path first, then
  *  renamed, so that nobody sees half of it. @path is absolute; @mode permission bits. When fewer or more
  *  than @size bytes come, the file is not replaced. */
-int guest_put(struct guest_link *l, const char *path, uint32_t mode, uint64_t size,
-              const struct guest_call_handlers *h, void *arg, struct guest_call **ret, struct err *e) attr_warn_unused;
+int guest_put(struct guest_link *l, const char *path, uint32_t mode, uint64_t size, const struct guest_call_handlers *h,
+              void *arg, struct guest_call **ret, struct err *e) attr_warn_unused;
 /** Reads a regular file as stream 1. */
-int guest_get(struct guest_link *l, const char *path, const struct guest_call_handlers *h, void *arg,
-              struct guest_call **ret, struct err *e) attr_warn_unused;
+int guest_get(struct guest_link *l, const char *path, const struct guest_call_handlers *h, void *arg, struct guest_call **ret,
+              struct err *e) attr_warn_unused;
 
 /** Sends @len bytes (any number up to the credit left) on stream 0. -EDQUOT beyond the credit, -EPIPE after
  *  guest_call_eof or on a call without stdin: nothing was sent then. */

@@ -24,16 +24,16 @@ struct guest_call {
         enum wire_type type; /* WIRE_EXEC, _PUT, _GET */
         struct guest_call_handlers h;
         void *arg;
-        uint32_t send_credit;                   /* bytes of stream 0 that may still be sent */
-        bool send_closed;                       /* eof was sent, or there is no stream 0 */
-        uint32_t recv_credit[WIRE_N_STREAMS];   /* bytes that the guest may still send */
-        uint32_t recv_owed[WIRE_N_STREAMS];     /* bytes handed on, not yet given back */
-        uint32_t recv_pending[WIRE_N_STREAMS];  /* given back, not yet told to the guest */
+        uint32_t send_credit;                  /* bytes of stream 0 that may still be sent */
+        bool send_closed;                      /* eof was sent, or there is no stream 0 */
+        uint32_t recv_credit[WIRE_N_STREAMS];  /* bytes that the guest may still send */
+        uint32_t recv_owed[WIRE_N_STREAMS];    /* bytes handed on, not yet given back */
+        uint32_t recv_pending[WIRE_N_STREAMS]; /* given back, not yet told to the guest */
         bool recv_closed[WIRE_N_STREAMS];
         bool got_file; /* get: FILE has come */
         uint32_t mode;
         uint64_t received; /* get: bytes of the file */
-        bool gone;     /* on_done is running: nothing can be done with the call any more */
+        bool gone;         /* on_done is running: nothing can be done with the call any more */
         struct guest_call *prev, *next;
 };
 

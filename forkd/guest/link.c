@@ -189,8 +189,7 @@ static void on_writable(evutil_socket_t fd, short what, void *arg) {
 /* Data, its end, credit and cancel are bounded by the open calls; what a client can ask for again and again
  * without end is not, and is refused while the guest does not read. */
 static bool refused_when_full(enum wire_type t) {
-        return t == WIRE_EXEC || t == WIRE_PUT || t == WIRE_GET || t == WIRE_RESIZE || t == WIRE_SIGNAL ||
-               t == WIRE_PING;
+        return t == WIRE_EXEC || t == WIRE_PUT || t == WIRE_GET || t == WIRE_RESIZE || t == WIRE_SIGNAL || t == WIRE_PING;
 }
 
 int link_send(struct guest_link *l, const struct wire_msg *m) {

@@ -68,7 +68,10 @@ static void on_done(const struct guest_result *res, void *arg) {
 }
 
 static const struct guest_call_handlers handlers = {
-        .on_data = on_data, .on_eof = on_eof, .on_credit = on_credit, .on_done = on_done,
+        .on_data = on_data,
+        .on_eof = on_eof,
+        .on_credit = on_credit,
+        .on_done = on_done,
 };
 
 static void guest_send(struct state *s, enum wire_type type, unsigned step, const void *payload, size_t len) {
@@ -135,8 +138,8 @@ static void open_calls(struct state *s) {
         struct call_state *c = s->calls;
         struct err e;
 
-        must(guest_exec(s->link, &(struct guest_exec_params){ .argv = argv, .has_stdin = true }, &handlers, &c[0],
-                        &c[0].call, &e) == 0);
+        must(guest_exec(s->link, &(struct guest_exec_params){ .argv = argv, .has_stdin = true }, &handlers, &c[0], &c[0].call,
+                        &e) == 0);
         must(guest_put(s->link, "/x", 0600, 1, &handlers, &c[1], &c[1].call, &e) == 0);
         must(guest_get(s->link, "/x", &handlers, &c[2], &c[2].call, &e) == 0);
 }
@@ -145,8 +148,7 @@ static void play(struct state *s, const uint8_t *data, size_t size) {
         while (size >= 4) {
                 size_t len = (size_t) data[2] << 8 | data[3], n = MIN_OF(len, size - 4);
 
-                guest_send(s, (enum wire_type) (data[0] % (WIRE_N_TYPES + 1)), data[1] < 250 ? 1 : data[1] - 250u,
-                           data + 4, n);
+                guest_send(s, (enum wire_type)(data[0] % (WIRE_N_TYPES + 1)), data[1] < 250 ? 1 : data[1] - 250u, data + 4, n);
                 data += 4 + n;
                 size -= 4 + n;
         }

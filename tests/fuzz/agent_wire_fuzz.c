@@ -61,7 +61,7 @@ static void feed_payload(struct wire_parser *p, const uint8_t *data, size_t size
 
         if (f.len > WIRE_PAYLOAD_MAX)
                 return;
-        f.type = (enum wire_type) (1 + data[0] % (WIRE_N_TYPES - 1));
+        f.type = (enum wire_type)(1 + data[0] % (WIRE_N_TYPES - 1));
         n = feed(p, out, wire_encode(&f, out), 1 + data[0]);
         if (n != 1 && n != 2)
                 abort(); /* whatever came before, this frame is understood; its first byte may end another one */

@@ -153,8 +153,8 @@ void guest_inject(struct guest *g, bool to_guest, const void *data, size_t len) 
 
 static void agent_exec(struct guest *g, int fd) {
         char transport[32], root[80];
-        const char *argv[] = { AGENT_BINARY, "--transport", transport, "--root", root, "--no-clock",
-                               "--hooks-timeout", "1500", NULL };
+        const char *argv[] = { AGENT_BINARY, "--transport",     transport, "--root", root,
+                               "--no-clock", "--hooks-timeout", "1500",    NULL };
 
         /* its own host name, when we may */
         (void) unshare(CLONE_NEWUTS);
@@ -382,7 +382,11 @@ static void run_file(uint64_t size, uint32_t mode, void *arg) {
 }
 
 const struct guest_call_handlers run_handlers = {
-        .on_data = run_data, .on_eof = run_eof, .on_credit = run_credit, .on_done = run_done, .on_file = run_file,
+        .on_data = run_data,
+        .on_eof = run_eof,
+        .on_credit = run_credit,
+        .on_done = run_done,
+        .on_file = run_file,
 };
 
 void run_start(struct guest *g, struct run *r, const struct guest_exec_params *p) {
@@ -401,8 +405,7 @@ void run_wait_event(struct run *r) {
         ret = co_wait(&w, RUN_WAIT_MS);
         r->wait = NULL;
         if (ret < 0)
-                fail_msg("nothing happened in time; so far: '%s', '%s'", run_text(r, WIRE_STDOUT),
-                         run_text(r, WIRE_STDERR));
+                fail_msg("nothing happened in time; so far: '%s', '%s'", run_text(r, WIRE_STDOUT), run_text(r, WIRE_STDERR));
 }
 
 void run_wait(struct run *r) {

@@ -58,16 +58,16 @@ long guest_agent_kib(struct guest *g, const char *field);
 struct run {
         struct guest_call *call;
         struct guest_result res;
-        bool done;
         uint8_t *out[WIRE_N_STREAMS];
         size_t len[WIRE_N_STREAMS], total[WIRE_N_STREAMS];
-        bool eof[WIRE_N_STREAMS];
-        bool hold;             /* do not give credit back */
-        bool discard;          /* count only */
         uint64_t file_size;
+        struct co_wait *wait; /* woken by anything that happens */
         uint32_t file_mode;
         uint32_t send_credit;
-        struct co_wait *wait;  /* woken by anything that happens */
+        bool eof[WIRE_N_STREAMS];
+        bool done;
+        bool hold;    /* do not give credit back */
+        bool discard; /* count only */
 };
 extern const struct guest_call_handlers run_handlers;
 

@@ -122,8 +122,12 @@ static void body_bad_params(struct guest *g) {
         char *big = malloc(WIRE_ARG_BYTES_MAX + 1);
         const char *big_argv[] = { "true", big, NULL };
         struct guest_exec_params bad[] = {
-                { .argv = empty }, { .argv = argv, .env = env }, { .argv = argv, .cwd = "x" },
-                { .argv = argv, .timeout_s = -1 }, { .argv = argv, .timeout_s = 1e12 }, { .argv = big_argv },
+                { .argv = empty },
+                { .argv = argv, .env = env },
+                { .argv = argv, .cwd = "x" },
+                { .argv = argv, .timeout_s = -1 },
+                { .argv = argv, .timeout_s = 1e12 },
+                { .argv = big_argv },
         };
         struct guest_call *call;
         struct err e;
@@ -151,9 +155,8 @@ static void body_environment(struct guest *g) {
         assert_int_equal(guest_wake(g, WIRE_WAKE_BOOT, NULL), 0);
         run_start(g, &r, &(struct guest_exec_params){ .argv = argv, .env = env, .cwd = "/usr" });
         run_wait(&r);
-        assert_string_equal(run_text(&r, WIRE_STDOUT),
-                            "/usr\nb c\n/elsewhere\nnone\n"
-                            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n");
+        assert_string_equal(run_text(&r, WIRE_STDOUT), "/usr\nb c\n/elsewhere\nnone\n"
+                                                       "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n");
 }
 
 static void test_environment(void **state) {
@@ -238,7 +241,8 @@ static void test_stdin_echo(void **state) {
 
 /* A command that never reads: the credit is all that can be sent. One that closes its stdin: all can. */
 static void body_stdin_unread(struct guest *g) {
-        const char *sleeper[] = { "sleep", "1000", NULL }, *closer[] = { "sh", "-c", "exec <&-; echo closed; read x <&1; sleep 0.3", NULL };
+        const char *sleeper[] = { "sleep", "1000", NULL },
+                   *closer[] = { "sh", "-c", "exec <&-; echo closed; read x <&1; sleep 0.3", NULL };
         static uint8_t data[2u << 20];
         cleanup_run struct run r = { 0 }, s = { 0 };
 
@@ -267,7 +271,8 @@ static void test_stdin_unread(void **state) {
 static void body_terminal(struct guest *g) {
         const char *argv[] = { "sh", "-c",
                                "tty -s && stty size; echo $TERM; echo err >&2; trap 'stty size; exit 5' WINCH;"
-                               "echo ready; while :; do sleep 0.01; done", NULL };
+                               "echo ready; while :; do sleep 0.01; done",
+                               NULL };
         cleanup_run struct run r = { 0 };
 
         assert_int_equal(guest_wake(g, WIRE_WAKE_BOOT, NULL), 0);
@@ -333,8 +338,10 @@ static void body_background(struct guest *g) {
         assert_true(r.eof[WIRE_STDOUT] && r.eof[WIRE_STDERR]);
         assert_true(ms_since(start) < 10000);
         /* it is not killed with its parent, nor by its write to the pipe that nobody reads: it comes to its exec */
-        (void) snprintf(script, sizeof(script), "read pid < %s/pid; until [ \"$(cat /proc/$pid/comm)\" = sleep ] &&"
-                        " ! grep -q 0.7 /proc/$pid/cmdline; do sleep 0.02; done; kill $pid", g->dir);
+        (void) snprintf(script, sizeof(script),
+                        "read pid < %s/pid; until [ \"$(cat /proc/$pid/comm)\" = sleep ] &&"
+                        " ! grep -q 0.7 /proc/$pid/cmdline; do sleep 0.02; done; kill $pid",
+                        g->dir);
         run_sh(g, &check, script);
         assert_int_equal(check.res.code, 0);
 }
@@ -431,14 +438,12 @@ static void test_cancel(void **state) {
 
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_exit_codes),  cmocka_unit_test(test_signals),
-                cmocka_unit_test(test_send_signal), cmocka_unit_test(test_not_run),
-                cmocka_unit_test(test_bad_params),  cmocka_unit_test(test_environment),
-                cmocka_unit_test(test_timeout),     cmocka_unit_test(test_slow_reader),
-                cmocka_unit_test(test_stdin_echo),  cmocka_unit_test(test_stdin_unread),
-                cmocka_unit_test(test_terminal),    cmocka_unit_test(test_terminal_keys),
-                cmocka_unit_test(test_background),  cmocka_unit_test(test_late_reader),
-                cmocka_unit_test(test_many),        cmocka_unit_test(test_cancel),
+                cmocka_unit_test(test_exit_codes),   cmocka_unit_test(test_signals),     cmocka_unit_test(test_send_signal),
+                cmocka_unit_test(test_not_run),      cmocka_unit_test(test_bad_params),  cmocka_unit_test(test_environment),
+                cmocka_unit_test(test_timeout),      cmocka_unit_test(test_slow_reader), cmocka_unit_test(test_stdin_echo),
+                cmocka_unit_test(test_stdin_unread), cmocka_unit_test(test_terminal),    cmocka_unit_test(test_terminal_keys),
+                cmocka_unit_test(test_background),   cmocka_unit_test(test_late_reader), cmocka_unit_test(test_many),
+                cmocka_unit_test(test_cancel),
         };
 
         if (argc > 1)

@@ -72,7 +72,10 @@ static void on_lost(int r, void *arg) {
 }
 
 static const struct guest_call_handlers handlers = {
-        .on_data = on_data, .on_eof = on_eof, .on_credit = on_credit, .on_done = on_done,
+        .on_data = on_data,
+        .on_eof = on_eof,
+        .on_credit = on_credit,
+        .on_done = on_done,
 };
 
 static void say_frame(struct liar *x, enum wire_type type, const void *payload, size_t len) {
@@ -159,7 +162,8 @@ static void begin(struct liar *x) {
         acknowledge(x);
         assert_int_equal(guest_link_wait_ack(x->link, 5000, NULL, &e), 0);
         assert_int_equal(guest_exec(x->link, &(struct guest_exec_params){ .argv = argv, .has_stdin = true }, &handlers, x,
-                                    &x->calls[0], &e), 0);
+                                    &x->calls[0], &e),
+                         0);
         assert_int_equal(guest_put(x->link, "/x", 0600, 1, &handlers, x, &x->calls[1], &e), 0);
         assert_int_equal(guest_get(x->link, "/x", &handlers, x, &x->calls[2], &e), 0);
         assert_int_equal(io_set_nonblock(x->fd, true), 0);
@@ -293,10 +297,11 @@ static void lie_huge_array(struct liar *x) {
 }
 
 static void body_lies(struct liar *x) {
-        static void (*const lies[])(struct liar *x) = {
-                lie_stdin, lie_after_eof, lie_eof_twice, lie_put_data, lie_get_unannounced, lie_get_stderr,
-                lie_file_for_exec, lie_credit, lie_not_run_put, lie_wake, lie_exec, lie_gap, lie_replay,
-                lie_no_message, lie_nested, lie_huge_array, lie_get_short,
+        static void (*const lies[])(struct liar * x) = {
+                lie_stdin,      lie_after_eof,     lie_eof_twice, lie_put_data,    lie_get_unannounced,
+                lie_get_stderr, lie_file_for_exec, lie_credit,    lie_not_run_put, lie_wake,
+                lie_exec,       lie_gap,           lie_replay,    lie_no_message,  lie_nested,
+                lie_huge_array, lie_get_short,
         };
 
         for (size_t i = 0; i < ARRAY_LEN(lies); i++) {
@@ -384,8 +389,7 @@ static void body_deaf(struct liar *x) {
 
         begin(x);
         for (; r == 0 && n < 1000; n++) {
-                r = guest_exec(x->link, &(struct guest_exec_params){ .argv = argv, .has_stdin = true }, &handlers, x,
-                               &call, &e);
+                r = guest_exec(x->link, &(struct guest_exec_params){ .argv = argv, .has_stdin = true }, &handlers, x, &call, &e);
                 if (r == 0) {
                         assert_int_equal(guest_call_send(call, data, sizeof(data)), 0);
                         guest_call_cancel(call);
@@ -404,8 +408,8 @@ static void test_deaf(void **state) {
 
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_beyond_credit), cmocka_unit_test(test_lies),
-                cmocka_unit_test(test_hello_again),   cmocka_unit_test(test_leftovers),
+                cmocka_unit_test(test_beyond_credit),    cmocka_unit_test(test_lies),
+                cmocka_unit_test(test_hello_again),      cmocka_unit_test(test_leftovers),
                 cmocka_unit_test(test_free_in_callback), cmocka_unit_test(test_deaf),
         };
 

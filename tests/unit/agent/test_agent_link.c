@@ -252,7 +252,7 @@ static void body_200_restores(struct guest *g) {
                 run_start(g, &r, &(struct guest_exec_params){ .argv = argv });
                 for (int n = 0; n < i % 5; n++)
                         run_wait_event(&r);
-                g->from_guest.cut_after = g->from_guest.passed + (unsigned) i * 37u;
+                g->from_guest.cut_after = g->from_guest.passed + (uint64_t) i * 37u;
                 guest_drop_client(g);
                 g->from_guest.cut_after = NO_CUT;
                 assert_int_equal(guest_wake(g, WIRE_WAKE_RESTORE, NULL), 0);
@@ -433,7 +433,8 @@ static void test_losses(void **state) {
 
 /* A command that runs across the wake-up goes on: not hung up, its output drained, its stdin at its end. */
 static void body_orphans(struct guest *g) {
-        const char *argv[] = { "sh", "-c", "trap 'echo hup > hup' HUP; echo $$ > pid; head -c 1000000 /dev/zero; cat; echo end > end", NULL };
+        const char *argv[] = { "sh", "-c",
+                               "trap 'echo hup > hup' HUP; echo $$ > pid; head -c 1000000 /dev/zero; cat; echo end > end", NULL };
         cleanup_run struct run r = { .hold = true, .discard = true }, check = { 0 };
         char script[200], path[96];
 
@@ -442,8 +443,10 @@ static void body_orphans(struct guest *g) {
         while (r.total[WIRE_STDOUT] < WIRE_CREDIT_INITIAL)
                 run_wait_event(&r);
         assert_int_equal(guest_wake(g, WIRE_WAKE_RESTORE, NULL), 0);
-        (void) snprintf(script, sizeof(script), "cd %s; until [ -e end ]; do sleep 0.02; done; read p < pid;"
-                        "while kill -0 $p; do sleep 0.02; done", g->dir);
+        (void) snprintf(script, sizeof(script),
+                        "cd %s; until [ -e end ]; do sleep 0.02; done; read p < pid;"
+                        "while kill -0 $p; do sleep 0.02; done",
+                        g->dir);
         run_sh(g, &check, script);
         assert_int_equal(check.res.code, 0);
         (void) snprintf(path, sizeof(path), "%s/hup", g->dir);
@@ -557,7 +560,8 @@ static void body_file_errors(struct guest *g) {
 
         if (geteuid() == 0) {
                 /* no space: a mount of the test's own, in the agent's view only if it has one */
-                (void) snprintf(script, sizeof(script), "mkdir %s/tiny && mount -t tmpfs -o size=64k tmpfs %s/tiny", g->dir, g->dir);
+                (void) snprintf(script, sizeof(script), "mkdir %s/tiny && mount -t tmpfs -o size=64k tmpfs %s/tiny", g->dir,
+                                g->dir);
                 run_sh(g, &mount, script);
                 assert_int_equal(mount.res.code, 0);
                 (void) snprintf(path, sizeof(path), "%s/tiny/file", g->dir);
@@ -626,15 +630,24 @@ static void test_put_symlink(void **state) {
 
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_hello),            cmocka_unit_test(test_late_host),
-                cmocka_unit_test(test_timeouts),         cmocka_unit_test(test_bad_identity),
-                cmocka_unit_test(test_identity),         cmocka_unit_test(test_hook_hangs),
-                cmocka_unit_test(test_hook_interrupted), cmocka_unit_test(test_reconnect),
-                cmocka_unit_test(test_200_restores),     cmocka_unit_test(test_cut_to_guest),
-                cmocka_unit_test(test_cut_from_guest),   cmocka_unit_test(test_garbage),
-                cmocka_unit_test(test_wrong_epoch),      cmocka_unit_test(test_losses),
-                cmocka_unit_test(test_orphans),          cmocka_unit_test(test_files),
-                cmocka_unit_test(test_file_errors),      cmocka_unit_test(test_put_given_up),
+                cmocka_unit_test(test_hello),
+                cmocka_unit_test(test_late_host),
+                cmocka_unit_test(test_timeouts),
+                cmocka_unit_test(test_bad_identity),
+                cmocka_unit_test(test_identity),
+                cmocka_unit_test(test_hook_hangs),
+                cmocka_unit_test(test_hook_interrupted),
+                cmocka_unit_test(test_reconnect),
+                cmocka_unit_test(test_200_restores),
+                cmocka_unit_test(test_cut_to_guest),
+                cmocka_unit_test(test_cut_from_guest),
+                cmocka_unit_test(test_garbage),
+                cmocka_unit_test(test_wrong_epoch),
+                cmocka_unit_test(test_losses),
+                cmocka_unit_test(test_orphans),
+                cmocka_unit_test(test_files),
+                cmocka_unit_test(test_file_errors),
+                cmocka_unit_test(test_put_given_up),
                 cmocka_unit_test(test_put_symlink),
         };
 

@@ -242,8 +242,11 @@ static void test_ack_round_trip(void **state) {
 
 static void test_exec_round_trip(void **state) {
         const char *argv[] = { "sh", "-c", "echo \xff", "", NULL }, *env[] = { "A=1", "B=", NULL };
-        struct wire_msg m = { .type = WIRE_EXEC, .call = 9, .exec = { .argv = argv, .env = env, .cwd = "/tmp", .tty = true,
-                                                                      .rows = 50, .cols = 132, .timeout_ms = 1500 } };
+        struct wire_msg m = {
+                .type = WIRE_EXEC,
+                .call = 9,
+                .exec = { .argv = argv, .env = env, .cwd = "/tmp", .tty = true, .rows = 50, .cols = 132, .timeout_ms = 1500 }
+        };
         struct wire_msg back;
         cleanup_mp_buf struct mp_buf b = { 0 };
 
@@ -377,13 +380,13 @@ static void test_not_a_map(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_round_trip),      cmocka_unit_test(test_byte_by_byte),
-                cmocka_unit_test(test_every_cut),       cmocka_unit_test(test_nested_frame),
+                cmocka_unit_test(test_round_trip),        cmocka_unit_test(test_byte_by_byte),
+                cmocka_unit_test(test_every_cut),         cmocka_unit_test(test_nested_frame),
                 cmocka_unit_test(test_every_bit_matters), cmocka_unit_test(test_garbage_is_bounded),
-                cmocka_unit_test(test_wake_round_trip), cmocka_unit_test(test_wake_limits),
-                cmocka_unit_test(test_ack_round_trip),  cmocka_unit_test(test_exec_round_trip),
-                cmocka_unit_test(test_exec_largest),    cmocka_unit_test(test_exec_limits),
-                cmocka_unit_test(test_small_messages),  cmocka_unit_test(test_small_limits),
+                cmocka_unit_test(test_wake_round_trip),   cmocka_unit_test(test_wake_limits),
+                cmocka_unit_test(test_ack_round_trip),    cmocka_unit_test(test_exec_round_trip),
+                cmocka_unit_test(test_exec_largest),      cmocka_unit_test(test_exec_limits),
+                cmocka_unit_test(test_small_messages),    cmocka_unit_test(test_small_limits),
                 cmocka_unit_test(test_not_a_map),
         };
 
