@@ -10,10 +10,11 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <time.h>
 /* after sys/socket.h, which it needs */
 #include <linux/vm_sockets.h>
+
+#include "common/io.h"
 
 #define PORTS_DIR "/sys/class/virtio-ports"
 
@@ -71,37 +72,29 @@ static int port_wait(int wait_ms, struct transport *ret) {
         }
 }
 
-static int listen_on(int domain, const struct sockaddr *addr, socklen_t len, struct transport *ret) {
-        cleanup_fd int fd = socket(domain, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-        if (fd < 0)
-                return -errno;
-        if (bind(fd, addr, len) < 0 || listen(fd, 4) < 0)
-                return -errno;
-        *ret = (struct transport){ .kind = TRANSPORT_LISTEN, .fd = -1, .listen_fd = TAKE_FD(fd) };
-        return 0;
+static void listening(int fd, struct transport *ret) {
+        *ret = (struct transport){ .kind = TRANSPORT_LISTEN, .fd = -1, .listen_fd = fd };
 }
 
 static int vsock_open(unsigned port, struct transport *ret) {
         struct sockaddr_vm addr = { .svm_family = AF_VSOCK, .svm_port = port, .svm_cid = VMADDR_CID_ANY };
-        int r = listen_on(AF_VSOCK, (struct sockaddr *) &addr, sizeof(addr), ret);
+        cleanup_fd int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
-        if (r == 0)
-                (void) snprintf(ret->name, sizeof(ret->name), "vsock:%u", port);
-        return r;
+        if (fd < 0 || bind(fd, (struct sockaddr *) &addr, sizeof(addr)) < 0 || listen(fd, 4) < 0)
+                return -errno;
+        listening(TAKE_FD(fd), ret);
+        (void) snprintf(ret->name, sizeof(ret->name), "vsock:%u", port);
+        return 0;
 }
 
 static int unix_open(const char *path, struct transport *ret) {
-        struct sockaddr_un addr = { .sun_family = AF_UNIX };
-        int r;
+        int fd, r = io_listen_unix(path, 0600, &fd);
 
-        if (strlen(path) == 0 || strlen(path) >= sizeof(addr.sun_path))
-                return -EINVAL;
-        (void) snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
-        r = listen_on(AF_UNIX, (struct sockaddr *) &addr, sizeof(addr), ret);
-        if (r == 0)
-                (void) snprintf(ret->name, sizeof(ret->name), "unix:%.100s", path);
-        return r;
+        if (r < 0)
+                return r;
+        listening(fd, ret);
+        (void) snprintf(ret->name, sizeof(ret->name), "unix:%.100s", path);
+        return 0;
 }
 
 static int fd_open(int fd, struct transport *ret) {
