@@ -107,8 +107,15 @@ class Lab:
         """SIGTERM: forkd goes, its VMs stay."""
         self.forkd.send_signal(signal.SIGTERM)
         code = self.forkd.wait(timeout=60)
+        self.expect_clean(code)
         self.forkd = None
         return code
+
+    def expect_clean(self, code):
+        """A forkd that is told to go exits with 0; a sanitizer's complaint at the end would not."""
+        if code != 0:
+            self.forkd = None
+            raise AssertionError(f"forkd exited with {code}:\n{self.log_path.read_text(errors='replace')[-6000:]}")
 
     def end(self):
         """Everything down, in order."""
@@ -120,7 +127,7 @@ class Lab:
             try:
                 self.ctl("rm", "--all")
                 self.ctl("shutdown", "--all")
-                self.forkd.wait(timeout=60)
+                self.expect_clean(self.forkd.wait(timeout=60))
             except (Refused, subprocess.TimeoutExpired) as e:
                 sys.stderr.write(f"shutdown: {e}\n")
                 self.forkd.kill()

@@ -19,7 +19,7 @@
 #include "common/spawn.h"
 #include "forkd/vmm/cgroup.h"
 
-#define MEM (64ull << 20)
+#define MEM VMM_MIN_MEM
 
 static struct vmm_machine machine;
 static char run_dir[96], console_path[96];
