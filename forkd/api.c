@@ -24,6 +24,7 @@ struct api {
         struct rpc_listener *listener;
         TAILQ_HEAD(, client) clients;
         unsigned n_clients, pending;
+        struct co_wait *idle; /* woken when nothing is pending */
         char path[FORKD_MAX_RUN_DIR + 16];
 };
 
@@ -78,26 +79,20 @@ static int api_store_attach(struct request *rq, struct mp_buf *out, struct err *
 }
 
 static int api_shutdown(struct request *rq, struct mp_buf *out, struct err *e) {
-        struct daemon *d = rq->d;
+        cleanup_mp_buf struct mp_buf names = { 0 };
+        unsigned n;
         bool all;
-        struct vm *vm;
-        unsigned n = 0;
         int r = rq_opt_bool(rq, "all", false, &all, e);
 
+        mp_buf_init(&names);
+        if (r == 0)
+                r = daemon_shutdown(rq->d, all, &names, &n, e);
         if (r < 0)
                 return r;
-        /* Stopped here, so that the answer tells what happened. */
-        d->stopping = true;
-        d->stop_all = all;
-        TAILQ_FOREACH(vm, &d->vms, entry)
-                n += all && vm->vmm;
         mp_map(out, 1);
         mp_key(out, "stopped");
         mp_array(out, n);
-        TAILQ_FOREACH(vm, &d->vms, entry)
-                if (all && vm->vmm)
-                        mp_str(out, vm->name);
-        daemon_stop(d, all);
+        mp_raw(out, names.sb.data, names.sb.size);
         return 0;
 }
 
@@ -129,6 +124,11 @@ static const struct api_method methods[] = {
         { "store.attach", api_store_attach },
         { "shutdown", api_shutdown },
 };
+
+/* Answered until the end: looking changes nothing. */
+static bool is_harmless(const struct api_method *m) {
+        return m->fn == api_version || m->fn == api_info || m->fn == api_vm_list || m->fn == api_vm_inspect || m->fn == api_shutdown;
+}
 
 /* ---- parameters ---- */
 
@@ -171,6 +171,24 @@ int rq_opt_bool(struct request *rq, const char *key, bool def, bool *ret, struct
         return r < 0 && r != -ENOENT ? bad_param(key, r, e) : 0;
 }
 
+int rq_obj_str(const msgpack_object *o, char *buf, size_t size) {
+        if (o->type != MSGPACK_OBJECT_STR || o->via.str.size >= size || (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
+                return -EINVAL;
+        if (o->via.str.size)
+                memcpy(buf, o->via.str.ptr, o->via.str.size);
+        buf[o->via.str.size] = '\0';
+        return 0;
+}
+
+int rq_opt_array(struct request *rq, const char *key, const msgpack_object **ret, struct err *e) {
+        const msgpack_object *o = mp_get(&rq->doc.root, key);
+
+        if (o && o->type != MSGPACK_OBJECT_ARRAY)
+                return bad_param(key, -EBADMSG, e);
+        *ret = o;
+        return 0;
+}
+
 int rq_vm(struct request *rq, struct vm **ret, struct err *e) {
         char name[256];
         int r = rq_str(rq, "name", name, sizeof(name), e);
@@ -189,6 +207,11 @@ static void request_free(struct request *rq) {
         free(rq);
 }
 
+static void request_done(struct api *a) {
+        if (--a->pending == 0 && a->idle)
+                co_wake(TAKE_PTR(a->idle), 0);
+}
+
 static void request_run(void *arg) {
         cleanup_mp_buf struct mp_buf out = { 0 };
         struct request *rq = arg;
@@ -203,7 +226,7 @@ static void request_run(void *arg) {
                 log_info("%s: %s", rq->method->name, e.message);
                 (void) rpc_reply_err(rq->conn, rq->msgid, &e);
         }
-        rq->d->api->pending--;
+        request_done(rq->d->api);
         request_free(rq);
 }
 
@@ -255,12 +278,16 @@ static void on_message(struct rpc_msg *m, void *arg) {
         for (size_t i = 0; i < ARRAY_LEN(methods); i++) {
                 if (strcmp(m->method, methods[i].name) != 0)
                         continue;
+                if (a->d->stopping && !is_harmless(&methods[i])) {
+                        refuse(m, ERR_CANCELED, -ECANCELED, "forkd is about to exit", "try again when it is back");
+                        return;
+                }
                 r = request_new(a->d, m, &methods[i], &rq);
                 if (r == 0) {
                         a->pending++;
                         r = co_start(a->d->base, request_run, rq);
                         if (r < 0) {
-                                a->pending--;
+                                request_done(a);
                                 request_free(rq);
                         }
                 }
@@ -352,11 +379,20 @@ void api_free(struct api *a) {
         api_close_door(a);
         for (struct client *c; (c = TAILQ_FIRST(&a->clients));) {
                 streams_client_gone(a->d, c->conn);
+                rpc_conn_close(c->conn); /* a request that got no answer may hold it still */
                 client_free(c);
         }
         free(a);
 }
 
-unsigned api_pending(const struct api *a) {
-        return a->pending;
+void api_wait_idle(struct api *a, int timeout_ms) {
+        struct co_wait w = CO_WAIT_INIT;
+
+        if (a->pending == 0)
+                return;
+        a->idle = &w;
+        if (co_wait(&w, timeout_ms) == -ETIMEDOUT && !w.done) {
+                a->idle = NULL;
+                log_warning("%u request(s) are left without an answer", a->pending);
+        }
 }

@@ -12,5 +12,5 @@ int api_new(struct daemon *d, struct api **ret, struct err *e) attr_warn_unused;
 /** Takes no new clients from here on; those that are there get their answers. */
 void api_close_door(struct api *a);
 void api_free(struct api *a);
-/** Requests that have not been answered yet. */
-unsigned api_pending(const struct api *a);
+/** Waits until every request has been answered (streams aside), at most @timeout_ms. A coroutine call. */
+void api_wait_idle(struct api *a, int timeout_ms);

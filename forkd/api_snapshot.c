@@ -41,7 +41,7 @@ int api_snapshot_show(struct request *rq, struct mp_buf *out, struct err *e) {
 }
 
 int api_snapshot_rm(struct request *rq, struct mp_buf *out, struct err *e) {
-        const msgpack_object *a = mp_get_array(&rq->doc.root, "snapshots");
+        const msgpack_object *a;
         cleanup_mp_buf struct mp_buf ids = { 0 };
         struct snap_entry *s;
         unsigned n = 0;
@@ -50,21 +50,22 @@ int api_snapshot_rm(struct request *rq, struct mp_buf *out, struct err *e) {
 
         mp_buf_init(&ids);
         r = rq_opt_bool(rq, "force", false, &force, e);
+        if (r == 0)
+                r = rq_opt_array(rq, "snapshots", &a, e);
         if (r < 0)
                 return r;
         if (!a || a->via.array.size == 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "name at least one snapshot");
         for (int pass = 0; pass < 2; pass++)
                 for (uint32_t i = 0; i < a->via.array.size; i++) {
-                        const msgpack_object *o = &a->via.array.ptr[i];
                         char name[256];
                         id_str id;
 
-                        if (o->type != MSGPACK_OBJECT_STR || o->via.str.size >= sizeof(name))
+                        if (rq_obj_str(&a->via.array.ptr[i], name, sizeof(name)) < 0)
                                 return err_set(e, ERR_INVALID, -EINVAL, "a snapshot is named by its id or tag");
-                        memcpy(name, o->via.str.ptr, o->via.str.size);
-                        name[o->via.str.size] = '\0';
                         r = catalog_find(rq->d->catalog, name, &s, e);
+                        if (r == -ENOENT && pass == 1)
+                                continue; /* named twice */
                         if (r < 0)
                                 return r;
                         if (pass == 0)
@@ -101,7 +102,12 @@ static int in_worker(struct request *rq, const char *method, struct mp_buf *out,
         mp_kv_str(&b, "id", s->m.id);
         mp_kv_u64(&b, "fds", rq->n_fds > 0);
         s->users++;
-        r = worker_do(rq->d->workers, method, &b, rq->fds, rq->n_fds > 0, LONG_TIMEOUT_MS, &a, e);
+        r = co_sem_acquire(&rq->d->scans, -1);
+        if (r == 0 && rq->d->stopping)
+                r = err_set(e, ERR_CANCELED, -ECANCELED, "forkd is about to exit");
+        else if (r == 0)
+                r = worker_do(rq->d->workers, method, &b, rq->fds, rq->n_fds > 0, LONG_TIMEOUT_MS, &a, e);
+        co_sem_release(&rq->d->scans);
         s->users--;
         if (r == 0)
                 mp_raw(out, a.raw, a.raw_len);

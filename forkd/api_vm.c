@@ -12,6 +12,7 @@
 #include "snapstore/image.h"
 
 #define LOG_CHUNK (256u << 10)
+#define MAX_DISK_PATH 1000 /* fits the worker's MAX_PATH */
 
 static void put_vm(struct mp_buf *b, const struct vm *vm) {
         char dir[PATH_MAX] = "";
@@ -58,18 +59,16 @@ static int put_state(struct vm *vm, int r, struct mp_buf *out) {
 /* ---- run ---- */
 
 static int get_disks(struct request *rq, struct vm_run_params *p, char (*paths)[PATH_MAX], struct err *e) {
-        const msgpack_object *a = mp_get_array(&rq->doc.root, "disks");
+        const msgpack_object *a;
+        int r = rq_opt_array(rq, "disks", &a, e);
 
+        if (r < 0)
+                return r;
         for (uint32_t i = 0; a && i < a->via.array.size; i++) {
-                const msgpack_object *o = &a->via.array.ptr[i];
-
                 if (i >= VMM_MAX_DISKS)
                         return err_set(e, ERR_LIMIT, -E2BIG, "a VM cannot have more than %d disks", VMM_MAX_DISKS);
-                if (o->type != MSGPACK_OBJECT_STR || o->via.str.size == 0 || o->via.str.size >= 1000 || o->via.str.ptr[0] != '/' ||
-                    memchr(o->via.str.ptr, 0, o->via.str.size))
+                if (rq_obj_str(&a->via.array.ptr[i], paths[i], MAX_DISK_PATH) < 0 || paths[i][0] != '/')
                         return err_set(e, ERR_INVALID, -EINVAL, "disk %u is not named by an absolute path", i);
-                memcpy(paths[i], o->via.str.ptr, o->via.str.size);
-                paths[i][o->via.str.size] = '\0';
                 p->disks[i] = paths[i];
                 p->n_disks = i + 1;
         }
@@ -424,7 +423,7 @@ static int rm_all(struct request *rq, struct mp_buf *names, unsigned *n, struct 
 }
 
 int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
-        const msgpack_object *a = mp_get_array(&rq->doc.root, "names");
+        const msgpack_object *a;
         cleanup_mp_buf struct mp_buf names = { 0 };
         unsigned n = 0;
         struct vm *vm;
@@ -433,6 +432,8 @@ int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
 
         mp_buf_init(&names);
         r = rq_opt_bool(rq, "all", false, &all, e);
+        if (r == 0)
+                r = rq_opt_array(rq, "names", &a, e);
         if (r < 0)
                 return r;
         if (!all && (!a || a->via.array.size == 0))
@@ -442,16 +443,15 @@ int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
         /* All names are looked up before the first is removed: a slip of the pen removes nothing. */
         for (int pass = 0; !all && pass < 2; pass++)
                 for (uint32_t i = 0; r == 0 && i < a->via.array.size; i++) {
-                        const msgpack_object *o = &a->via.array.ptr[i];
                         char name[256];
 
-                        if (o->type != MSGPACK_OBJECT_STR || o->via.str.size >= sizeof(name))
+                        if (rq_obj_str(&a->via.array.ptr[i], name, sizeof(name)) < 0)
                                 return err_set(e, ERR_INVALID, -EINVAL, "a name is a string of at most %d characters", NAME_MAX_LEN);
-                        memcpy(name, o->via.str.ptr, o->via.str.size);
-                        name[o->via.str.size] = '\0';
                         r = vm_find(rq->d, name, &vm, e);
                         if (r == 0 && pass == 1)
                                 r = rm_one(vm, &names, &n, e);
+                        else if (r == -ENOENT && pass == 1)
+                                r = 0; /* named twice, or somebody else was faster: gone is what it should be */
                 }
         if (r < 0)
                 return r;

@@ -15,6 +15,7 @@
 struct catalog {
         struct daemon *d;
         TAILQ_HEAD(snap_entries, snap_entry) list; /* oldest first */
+        LIST_HEAD(, tag_claim) claims;
 };
 
 int catalog_new(struct daemon *d, struct catalog **ret) {
@@ -24,6 +25,7 @@ int catalog_new(struct daemon *d, struct catalog **ret) {
                 return -ENOMEM;
         c->d = d;
         TAILQ_INIT(&c->list);
+        LIST_INIT(&c->claims);
         *ret = c;
         return 0;
 }
@@ -75,6 +77,36 @@ int catalog_find(struct catalog *c, const char *id_or_tag, struct snap_entry **r
         }
         *ret = s;
         return 0;
+}
+
+int catalog_claim_tag(struct catalog *c, const char *tag, struct tag_claim *claim, struct err *e) {
+        struct tag_claim *other;
+
+        claim->tag[0] = '\0';
+        if (!tag || !tag[0])
+                return 0;
+        if (!name_valid(tag)) {
+                (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be a tag", tag);
+                return err_hint(e, "tags are letters, digits, '.', '_' and '-', at most %d", NAME_MAX_LEN);
+        }
+        if (catalog_by_tag(c, tag)) {
+                (void) err_set(e, ERR_EXISTS, -EEXIST, "a snapshot with the tag '%s' exists already", tag);
+                return err_hint(e, "take another tag, or remove it: forkctl snapshot rm %s", tag);
+        }
+        LIST_FOREACH(other, &c->claims, entry)
+                if (strcmp(other->tag, tag) == 0) {
+                        (void) err_set(e, ERR_EXISTS, -EEXIST, "a snapshot with the tag '%s' is being made", tag);
+                        return err_hint(e, "take another tag");
+                }
+        (void) strcpy(claim->tag, tag);
+        LIST_INSERT_HEAD(&c->claims, claim, entry);
+        return 0;
+}
+
+void catalog_release_tag(struct tag_claim *claim) {
+        if (claim->tag[0])
+                LIST_REMOVE(claim, entry);
+        claim->tag[0] = '\0';
 }
 
 int catalog_add(struct catalog *c, const struct snap_manifest *m, bool durable, struct snap_entry **ret) {
@@ -178,19 +210,18 @@ static void sync_later(void *arg) {
         int r;
 
         mp_buf_init(&b);
-        s = catalog_by_id(j->d->catalog, j->id);
-        if (!s)
+        if (!catalog_by_id(j->d->catalog, j->id) || j->d->stopping)
                 return;
-        s->users++;
         (void) snprintf(store, sizeof(store), "%s/store", j->d->state_dir);
         mp_map(&b, 2);
         mp_kv_str(&b, "store", store);
         mp_kv_str(&b, "id", j->id);
         r = worker_do(j->d->workers, "snap.durable", &b, NULL, 0, SYNC_TIMEOUT_MS, NULL, &e);
-        s->users--;
-        if (r < 0)
+        /* It may be removed meanwhile: that is no reason to keep anybody from it. */
+        s = catalog_by_id(j->d->catalog, j->id);
+        if (s && r < 0)
                 log_warning("snapshot %s is not durable yet: %s", j->id, e.message);
-        else
+        else if (s)
                 became_durable(j->d, s);
 }
 

@@ -20,6 +20,16 @@ struct snap_entry {
         unsigned users; /* operations that read it now: it cannot be removed meanwhile */
 };
 
+/** A tag that a snapshot under way will have: taken from the beginning, so that two cannot end with the same. Lives on
+ *  the stack of whoever makes the snapshot. */
+struct tag_claim {
+        LIST_ENTRY(tag_claim) entry;
+        char tag[NAME_MAX_LEN + 1]; /* "": claims nothing */
+};
+/** -EINVAL: no valid tag; -EEXIST: a snapshot has it, or will. @tag may be NULL or "". */
+int catalog_claim_tag(struct catalog *c, const char *tag, struct tag_claim *claim, struct err *e) attr_warn_unused;
+void catalog_release_tag(struct tag_claim *claim);
+
 int catalog_new(struct daemon *d, struct catalog **ret) attr_warn_unused;
 void catalog_free(struct catalog *c);
 /** Reads the store anew. What cannot be read is logged and left out. */
@@ -31,7 +41,8 @@ struct snap_entry *catalog_first(struct catalog *c); /* by age; follow entry wit
 /** By id or tag. -ENOENT. */
 int catalog_find(struct catalog *c, const char *id_or_tag, struct snap_entry **ret, struct err *e) attr_warn_unused;
 int catalog_add(struct catalog *c, const struct snap_manifest *m, bool durable, struct snap_entry **ret) attr_warn_unused;
-/** Removes a snapshot from store and catalog. Refuses (-EBUSY) one that a VM on standby needs, unless @force. */
+/** Removes a snapshot from store and catalog. Refuses (-EBUSY) one that is being read, and one that a VM on standby
+ *  needs, unless @force: that VM has failed then. */
 int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct err *e) attr_warn_unused;
 
 /** Makes a snapshot that was published without waiting for the disk durable, in the background; its children then do

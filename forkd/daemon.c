@@ -34,7 +34,7 @@
 #define CONFIG_DEFAULT "/etc/forkd/forkd.conf"
 #define STORE_TIMEOUT_MS 120000
 #define RECOVER_TIMEOUT_MS 3600000
-#define DRAIN_TIMEOUT_MS 60000 /* longer than any single step of an operation but a boot */
+#define MAX_SCANS 2 /* whole snapshots that are read at once for verify and memory: each keeps a CPU and the disk busy */
 
 /* ---- directories ---- */
 
@@ -55,11 +55,20 @@ static int absolute(const char *path, char *buf, size_t size, struct err *e) {
         return 0;
 }
 
-/* Private directories: what is in them gives power over every guest. */
+/* Private directories: what is in them gives power over every guest. One that is there already must be ours too. */
 static int make_dir(const char *path, struct err *e) {
         int r = io_mkdir_p(path, 0700);
+        struct stat st;
 
-        return r < 0 ? err_errno(e, r, "making the directory %s", path) : 0;
+        if (r == 0 && stat(path, &st) < 0)
+                r = -errno;
+        if (r < 0)
+                return err_errno(e, r, "making the directory %s", path);
+        if (st.st_uid != geteuid() || (st.st_mode & 022)) {
+                (void) err_set(e, ERR_INVALID, -EPERM, "the directory %s belongs to another user, or others may write to it", path);
+                return err_hint(e, "use one of forkd's own: chmod go-w %s", path);
+        }
+        return 0;
 }
 
 static int make_sub(const char *dir, const char *sub, struct err *e) {
@@ -114,8 +123,38 @@ static void instance_name(struct daemon *d) {
         (void) snprintf(d->instance, sizeof(d->instance), "%016llx", (unsigned long long) h);
 }
 
-static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct err *e) {
+/* Held until the process ends, however it ends. */
+static int lock_dir(const char *dir, const char *file, const char *what, int *ret_fd, struct err *e) {
+        cleanup_fd int fd = -1;
         char path[PATH_MAX];
+
+        (void) snprintf(path, sizeof(path), "%s/%s", dir, file);
+        fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0)
+                return err_errno(e, -errno, "opening %s", path);
+        if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+                if (errno != EWOULDBLOCK)
+                        return err_errno(e, -errno, "locking %s", path);
+                (void) err_set(e, ERR_EXISTS, -EADDRINUSE, "another forkd uses the %s directory %s", what, dir);
+                return err_hint(e, "stop it first, or use another --state-dir and --run-dir");
+        }
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
+static int read_boot_id(struct daemon *d, struct err *e) {
+        static const char path[] = "/proc/sys/kernel/random/boot_id";
+        cleanup_free char *text = NULL;
+        int r = io_read_file(AT_FDCWD, path, 4096, &text, NULL);
+
+        if (r < 0)
+                return err_errno(e, r, "reading %s", path);
+        text[strcspn(text, "\n")] = '\0';
+        (void) snprintf(d->boot_id, sizeof(d->boot_id), "%.39s", text);
+        return 0;
+}
+
+static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct err *e) {
         int r;
 
         r = absolute(opt->state_dir ? opt->state_dir : STATE_DIR_DEFAULT, d->state_dir, sizeof(d->state_dir) - 64, e);
@@ -131,20 +170,14 @@ static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct 
                 r = make_dir(d->run_dir, e);
         if (r == 0)
                 r = make_sub(d->run_dir, "vms", e);
+        if (r == 0)
+                r = lock_dir(d->state_dir, "lock", "state", &d->lock_fd, e);
+        if (r == 0)
+                r = lock_dir(d->run_dir, "forkd.lock", "run", &d->run_lock_fd, e);
         if (r < 0)
                 return r;
-        (void) snprintf(path, sizeof(path), "%s/lock", d->state_dir);
-        d->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-        if (d->lock_fd < 0)
-                return err_errno(e, -errno, "opening %s", path);
-        if (flock(d->lock_fd, LOCK_EX | LOCK_NB) < 0) {
-                if (errno != EWOULDBLOCK)
-                        return err_errno(e, -errno, "locking %s", path);
-                (void) err_set(e, ERR_EXISTS, -EADDRINUSE, "another forkd uses the state directory %s", d->state_dir);
-                return err_hint(e, "stop it first, or use another --state-dir and --run-dir");
-        }
         instance_name(d);
-        return 0;
+        return read_boot_id(d, e);
 }
 
 /* ---- the store ---- */
@@ -179,8 +212,8 @@ static int store_call(struct daemon *d, const char *method, struct err *e) {
 }
 
 /* `forkctl setup` has made an image while we ran on the plain directory below it: possible only while that is
- * empty. */
-int daemon_attach_store(struct daemon *d, struct err *e) {
+ * empty, and nothing may be put there meanwhile. */
+static int attach_store(struct daemon *d, struct err *e) {
         static const char *const subs[] = { "store/snapshots", "store/tmp", "store/vms", "store" };
         char path[PATH_MAX];
         struct err open_err;
@@ -189,7 +222,7 @@ int daemon_attach_store(struct daemon *d, struct err *e) {
         if (r == 1)
                 return 0;
         (void) snprintf(path, sizeof(path), "%s/%s", d->state_dir, STORE_IMAGE);
-        if (r == 0 && access(path, F_OK) < 0)
+        if (r == 0 && access(path, F_OK) < 0 && d->store)
                 return 0; /* the state directory's own file system is the store */
         if (catalog_first(d->catalog) || d->n_vms > 0) {
                 (void) err_set(e, ERR_BUSY, -ENOTEMPTY, "the store has VMs or snapshots on a file system without reflink");
@@ -207,6 +240,26 @@ int daemon_attach_store(struct daemon *d, struct err *e) {
                 r = e->r;
         }
         return r;
+}
+
+int daemon_attach_store(struct daemon *d, struct err *e) {
+        int r;
+
+        if (d->attaching)
+                return err_set(e, ERR_BUSY, -EBUSY, "the store is being attached already");
+        d->attaching = true;
+        r = attach_store(d, e);
+        d->attaching = false;
+        return r;
+}
+
+/* What holds the store open ends before it is detached. */
+void daemon_close_store(struct daemon *d) {
+        struct err e;
+
+        snap_store_close(TAKE_PTR(d->store));
+        if (store_is_attached(d->state_dir) == 1 && store_call(d, "store.detach", &e) < 0)
+                log_warning("%s", e.message);
 }
 
 /* ---- systemd ---- */
@@ -229,81 +282,7 @@ static void notify(const char *state) {
                               (socklen_t) (offsetof(struct sockaddr_un, sun_path) + n));
 }
 
-/* ---- start and stop, as one coroutine ---- */
-
-/* Operations under way are waited for: each ends by itself within its own deadlines. A VM that is waited for may
- * be gone afterwards (rm), so each turn looks anew. */
-static void drain(struct daemon *d) {
-        uint64_t start = now_ns();
-
-        for (;;) {
-                struct co_wait idle = CO_WAIT_INIT;
-                int left = DRAIN_TIMEOUT_MS - (int) ms_since(start);
-                struct vm *vm;
-
-                TAILQ_FOREACH(vm, &d->vms, entry)
-                        if (vm->busy)
-                                break;
-                if (!vm || left <= 0)
-                        break;
-                vm->idle_waiter = &idle;
-                if (co_wait(&idle, left) == -ETIMEDOUT && !idle.done) {
-                        log_warning("%s does not finish (%s)", vm->name, vm->busy);
-                        vm->idle_waiter = NULL;
-                        break;
-                }
-        }
-}
-
-static void stop_one(void *arg) {
-        struct vm *vm = arg;
-        struct err e;
-
-        if (vm_op_stop(vm, &e) < 0)
-                log_error("stopping %s: %s", vm->name, e.message);
-        vm_op_end(vm);
-}
-
-/* All at once: each may take stop_timeout_s. */
-static void stop_vms(struct daemon *d) {
-        struct vm *vm;
-
-        TAILQ_FOREACH(vm, &d->vms, entry) {
-                if (!vm->vmm || vm->busy)
-                        continue;
-                vm->busy = "shutdown";
-                if (co_start(d->base, stop_one, vm) < 0)
-                        vm->busy = NULL;
-        }
-        drain(d);
-}
-
-static bool anything_lives(struct daemon *d) {
-        struct vm *vm;
-
-        TAILQ_FOREACH(vm, &d->vms, entry)
-                if (vm->vmm)
-                        return true;
-        return false;
-}
-
-static void stop(struct daemon *d) {
-        struct err e;
-
-        notify("STOPPING=1");
-        api_close_door(d->api);
-        drain(d);
-        if (d->stop_all)
-                stop_vms(d);
-        if (anything_lives(d)) {
-                log_info("exiting; VMs, pager and store stay");
-                return;
-        }
-        pager_shutdown(d->pager);
-        snap_store_close(TAKE_PTR(d->store));
-        if (store_is_attached(d->state_dir) == 1 && store_call(d, "store.detach", &e) < 0)
-                log_warning("%s", e.message);
-}
+/* ---- start, and life as one coroutine ---- */
 
 static int recover_store(struct daemon *d, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
@@ -326,8 +305,6 @@ static int recover_store(struct daemon *d, struct err *e) {
 }
 
 static int start(struct daemon *d, struct err *e) {
-        struct vm *vm, *next;
-        bool need_pager = false;
         int r;
 
         r = store_call(d, "store.attach", e);
@@ -339,18 +316,9 @@ static int start(struct daemon *d, struct err *e) {
                 r = vm_records_load(d, e);
         if (r < 0)
                 return r;
-        r = pager_find(d->pager, e);
-        if (r < 0) {
+        if (pager_find(d->pager, e) < 0)
                 log_error("%s", e->message);
-                r = 0;
-        }
-        for (vm = TAILQ_FIRST(&d->vms); vm; vm = next) {
-                next = TAILQ_NEXT(vm, entry);
-                need_pager |= vm->session;
-                vm_adopt(vm);
-        }
-        if (need_pager && !pager_is_up(d->pager))
-                log_warning("the pager of the VMs that ran was gone");
+        vms_adopt(d);
         return api_new(d, &d->api, e);
 }
 
@@ -364,6 +332,8 @@ static void life(void *arg) {
         if (r < 0) {
                 log_error("%s%s%s", e.message, e.hint[0] ? "; " : "", e.hint);
                 d->exit_code = 1;
+                if (!daemon_has_live_vms(d))
+                        daemon_close_store(d);
         } else {
                 log_info("forkd %s is ready on %s/forkd.sock", FORKD_VERSION, d->run_dir);
                 notify("READY=1");
@@ -372,21 +342,15 @@ static void life(void *arg) {
                         (void) co_wait(&stopped, -1);
                         d->stopped = NULL;
                 }
-                stop(d);
+                notify("STOPPING=1");
+                daemon_end(d);
         }
         (void) event_base_loopexit(d->base, NULL);
 }
 
-void daemon_stop(struct daemon *d, bool all) {
-        d->stopping = true;
-        d->stop_all |= all;
-        if (d->stopped)
-                co_wake(d->stopped, 0);
-}
-
 static void on_signal(evutil_socket_t sig, short what, void *arg) {
         log_info("got signal %d, stopping", (int) sig);
-        daemon_stop(arg, false);
+        daemon_begin_stop(arg, false);
 }
 
 static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
@@ -419,7 +383,6 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         }
         (void) umask(0077);
         (void) signal(SIGPIPE, SIG_IGN);
-        TAILQ_INIT(&d->vms);
         r = find_helpers(d, e);
         if (r == 0)
                 r = open_dirs(d, opt, e);
@@ -430,6 +393,7 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
                 return err_errno(e, -ENOMEM, "starting the event loop");
         co_sem_init(&d->starts, d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts
                                                            : (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L));
+        co_sem_init(&d->scans, MAX_SCANS);
         d->sigterm = evsignal_new(d->base, SIGTERM, on_signal, d);
         d->sigint = evsignal_new(d->base, SIGINT, on_signal, d);
         d->housekeeping = event_new(d->base, -1, EV_PERSIST, on_housekeeping, d);
@@ -445,8 +409,8 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
 }
 
 static void daemon_clear(struct daemon *d) {
-        vm_release_all(d);
         api_free(d->api);
+        vm_release_all(d);
         pager_free(d->pager);
         worker_pool_free(d->workers);
         catalog_free(d->catalog);
@@ -460,15 +424,17 @@ static void daemon_clear(struct daemon *d) {
         if (d->base)
                 event_base_free(d->base);
         (void) close_fd(d->lock_fd);
+        (void) close_fd(d->run_lock_fd);
 }
 
 int daemon_run(const struct daemon_options *opt) {
-        struct daemon d = { .lock_fd = -1 };
+        struct daemon d = { .lock_fd = -1, .run_lock_fd = -1 };
         struct err e = { 0 };
         int r;
 
         log_init("forkd", LOG_LVL_INFO);
         TAILQ_INIT(&d.vms);
+        TAILQ_INIT(&d.shutdowns);
         r = daemon_init(&d, opt, &e);
         if (r == 0)
                 r = co_start(d.base, life, &d) < 0 ? err_errno(&e, -ENOMEM, "starting") : 0;

@@ -5,7 +5,7 @@
  *      <state>/lock               held while a forkd runs here
  *      <state>/store/             the reflink store: snapshots/, tmp/, vms/<id>/{disk-<n>.img, base.img}
  *      <state>/vms/<id>/          record, console.log, vmm.log
- *      <run>/forkd.sock, pager.sock, vms/<id>/ (the VMM's sockets)
+ *      <run>/forkd.sock, pager.sock, pager.pid, forkd.lock, vms/<id>/ (the VMM's sockets)
  */
 #pragma once
 
@@ -28,6 +28,7 @@
 #define FORKD_MAX_DIR 400
 
 struct pager;
+struct shutdown_wait;
 struct worker_pool;
 struct catalog;
 struct api;
@@ -38,9 +39,11 @@ struct daemon {
         char state_dir[FORKD_MAX_DIR], run_dir[FORKD_MAX_RUN_DIR + 1], cache_dir[FORKD_MAX_DIR];
         char bin_dir[FORKD_MAX_DIR], attach_lib[FORKD_MAX_DIR + 40];
         char instance[17];       /* names this forkd's cgroup: a hash of the state directory's path */
-        int lock_fd;
+        char boot_id[40];        /* of the kernel: what was a process in another boot is none now */
+        int lock_fd, run_lock_fd;
 
-        struct snap_store *store;
+        struct snap_store *store; /* NULL while it is being attached */
+        bool attaching;
         bool reflink;            /* of the store's file system */
         struct catalog *catalog; /* the published snapshots */
 
@@ -50,12 +53,14 @@ struct daemon {
         struct pager *pager;
         struct worker_pool *workers;
         struct co_sem starts;    /* VMM starts at once */
+        struct co_sem scans;     /* requests at once that read a whole snapshot */
         struct api *api;
 
         struct event *sigterm, *sigint, *housekeeping;
         bool stopping;           /* no new operation begins */
         bool stop_all;           /* `shutdown --all`: VMs are stopped first */
-        struct co_wait *stopped; /* woken when the loop may end */
+        struct co_wait *stopped; /* woken when the end begins */
+        TAILQ_HEAD(, shutdown_wait) shutdowns; /* requests that wait for the VMs' end */
         int exit_code;
 };
 
@@ -67,12 +72,22 @@ struct daemon_options {
 /** Runs forkd until it is told to stop; returns the process's exit code. */
 int daemon_run(const struct daemon_options *opt);
 
-/** Begins to stop: as SIGTERM does (VMs live on), or with @all after stopping every VM. */
-void daemon_stop(struct daemon *d, bool all);
+/** Tells forkd to end; returns at once. */
+void daemon_begin_stop(struct daemon *d, bool all);
+/** Begins to stop, as SIGTERM does (VMs live on), or with @all after stopping every VM; waits until no operation is
+ *  under way any more and the VMs have stopped, and appends the names of those to @names. forkd ends then. A coroutine
+ *  call. -ECANCELED: it is about to end already, and not with @all. */
+int daemon_shutdown(struct daemon *d, bool all, struct mp_buf *names, unsigned *ret_n, struct err *e) attr_warn_unused;
 
 /** The path of one of forkd's helper programs: beside its own binary, or in libexec. -ENOENT. */
 int daemon_helper(const struct daemon *d, const char *name, char *buf, size_t size) attr_warn_unused;
 
+/** The end itself, by forkd's own coroutine. */
+void daemon_end(struct daemon *d);
+bool daemon_has_live_vms(struct daemon *d);
+
 /** Opens (or opens again) the store at <state>/store; see `store.attach`. */
 int daemon_open_store(struct daemon *d, struct err *e) attr_warn_unused;
 int daemon_attach_store(struct daemon *d, struct err *e) attr_warn_unused;
+/** Closes it, and unmounts what forkd mounted. */
+void daemon_close_store(struct daemon *d);

@@ -4,7 +4,8 @@
  * on. Then one coroutine per clone restores it under a name of its own; `starts` bounds how many do so at once.
  *
  * Names are taken before anything starts, so a clash costs nothing. When one clone fails, those that came up
- * are removed again: a caller who asked for eight has eight or an error, never five. */
+ * are removed again, and the snapshot that was made for them: a caller who asked for eight has eight or an error,
+ * never five. */
 #include "forkd/fork.h"
 
 #include <errno.h>
@@ -28,7 +29,7 @@ struct clone {
 /* ---- the source ---- */
 
 static int source_snapshot(struct daemon *d, const struct fork_params *p, id_str ret, char *base, size_t size,
-                           struct fork_result *res, struct err *e) {
+                           struct fork_result *res, bool *ret_made, struct err *e) {
         struct vm_snap_params sp = { .codec = SNAP_CODEC_LZ4 };
         struct vm_snap_result sr;
         struct snap_entry *s;
@@ -59,6 +60,7 @@ static int source_snapshot(struct daemon *d, const struct fork_params *p, id_str
         vm_op_end(vm);
         if (r < 0)
                 return r;
+        *ret_made = true;
         res->source_pause_ms = sr.pause_ms;
         memcpy(ret, sr.snapshot, sizeof(sr.snapshot));
         return 0;
@@ -121,6 +123,26 @@ static void drop_clones(struct clone *clones, unsigned n) {
                 }
 }
 
+/* The first to come up may have died while the last did. */
+static int all_live(const struct clone *clones, unsigned n, struct err *e) {
+        for (unsigned i = 0; i < n; i++) {
+                const struct vm *vm = clones[i].vm;
+
+                if (vm->vmm_exited || vm->lost[0])
+                        return err_set(e, ERR_VMM, -EPIPE, "clone '%s' has ended meanwhile%s%s", vm->name, vm->lost[0] ? ": " : "",
+                                       vm->lost);
+        }
+        return 0;
+}
+
+static void drop_snapshot(struct daemon *d, const char *id) {
+        struct snap_entry *s = catalog_by_id(d->catalog, id);
+        struct err e;
+
+        if (s && catalog_remove(d->catalog, s, false, &e) < 0)
+                log_warning("%s", e.message);
+}
+
 static int run_clones(struct daemon *d, const struct fork_params *p, const char *snapshot, struct clone *clones, struct err *e) {
         int first = 0;
 
@@ -143,13 +165,14 @@ static int run_clones(struct daemon *d, const struct fork_params *p, const char 
                                 (void) err_prefix(e, "clone '%s' failed, so none was kept", clones[i].vm->name);
                 }
         }
-        return first;
+        return first < 0 ? first : all_live(clones, p->count, e);
 }
 
 int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *ret, struct err *e) {
         cleanup_free struct clone *clones = calloc(p->count, sizeof(*clones));
         uint64_t start = now_ns();
         char base[NAME_MAX_LEN + 1];
+        bool made = false;
         id_str snapshot;
         int r;
 
@@ -160,13 +183,15 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         if (r == 0 && p->name[0])
                 r = reserve_names(d, p, "", clones, e);
         if (r == 0)
-                r = source_snapshot(d, p, snapshot, base, sizeof(base), ret, e);
+                r = source_snapshot(d, p, snapshot, base, sizeof(base), ret, &made, e);
         if (r == 0 && !p->name[0])
                 r = reserve_names(d, p, base, clones, e);
         if (r == 0)
                 r = run_clones(d, p, snapshot, clones, e);
         if (r < 0) {
                 drop_clones(clones, p->count);
+                if (made)
+                        drop_snapshot(d, snapshot);
                 return r;
         }
         for (unsigned i = 0; i < p->count; i++) {

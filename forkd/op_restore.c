@@ -17,6 +17,9 @@
 #include "forkd/pager_link.h"
 #include "forkd/stages.h"
 #include "forkd/vm.h"
+#include "forkd/worker.h"
+
+#define DISK_COPY_TIMEOUT_MS 600000
 
 static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, struct err *e) {
         char version[32];
@@ -39,11 +42,11 @@ static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, 
                                m->machine, vm->ops->machine);
                 return err_hint(e, "restore it with the forkd that made it; --force tries all the same");
         }
-        (void) strcpy(vm->driver, m->vmm);
-        (void) snprintf(vm->vmm_version, sizeof(vm->vmm_version), "%s", version);
         if (m->mem_bytes < VMM_MIN_MEM || m->mem_bytes > VMM_MAX_MEM || m->vcpus < 1 || m->vcpus > VMM_MAX_VCPUS ||
             m->n_disks > VMM_MAX_DISKS)
                 return err_set(e, ERR_CORRUPT, -EBADMSG, "the manifest of snapshot %s describes an impossible machine", m->id);
+        (void) snprintf(vm->driver, sizeof(vm->driver), "%s", m->vmm);
+        (void) snprintf(vm->vmm_version, sizeof(vm->vmm_version), "%s", version);
         vm->machine = (struct vmm_machine){
                 .mem_bytes = m->mem_bytes,
                 .vcpus = m->vcpus,
@@ -53,10 +56,45 @@ static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, 
         return 0;
 }
 
+static int share_disk(struct vm *vm, const struct snap_manifest *m, unsigned i, struct err *e) {
+        cleanup_fd int src = -1, dst = -1;
+        char to[PATH_MAX], file[32];
+        int r;
+
+        (void) snprintf(file, sizeof(file), "disk-%u.img", i);
+        r = vm_store_path(vm, file, to, sizeof(to));
+        if (r == 0)
+                r = snap_store_open_file(vm->d->store, m->id, file, &src);
+        if (r == 0 && (dst = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600)) < 0)
+                r = -errno;
+        if (r == 0)
+                r = io_clone_file(src, dst, NULL);
+        return r < 0 ? err_errno(e, r, "preparing disk %u of '%s'", i, vm->name) : 0;
+}
+
+/* Where extents cannot be shared a disk is copied, which may take long: not here. */
+static int copy_disk(struct vm *vm, const struct snap_manifest *m, unsigned i, struct err *e) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        char from[PATH_MAX], to[PATH_MAX], file[32];
+        int r;
+
+        mp_buf_init(&b);
+        (void) snprintf(file, sizeof(file), "disk-%u.img", i);
+        r = vm_store_path(vm, file, to, sizeof(to));
+        if (r == 0)
+                r = snap_store_path(vm->d->store, m->id, file, from, sizeof(from));
+        if (r < 0)
+                return err_errno(e, r, "preparing disk %u of '%s'", i, vm->name);
+        mp_map(&b, 2);
+        mp_kv_str(&b, "from", from);
+        mp_kv_str(&b, "to", to);
+        return worker_do(vm->d->workers, "disk.copy", &b, NULL, 0, DISK_COPY_TIMEOUT_MS, NULL, e);
+}
+
 /* The VM's own files: reflinks of the disks, and a second name for the memory image, so that the snapshot may
  * be removed while the VM lives on it. */
 static int make_files(struct vm *vm, const struct snap_manifest *m, struct err *e) {
-        char dir[PATH_MAX], from[PATH_MAX], to[PATH_MAX], file[32];
+        char dir[PATH_MAX], from[PATH_MAX], to[PATH_MAX];
         int r;
 
         r = vm_store_path(vm, NULL, dir, sizeof(dir));
@@ -73,21 +111,9 @@ static int make_files(struct vm *vm, const struct snap_manifest *m, struct err *
         if (r < 0)
                 return err_errno(e, r, "preparing the memory of '%s'", vm->name);
         vm->has_base = true;
-        for (unsigned i = 0; i < m->n_disks; i++) {
-                cleanup_fd int src = -1, dst = -1;
-
-                (void) snprintf(file, sizeof(file), "disk-%u.img", i);
-                r = vm_store_path(vm, file, to, sizeof(to));
-                if (r == 0)
-                        r = snap_store_open_file(vm->d->store, m->id, file, &src);
-                if (r == 0 && (dst = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600)) < 0)
-                        r = -errno;
-                if (r == 0)
-                        r = io_clone_file(src, dst, NULL);
-                if (r < 0)
-                        return err_errno(e, r, "preparing disk %u of '%s'", i, vm->name);
-        }
-        return 0;
+        for (unsigned i = 0; r == 0 && i < m->n_disks; i++)
+                r = vm->d->reflink ? share_disk(vm, m, i, e) : copy_disk(vm, m, i, e);
+        return r;
 }
 
 static int read_vmstate(struct vm *vm, const struct snap_manifest *m, int *ret_fd, struct err *e) {
@@ -176,9 +202,10 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         enum vm_state before = vm->state;
         struct snap_entry *s;
         struct err ignored;
-        char path[PATH_MAX];
+        char reason[sizeof(vm->reason)];
         int r;
 
+        memcpy(reason, vm->reason, sizeof(reason));
         r = catalog_find(vm->d->catalog, snapshot, &s, e);
         if (r == 0)
                 r = check_fits(vm, &s->m, force, e);
@@ -204,14 +231,17 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         if (r == 0)
                 return 0;
         /* As it was: the snapshot is untouched. */
-        if (vm->state == VM_FAILED)
-                err_prefix(e, "%s", vm->reason);
+        if (vm->lost[0])
+                (void) err_prefix(e, "%s", vm->lost);
         vm_explain(vm, e);
         vm_teardown(vm);
-        vm->needs_wake = vm->has_base = false;
-        if (vm_store_path(vm, NULL, path, sizeof(path)) == 0)
-                best_effort(io_remove_tree(AT_FDCWD, path));
-        if (before != VM_CREATING)
-                (void) vm_set_state(vm, before, &ignored);
+        vm->needs_wake = false;
+        vm_drop_files(vm);
+        if (before != VM_CREATING) {
+                vm->state = before;
+                memcpy(vm->reason, reason, sizeof(reason));
+                if (vm_record_save(vm, &ignored) < 0)
+                        log_warning("%s", ignored.message);
+        }
         return r;
 }

@@ -151,7 +151,6 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
         uint64_t start = now_ns();
         struct assets assets;
         enum vmm_accel accel = VMM_ACCEL_TCG;
-        struct err ignored;
         struct vm *vm;
         int r;
 
@@ -165,7 +164,7 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
         r = vm_new(d, p->name, &vm, e);
         if (r < 0)
                 return r;
-        best_effort(vm_op_begin(vm, "run", &ignored));
+        vm->busy = "run";
         (void) snprintf(vm->driver, sizeof(vm->driver), "%s", p->vmm);
         (void) snprintf(vm->net, sizeof(vm->net), "%s", p->net);
         (void) snprintf(vm->on_pager_loss, sizeof(vm->on_pager_loss), "%s", p->on_pager_loss);

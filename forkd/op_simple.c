@@ -19,6 +19,7 @@ static int attr_printf(4, 5) wrong_state(struct vm *vm, const char *want, struct
 }
 
 int vm_op_pause(struct vm *vm, struct err *e) {
+        struct err ignored;
         int r;
 
         if (vm->state == VM_PAUSED)
@@ -26,11 +27,49 @@ int vm_op_pause(struct vm *vm, struct err *e) {
         if (vm->state != VM_RUNNING)
                 return wrong_state(vm, "running", e, "only a running VM can be paused: see 'forkctl inspect %s'", vm->name);
         r = vm->ops->pause(vm->vmm, e);
-        return r < 0 ? err_prefix(e, "pausing '%s'", vm->name) : vm_set_state(vm, VM_PAUSED, e);
+        if (r < 0)
+                return err_prefix(e, "pausing '%s'", vm->name);
+        r = vm_set_state(vm, VM_PAUSED, e);
+        if (r < 0 && !vm->lost[0] && !vm->vmm_exited) {
+                /* A pause that is not written down would not survive forkd: rather none. */
+                vm->state = VM_RUNNING;
+                if (vm->ops->resume(vm->vmm, &ignored) < 0)
+                        log_error("%s (%s): %s", vm->name, vm->id, ignored.message);
+        }
+        return r;
+}
+
+/* Its agent has to hear of something before it is talked to: who it is (a clone that was kept paused), or that this is a
+ * new connection (the pause outlived a forkd, or the old connection broke). Queued before the vCPUs run. */
+static bool agent_must_wake(const struct vm *vm) {
+        return vm->needs_wake || !vm->link || !guest_link_ready(vm->link);
+}
+
+static int resume_guest(struct vm *vm, struct err *e) {
+        bool wake = agent_must_wake(vm);
+        struct err ignored;
+        int r = 0;
+
+        if (wake)
+                r = vm_wake_queue(vm, vm->needs_wake ? WIRE_WAKE_RESTORE : WIRE_WAKE_RECONNECT, e);
+        if (r == 0)
+                r = vm->ops->resume(vm->vmm, e);
+        if (r < 0 || !wake)
+                return r;
+        r = vm_wake_wait(vm, e);
+        if (r < 0 && vm->needs_wake) {
+                /* A clone that does not know who it is must not run as the one it was copied from. */
+                if (!vm->vmm_exited && vm->ops->pause(vm->vmm, &ignored) < 0)
+                        log_error("%s (%s): %s", vm->name, vm->id, ignored.message);
+                return r;
+        }
+        if (r < 0 && !vm->vmm_exited)
+                log_warning("%s (%s) runs, but its agent does not answer: %s", vm->name, vm->id, e->message);
+        return vm->vmm_exited ? r : 0;
 }
 
 int vm_op_resume(struct vm *vm, struct err *e) {
-        int r = 0;
+        int r;
 
         if (vm->state == VM_RUNNING)
                 return 0;
@@ -38,14 +77,16 @@ int vm_op_resume(struct vm *vm, struct err *e) {
                 return wrong_state(vm, "paused", e, "bring it back with: forkctl restore %s", vm->name);
         if (vm->state != VM_PAUSED)
                 return wrong_state(vm, "paused", e, "see 'forkctl inspect %s'", vm->name);
-        /* A clone that was kept paused does not know yet that it is one. */
-        if (vm->needs_wake)
-                r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, e);
-        if (r == 0)
-                r = vm->ops->resume(vm->vmm, e);
-        if (r == 0 && vm->needs_wake)
-                r = vm_wake_wait(vm, e);
-        return r < 0 ? err_prefix(e, "resuming '%s'", vm->name) : vm_set_state(vm, VM_RUNNING, e);
+        r = resume_guest(vm, e);
+        if (r < 0)
+                return err_prefix(e, "resuming '%s'", vm->name);
+        r = vm_set_state(vm, VM_RUNNING, e);
+        if (r < 0 && !vm->lost[0] && !vm->vmm_exited) {
+                /* It runs, and the next forkd will see that it does, whatever the record says. */
+                log_warning("%s", e->message);
+                r = 0;
+        }
+        return r;
 }
 
 /* ---- stop ---- */
@@ -85,7 +126,6 @@ static void ask_guest(struct vm *vm) {
 
 int vm_op_stop(struct vm *vm, struct err *e) {
         enum vm_state before = vm->state;
-        int r;
 
         if (before == VM_STOPPED)
                 return 0;
@@ -93,20 +133,23 @@ int vm_op_stop(struct vm *vm, struct err *e) {
                 return wrong_state(vm, "running", e, "it uses nothing but disk; remove it with: forkctl rm %s", vm->name);
         if (before == VM_FAILED)
                 return wrong_state(vm, "running", e, "it has ended already; remove it with: forkctl rm %s", vm->name);
-        r = vm_set_state(vm, VM_STOPPING, e);
-        if (r < 0)
-                return r;
+        /* A full disk must not keep anybody from stopping things. */
+        if (vm_set_state(vm, VM_STOPPING, e) < 0)
+                log_warning("%s", e->message);
         vm->state = before; /* the record says stopping; the guest is asked as what it still is */
         ask_guest(vm);
         vm->state = VM_STOPPING;
         vm_teardown(vm);
-        return vm_set_state(vm, VM_STOPPED, e);
+        if (vm_set_state(vm, VM_STOPPED, e) < 0)
+                log_warning("%s", e->message);
+        return 0;
 }
 
 int vm_op_rm(struct vm *vm, struct err *e) {
         /* So that a forkd that is killed now finishes the removal instead of taking the VM back; a full disk
          * must not keep anybody from removing things. */
-        if (vm->vmm && vm_set_state(vm, VM_STOPPING, e) < 0)
+        vm->removing = true;
+        if (vm_record_save(vm, e) < 0)
                 log_warning("%s", e->message);
         vm_teardown(vm);
         vm_delete(vm, true);

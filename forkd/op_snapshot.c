@@ -41,6 +41,7 @@ struct taking {
         struct vm_snap_result *result;
         struct worker *worker;
         struct snap_manifest *m;
+        struct tag_claim claim;
         int base_fd, vmstate_fd;
         char store[PATH_MAX];
         bool paused_by_us;
@@ -56,17 +57,12 @@ static int fill_manifest(struct taking *t, struct err *e) {
         struct timespec now;
         struct err ignored;
 
-        if (t->p->tag && t->p->tag[0]) {
-                if (!name_valid(t->p->tag)) {
-                        (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be a tag", t->p->tag);
-                        return err_hint(e, "tags are letters, digits, '.', '_' and '-', at most %d", NAME_MAX_LEN);
-                }
-                if (catalog_by_tag(vm->d->catalog, t->p->tag)) {
-                        (void) err_set(e, ERR_EXISTS, -EEXIST, "a snapshot with the tag '%s' exists already", t->p->tag);
-                        return err_hint(e, "take another tag, or remove it: forkctl snapshot rm %s", t->p->tag);
-                }
-                (void) strcpy(m->tag, t->p->tag);
-        }
+        int r;
+
+        r = catalog_claim_tag(vm->d->catalog, t->p->tag, &t->claim, e);
+        if (r < 0)
+                return r;
+        (void) strcpy(m->tag, t->claim.tag);
         (void) clock_gettime(CLOCK_REALTIME, &now);
         id_new(m->id);
         (void) strcpy(m->source, vm->name);
@@ -317,8 +313,14 @@ static void undo(struct taking *t) {
 
         if (vm->vmm && !vm->vmm_exited && resume_vm(t, &e) < 0)
                 log_error("%s does not go on after a failed snapshot: %s", vm->name, e.message);
-        worker_put(TAKE_PTR(t->worker), true);
-        best_effort(snap_store_sweep(vm->d->store, NULL));
+        if (t->worker) {
+                worker_put(TAKE_PTR(t->worker), true);
+                /* A worker that died between the publishing and its answer has left a snapshot that nobody asked for:
+                 * its VM runs on. */
+                if (snap_store_remove(vm->d->store, t->m->id) == 0)
+                        log_info("removed snapshot %s, of which nobody was told", t->m->id);
+                best_effort(snap_store_sweep(vm->d->store, NULL));
+        }
         if (vm->pending_snapshot[0]) {
                 vm->pending_snapshot[0] = '\0';
                 if (vm_record_save(vm, &e) < 0)
@@ -326,22 +328,22 @@ static void undo(struct taking *t) {
         }
 }
 
-static int become_standby(struct taking *t, struct snap_entry *s, struct err *e) {
+/* The record on disk names the snapshot as pending already: should it not be writable any more, the next forkd still
+ * comes to the same result. So that is no reason to tell of a failure, of which there is none. */
+static void become_standby(struct taking *t, struct snap_entry *s) {
         struct vm *vm = t->vm;
-        char path[PATH_MAX];
-        int r;
+        struct err e;
 
         /* A VMM takes milliseconds to die, in which its files can go: disks and memory are in the snapshot now. */
         if (vm->vmm && !vm->vmm_exited)
                 best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
-        if (vm_store_path(vm, NULL, path, sizeof(path)) == 0)
-                best_effort(io_remove_tree(AT_FDCWD, path));
+        vm_drop_files(vm);
         vm_teardown(vm);
         stage_done(&t->stages, "end");
         catalog_vm_stands_by(vm, s);
-        r = vm_set_state(vm, VM_STANDBY, e);
+        if (vm_set_state(vm, VM_STANDBY, &e) < 0)
+                log_warning("%s", e.message);
         stage_done(&t->stages, "record");
-        return r;
 }
 
 int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_running, struct vm_snap_result *ret, struct err *e) {
@@ -365,16 +367,15 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
                 undo(&t);
         else
                 worker_put(TAKE_PTR(t.worker), false);
+        catalog_release_tag(&t.claim);
         (void) close_fd(t.base_fd);
         (void) close_fd(t.vmstate_fd);
         if (r < 0)
                 return r;
         if (!keep_running) {
                 s->users++; /* ending the VM takes a while, in which nobody may remove its snapshot */
-                r = become_standby(&t, s, e);
+                become_standby(&t, s);
                 s->users--;
-                if (r < 0)
-                        return r;
         }
         memcpy(ret->snapshot, s->m.id, sizeof(ret->snapshot));
         ret->dirty_bytes = s->m.dirty_bytes;

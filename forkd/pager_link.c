@@ -404,24 +404,25 @@ int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) {
         return 0;
 }
 
-int pager_session_known(struct pager *p, struct vm *vm, bool *ret, struct err *e) {
+int pager_mark_sessions(struct pager *p, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         const msgpack_object *sessions;
         int r;
 
         r = rpc_call_co(p->conn, "status", NULL, NULL, 0, CALL_TIMEOUT_MS, &a, e);
         if (r < 0)
-                return r;
+                return err_prefix(e, "asking the pager for its sessions");
         sessions = mp_get_array(&a.doc.root, "sessions");
-        *ret = false;
-        for (uint32_t i = 0; sessions && i < sessions->via.array.size; i++)
-                if (mp_is_str(mp_get(&sessions->via.array.ptr[i], "session"), vm->id)) {
-                        bool attached = false, failed = false;
+        for (uint32_t i = 0; sessions && i < sessions->via.array.size; i++) {
+                const msgpack_object *s = &sessions->via.array.ptr[i];
+                bool attached = false, failed = false;
+                struct vm *vm = session_of(p, s);
 
-                        (void) mp_get_bool(&sessions->via.array.ptr[i], "attached", &attached);
-                        (void) mp_get_bool(&sessions->via.array.ptr[i], "failed", &failed);
-                        *ret = attached && !failed;
-                }
+                (void) mp_get_bool(s, "attached", &attached);
+                (void) mp_get_bool(s, "failed", &failed);
+                if (vm)
+                        vm->session_known = attached && !failed;
+        }
         return 0;
 }
 

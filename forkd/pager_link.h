@@ -28,8 +28,8 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_me
         attr_warn_unused;
 /** After the VMM was reaped. No session is no error. */
 void pager_session_close(struct pager *p, struct vm *vm);
-/** Does the pager know an attached session for this VM? */
-int pager_session_known(struct pager *p, struct vm *vm, bool *ret, struct err *e) attr_warn_unused;
+/** Marks the VMs for which the pager has an attached session that has not failed (vm->session_known). */
+int pager_mark_sessions(struct pager *p, struct err *e) attr_warn_unused;
 /** What the guest discarded: *ret_n ranges [first page, pages], encoded one behind the other in @ret. */
 int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
 

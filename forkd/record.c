@@ -2,7 +2,9 @@
 /* VM records: one msgpack map per VM in <state>/vms/<id>/record, replaced atomically at every transition.
  *
  * A record of a VM that lives is not synced: a crash of the host ends its VMM too. Only VM_STANDBY is worth an
- * fsync, and only when its snapshot is durable: before that, a crash may take the snapshot as well. */
+ * fsync, and only when its snapshot is durable: before that, a crash may take the snapshot as well.
+ *
+ * A process is named by pid, start time and boot: after a crash of the host the first two may be another's. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +22,7 @@
 #define RECORD_MAX_BYTES 16384
 
 static void record_encode(const struct vm *vm, struct mp_buf *b) {
-        mp_map(b, 24);
+        mp_map(b, 26);
         mp_kv_u64(b, "version", RECORD_VERSION);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "name", vm->name);
@@ -40,9 +42,11 @@ static void record_encode(const struct vm *vm, struct mp_buf *b) {
         mp_kv_bool(b, "has_base", vm->has_base);
         mp_kv_str(b, "pending_snapshot", vm->pending_snapshot);
         mp_kv_bool(b, "needs_wake", vm->needs_wake);
+        mp_kv_bool(b, "removing", vm->removing);
         mp_kv_i64(b, "created_ns", vm->created_ns);
         mp_kv_u64(b, "pid", vm->pid > 0 ? (uint64_t) vm->pid : 0);
         mp_kv_u64(b, "start_time", vm->start_time);
+        mp_kv_str(b, "boot", vm->d->boot_id);
         mp_kv_bool(b, "session", vm->session);
         mp_kv_str(b, "busy", vm->busy);
 }
@@ -117,6 +121,7 @@ static int get_machine(const msgpack_object *m, struct vmm_machine *ret) {
 
 static int record_decode(const msgpack_object *m, struct vm *vm) {
         uint64_t version, pid = 0, generation = 0;
+        char boot[sizeof(vm->d->boot_id)] = "";
         int r;
 
         if (mp_get_u64(m, "version", &version) < 0 || version != RECORD_VERSION)
@@ -149,6 +154,7 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
         (void) mp_get_str(m, "net", vm->net, sizeof(vm->net));
         (void) mp_get_bool(m, "has_base", &vm->has_base);
         (void) mp_get_bool(m, "needs_wake", &vm->needs_wake);
+        (void) mp_get_bool(m, "removing", &vm->removing);
         (void) mp_get_bool(m, "session", &vm->session);
         (void) mp_get_i64(m, "created_ns", &vm->created_ns);
         (void) mp_get_u64(m, "generation", &generation);
@@ -156,6 +162,9 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
         (void) mp_get_u64(m, "start_time", &vm->start_time);
         vm->generation = (uint32_t) MIN_OF(generation, (uint64_t) UINT32_MAX);
         vm->pid = pid <= 4194304 ? (pid_t) pid : 0; /* PID_MAX_LIMIT of 64-bit kernels */
+        (void) mp_get_str(m, "boot", boot, sizeof(boot));
+        if (strcmp(boot, vm->d->boot_id) != 0)
+                vm->pid = 0;
         return 0;
 }
 

@@ -33,6 +33,10 @@ int rq_str(struct request *rq, const char *key, char *buf, size_t size, struct e
 int rq_opt_str(struct request *rq, const char *key, const char *def, char *buf, size_t size, struct err *e) attr_warn_unused;
 int rq_opt_u64(struct request *rq, const char *key, uint64_t def, uint64_t *ret, struct err *e) attr_warn_unused;
 int rq_opt_bool(struct request *rq, const char *key, bool def, bool *ret, struct err *e) attr_warn_unused;
+/** NULL when it is absent. */
+int rq_opt_array(struct request *rq, const char *key, const msgpack_object **ret, struct err *e) attr_warn_unused;
+/** An element of such an array as a string without NULs: -EINVAL. */
+int rq_obj_str(const msgpack_object *o, char *buf, size_t size) attr_warn_unused;
 /** The VM that "name" names. */
 int rq_vm(struct request *rq, struct vm **ret, struct err *e) attr_warn_unused;
 

@@ -136,7 +136,7 @@ void streams_on_message(struct daemon *d, struct rpc_msg *m) {
                 return; /* it has ended meanwhile */
         (void) mp_get_u64(m->params, "stream", &stream);
         if (strcmp(m->method, "stream.data") == 0) {
-                r = mp_get_bin(m->params, "data", &data, &len);
+                r = stream != 0 ? -EINVAL : mp_get_bin(m->params, "data", &data, &len);
                 if (r == 0 && len > 0)
                         r = len > MAX_CHUNK ? -EMSGSIZE : guest_call_send(c->call, data, len);
         } else if (strcmp(m->method, "stream.eof") == 0) {
@@ -197,7 +197,17 @@ static int ready_vm(struct request *rq, struct vm **ret, struct err *e) {
                                                             : "see 'forkctl inspect %s'",
                                 vm->name);
         }
-        if (!vm->link || !guest_link_ready(vm->link)) {
+        /* "try again" shall help: a connection that nobody brought back is made anew here. */
+        if ((!vm->link || !guest_link_ready(vm->link)) && !vm->busy) {
+                r = vm_op_begin(vm, "reconnecting to the agent", e);
+                if (r < 0)
+                        return r;
+                r = vm_agent_regain(vm, e);
+                vm_op_end(vm);
+                if (r < 0)
+                        return r;
+        }
+        if (vm->state != VM_RUNNING || !vm->link || !guest_link_ready(vm->link)) {
                 (void) err_set(e, ERR_AGENT, -ENOTCONN, "the agent in '%s' is not connected", vm->name);
                 return err_hint(e, "try again; 'forkctl logs %s' may tell why", vm->name);
         }
@@ -224,6 +234,11 @@ static int call_begun(struct stream_call *c, int r) {
         return REQUEST_TAKEN;
 }
 
+/* A string that C can hold. */
+static bool is_text(const msgpack_object *o) {
+        return o->type == MSGPACK_OBJECT_STR && !(o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size));
+}
+
 /* An array of strings as a NULL-terminated vector; all in one allocation that the caller frees. */
 static int get_argv(const msgpack_object *a, const char ***ret, struct err *e) {
         size_t bytes = 0, n;
@@ -238,7 +253,7 @@ static int get_argv(const msgpack_object *a, const char ***ret, struct err *e) {
         for (size_t i = 0; i < n; i++) {
                 const msgpack_object *o = &a->via.array.ptr[i];
 
-                if (o->type != MSGPACK_OBJECT_STR || (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
+                if (!is_text(o))
                         return err_set(e, ERR_INVALID, -EINVAL, "argument %zu of the command is no string", i);
                 bytes += o->via.str.size + 1;
         }
@@ -274,7 +289,7 @@ static int get_env(const msgpack_object *m, const char ***ret, struct err *e) {
         for (size_t i = 0; i < n; i++) {
                 const msgpack_object_kv *kv = &m->via.map.ptr[i];
 
-                if (kv->key.type != MSGPACK_OBJECT_STR || kv->val.type != MSGPACK_OBJECT_STR || kv->key.via.str.size == 0)
+                if (!is_text(&kv->key) || !is_text(&kv->val) || kv->key.via.str.size == 0)
                         return err_set(e, ERR_INVALID, -EINVAL, "env is no map of strings");
                 bytes += kv->key.via.str.size + kv->val.via.str.size + 2;
         }
@@ -320,8 +335,8 @@ int api_vm_exec(struct request *rq, struct mp_buf *out, struct err *e) {
                 r = rq_opt_str(rq, "cwd", "", cwd, sizeof(cwd), e);
         if (r < 0)
                 return r;
-        (void) mp_get_double(&rq->doc.root, "timeout_s", &p.timeout_s);
-        if (!(p.timeout_s >= 0 && p.timeout_s <= 1e9))
+        r = mp_get_double(&rq->doc.root, "timeout_s", &p.timeout_s);
+        if ((r < 0 && r != -ENOENT) || !(p.timeout_s >= 0 && p.timeout_s <= 1e9))
                 return err_set(e, ERR_INVALID, -EINVAL, "the timeout must be a number of seconds");
         p.argv = argv;
         p.env = env;
@@ -356,11 +371,13 @@ int api_vm_put(struct request *rq, struct mp_buf *out, struct err *e) {
                 r = rq_opt_u64(rq, "mode", 0644, &mode, e);
         if (r == 0)
                 r = rq_opt_u64(rq, "size", UINT64_MAX, &size, e);
+        if (r == 0 && mode > 07777)
+                r = err_set(e, ERR_INVALID, -EINVAL, "the file's mode is more than permission bits");
         if (r == 0 && size == UINT64_MAX)
                 r = err_set(e, ERR_INVALID, -EINVAL, "put needs the file's size");
         if (r == 0)
                 r = call_new(rq, vm, false, &c, e);
-        return r < 0 ? r : call_begun(c, guest_put(vm->link, path, (uint32_t) mode & 07777, size, &handlers, c, &c->call, e));
+        return r < 0 ? r : call_begun(c, guest_put(vm->link, path, (uint32_t) mode, size, &handlers, c, &c->call, e));
 }
 
 int api_vm_get(struct request *rq, struct mp_buf *out, struct err *e) {

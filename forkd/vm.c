@@ -65,6 +65,12 @@ int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
                 (void) err_set(e, ERR_EXISTS, -EEXIST, "a VM named '%s' exists already", name);
                 return err_hint(e, "take another name, or remove it: forkctl rm %s", name);
         }
+        if (d->stopping) {
+                (void) err_set(e, ERR_CANCELED, -ECANCELED, "forkd is about to exit");
+                return err_hint(e, "try again when it is back");
+        }
+        if (!d->store)
+                return err_set(e, ERR_BUSY, -EBUSY, "the store is not attached at this moment");
         if (d->n_vms >= d->cfg.max_vms) {
                 (void) err_set(e, ERR_LIMIT, -EMFILE, "there are %u VMs already, the most that this forkd holds", d->n_vms);
                 return err_hint(e, "remove some, or raise max_vms in the configuration");
@@ -137,7 +143,7 @@ void vm_release_all(struct daemon *d) {
 }
 
 int vm_op_begin(struct vm *vm, const char *what, struct err *e) {
-        if (vm->d->stopping && !vm->d->stop_all) {
+        if (vm->d->stopping) {
                 (void) err_set(e, ERR_CANCELED, -ECANCELED, "forkd is about to exit");
                 return err_hint(e, "try again when it is back");
         }
@@ -149,18 +155,42 @@ int vm_op_begin(struct vm *vm, const char *what, struct err *e) {
         return 0;
 }
 
+/* States in which a VMM is meant to live. The others end with an operation of their own. */
+static bool is_live(enum vm_state s) {
+        return s == VM_BOOTING || s == VM_RUNNING || s == VM_PAUSED;
+}
+
+static void clean_up_ended(struct vm *vm) {
+        bool live = is_live(vm->state), by_itself = vm->guest_shutdown;
+        struct err e;
+
+        if (live && by_itself)
+                (void) vm_set_state(vm, VM_STOPPING, &e);
+        else if (live)
+                vm_fail(vm, "the VMM ended unexpectedly");
+        vm_teardown(vm);
+        if (live && by_itself && vm_set_state(vm, VM_STOPPED, &e) < 0)
+                log_error("%s", e.message);
+}
+
 void vm_op_end(struct vm *vm) {
-        if (vm->vmm_exited && vm->vmm) {
-                if (vm->state == VM_RUNNING || vm->state == VM_PAUSED || vm->state == VM_BOOTING)
-                        vm_fail(vm, "the VMM ended unexpectedly");
-                vm_teardown(vm);
-        }
+        if (vm->lost[0] && is_live(vm->state))
+                vm_fail(vm, "%s", vm->lost);
+        if (vm->vmm_exited && vm->vmm)
+                clean_up_ended(vm);
         vm->busy = NULL;
         if (vm->idle_waiter)
                 co_wake(TAKE_PTR(vm->idle_waiter), 0);
+        vm_agent_regain_later(vm);
 }
 
 int vm_set_state(struct vm *vm, enum vm_state state, struct err *e) {
+        if (state == VM_RUNNING || state == VM_PAUSED) {
+                if (vm->lost[0])
+                        return err_set(e, ERR_PAGER, -EPIPE, "'%s' lost its memory: %s", vm->name, vm->lost);
+                if (vm->vmm_exited)
+                        return err_set(e, ERR_VMM, -EPIPE, "the VMM of '%s' has ended", vm->name);
+        }
         if (state != vm->state)
                 log_info("%s (%s): %s -> %s", vm->name, vm->id, vm_state_name(vm->state), vm_state_name(state));
         vm->state = state;

@@ -52,6 +52,7 @@ struct vm {
         bool has_base;              /* store/vms/<id>/base.img: what its memory was restored from */
         id_str pending_snapshot;    /* a standby under way: completed if this one is published, else undone */
         bool needs_wake;            /* restored, but its agent has not yet been told who it is */
+        bool removing;              /* rm has begun: the next forkd finishes it */
         int64_t created_ns;
         pid_t pid;
         uint64_t start_time;        /* of the pid, /proc/<pid>/stat field 22 */
@@ -61,6 +62,9 @@ struct vm {
         struct vmm *vmm;
         struct guest_link *link;
         bool session;               /* the pager serves it */
+        bool session_known;         /* said a pager of an earlier forkd's (pager_mark_sessions) */
+        char lost[200];             /* why its memory is gone and it is being killed, else "" */
+        bool agent_lost;            /* the agent's link broke while the VMM lives: to be made anew */
         int uffd;                   /* duplicate of its userfaultfd: keeps its faults waiting when all others go */
         bool vmm_exited;            /* the process has ended; the operation under way, or vm_reap, cleans up */
         bool guest_shutdown;        /* the guest itself asked for its end */
@@ -94,9 +98,11 @@ int vm_store_path(const struct vm *vm, const char *file, char *buf, size_t size)
 
 /** Takes the VM for operation @what. -EBUSY: another is under way. */
 int vm_op_begin(struct vm *vm, const char *what, struct err *e) attr_warn_unused;
-/** Gives it back. A VMM that died meanwhile is cleaned up now. */
+/** Gives it back. A VMM that died meanwhile is cleaned up now, which may wait; @vm stays valid until the caller
+ *  waits for something else. */
 void vm_op_end(struct vm *vm);
-/** Sets the state and writes the record. */
+/** Sets the state and writes the record. VM_RUNNING and VM_PAUSED are refused for a VM whose VMM has ended or whose
+ *  memory is lost, so that no operation ends well on a dead VM. */
 int vm_set_state(struct vm *vm, enum vm_state state, struct err *e);
 /** To VM_FAILED with a reason; the record is written as far as the disk allows. */
 void vm_fail(struct vm *vm, const char *fmt, ...) attr_printf(2, 3);
@@ -116,9 +122,14 @@ struct vm_launch {
 int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) attr_warn_unused;
 /** Connects to the agent's channel. */
 int vm_link_open(struct vm *vm, struct err *e) attr_warn_unused;
-/** Tells the guest who it is (fresh entropy, time, hostname, machine-id); the VMM may still be paused. */
+/** Tells the guest who it is (fresh entropy, time, hostname, machine-id), or with WIRE_WAKE_RECONNECT only that it is
+ *  talked to anew; connects first when there is no fresh connection. The VMM may still be paused. */
 int vm_wake_queue(struct vm *vm, enum wire_wake_kind kind, struct err *e) attr_warn_unused;
 int vm_wake_wait(struct vm *vm, struct err *e) attr_warn_unused;
+/** Gets in touch with the agent of a running guest again, whatever became of the last connection. */
+int vm_agent_regain(struct vm *vm, struct err *e) attr_warn_unused;
+/** The same in the background, if a loss was noted (agent_lost) and nothing else is under way. */
+void vm_agent_regain_later(struct vm *vm);
 /** After a failure to come up: adds what the guest and its VMM said last, before their files go. */
 void vm_explain(struct vm *vm, struct err *e);
 /** Cuts the console's log when the guest has written too much; called every few seconds. */
@@ -126,10 +137,18 @@ void vm_trim_console(struct vm *vm);
 /** Ends everything that lives of this VM, in order: calls, link, VMM (killed and reaped), pager session, run
  *  directory, cgroup. Files and record stay. */
 void vm_teardown(struct vm *vm);
-/** Takes back what an earlier forkd left running, or finds out how it ended. */
-void vm_adopt(struct vm *vm);
-/** Kills a guest that lost its memory, from anywhere: state failed with @reason. */
+/** Kills a guest that lost its memory, from anywhere: state failed with @reason, at once or when the operation under
+ *  way has ended. */
 void vm_kill_lost(struct vm *vm, const char *reason);
+/** The VM's disks and memory in the store: gone, for they are in a snapshot now, or were never needed. */
+void vm_drop_files(struct vm *vm);
+extern const struct vmm_events vm_vmm_events;
+
+/* ---- after a restart (adopt.c) ---- */
+
+/** Takes back what an earlier forkd left running, finds out how the rest ended, and removes what belongs to nobody:
+ *  processes, cgroups, directories. A coroutine call; agents that take long are waited for in the background. */
+void vms_adopt(struct daemon *d);
 
 /* ---- whole operations (one file each): the VM is taken by them ---- */
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The living parts of a VM: how they come up, how they go, and how an earlier forkd's are taken back. */
+/* The living parts of a VM: how they come up and how they go. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -9,7 +9,6 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/spawn.h"
-#include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/pager_link.h"
 #include "forkd/streams.h"
@@ -20,21 +19,12 @@
 #define CONSOLE_MAX_BYTES (4 << 20) /* a guest may write for ever: beyond this only the newest stays */
 #define CONSOLE_KEEP_BYTES (1 << 20)
 #define LINK_TIMEOUT_MS 10000
+#define REGAIN_TIMEOUT_MS 10000 /* a guest that only has to answer; one that wakes up has the configured time */
 
 /* ---- the VMM's events ---- */
 
 static void reap(void *arg) {
-        struct vm *vm = arg;
-
-        if (vm->guest_shutdown) {
-                struct err e;
-
-                (void) vm_set_state(vm, VM_STOPPING, &e);
-                vm_teardown(vm);
-                if (vm_set_state(vm, VM_STOPPED, &e) < 0)
-                        log_error("%s", e.message);
-        }
-        vm_op_end(vm);
+        vm_op_end(arg);
 }
 
 static void on_exit_event(int status, void *arg) {
@@ -57,15 +47,21 @@ static void on_guest_event(const char *what, void *arg) {
                 vm->guest_shutdown = true;
 }
 
-static const struct vmm_events vmm_events = { .on_exit = on_exit_event, .on_guest_event = on_guest_event };
+const struct vmm_events vm_vmm_events = { .on_exit = on_exit_event, .on_guest_event = on_guest_event };
 
 /* A guest without its memory is killed at once, whatever else goes on with it: an operation under way sees its
- * VMM die and ends; vm_op_end then finds the state set here. */
+ * VMM die and ends; vm_op_end then does what is left. A VMM that is just being started has no handle yet, but a
+ * cgroup, and vm_launch looks for the reason when it has. */
 void vm_kill_lost(struct vm *vm, const char *reason) {
-        if (!vm->vmm)
-                return;
-        vm_fail(vm, "%s", reason);
-        best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
+        struct err e;
+
+        (void) snprintf(vm->lost, sizeof(vm->lost), "%s", reason);
+        if (vm->vmm && !vm->busy)
+                vm_fail(vm, "%s", reason);
+        if (vm->vmm)
+                best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
+        else if (cgroup_kill(vm->d->instance, vm->id, &e) < 0)
+                log_debug("%s", e.message);
 }
 
 /* ---- coming up ---- */
@@ -158,7 +154,9 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
         s.log_path = log_path;
         s.console_fd = console;
         vm->vmm_exited = vm->guest_shutdown = false;
-        r = vm->ops->start(vm->d->base, &s, &vmm_events, vm, &vm->vmm, e);
+        r = vm->ops->start(vm->d->base, &s, &vm_vmm_events, vm, &vm->vmm, e);
+        if (vm->lost[0]) /* killed from outside while it started: the caller tears it down */
+                return err_set(e, ERR_PAGER, -EPIPE, "starting '%s': its memory was lost", vm->name);
         if (r < 0)
                 return err_prefix(e, "starting '%s'", vm->name);
         vm->pid = vm->ops->pid(vm->vmm);
@@ -168,36 +166,35 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
         return vm_record_save(vm, e);
 }
 
-static void on_link_lost(int r, void *arg);
+/* ---- the agent ---- */
 
-static void reconnect(void *arg) {
+static void regain(void *arg) {
         struct vm *vm = arg;
-        struct guest_identity id = { .kind = WIRE_WAKE_RECONNECT };
         struct err e;
-        int r;
 
-        r = vm_link_open(vm, &e);
-        if (r == 0) {
-                r = guest_link_queue_wake(vm->link, &id);
-                if (r == 0)
-                        r = vm_wake_wait(vm, &e);
-        }
-        if (r < 0)
+        if (vm_agent_regain(vm, &e) < 0)
                 log_warning("%s: the agent does not come back: %s", vm->name, e.message);
         vm_op_end(vm);
 }
 
-/* The VMM lives but the agent was lost: it crashed and was respawned, or lost its place in the stream. */
+void vm_agent_regain_later(struct vm *vm) {
+        if (!vm->agent_lost || vm->busy || vm->state != VM_RUNNING || !vm->vmm || vm->vmm_exited || vm->d->stopping)
+                return;
+        vm->agent_lost = false; /* one attempt a loss; the next request that needs the agent is another */
+        vm->busy = "reconnecting to the agent";
+        if (co_start(vm->d->base, regain, vm) < 0)
+                vm->busy = NULL;
+}
+
+/* The agent crashed and was respawned, or lost its place in the stream. When it was the VMM that hung up (-EPIPE), it
+ * is about to end. */
 static void on_link_lost(int r, void *arg) {
         struct vm *vm = arg;
 
         log_info("%s (%s): the agent's connection was lost: %s", vm->name, vm->id, strerror(-r));
         streams_fail(vm, "the connection to the agent was lost");
-        if (vm->busy || vm->state != VM_RUNNING || r == -EPIPE)
-                return;
-        vm->busy = "reconnecting to the agent";
-        if (co_start(vm->d->base, reconnect, vm) < 0)
-                vm->busy = NULL;
+        vm->agent_lost = r != -EPIPE;
+        vm_agent_regain_later(vm);
 }
 
 int vm_link_open(struct vm *vm, struct err *e) {
@@ -214,31 +211,64 @@ int vm_link_open(struct vm *vm, struct err *e) {
         return 0;
 }
 
+static int queue_wake(struct vm *vm, const struct guest_identity *id, struct err *e) {
+        int r = vm->link ? guest_link_queue_wake(vm->link, id) : -ENOTCONN;
+
+        if (r == -ENOTCONN) {
+                r = vm_link_open(vm, e);
+                if (r < 0)
+                        return r;
+                r = guest_link_queue_wake(vm->link, id);
+        }
+        return r < 0 ? err_errno(e, r, "waking '%s'", vm->name) : 0;
+}
+
 int vm_wake_queue(struct vm *vm, enum wire_wake_kind kind, struct err *e) {
         struct guest_identity id = { .kind = kind };
         uint8_t machine_id[16];
         int r;
 
-        (void) snprintf(id.hostname, sizeof(id.hostname), "%s", vm->name);
-        random_bytes(machine_id, sizeof(machine_id));
-        hex_encode(machine_id, sizeof(machine_id), id.machine_id);
-        random_bytes(id.entropy, sizeof(id.entropy));
-        r = guest_link_queue_wake(vm->link, &id);
+        if (kind != WIRE_WAKE_RECONNECT) {
+                (void) snprintf(id.hostname, sizeof(id.hostname), "%s", vm->name);
+                random_bytes(machine_id, sizeof(machine_id));
+                hex_encode(machine_id, sizeof(machine_id), id.machine_id);
+                random_bytes(id.entropy, sizeof(id.entropy));
+        }
+        r = queue_wake(vm, &id, e);
         explicit_bzero(id.entropy, sizeof(id.entropy));
-        return r < 0 ? err_errno(e, r, "waking '%s'", vm->name) : 0;
+        return r;
 }
 
-int vm_wake_wait(struct vm *vm, struct err *e) {
+static int wait_ack(struct vm *vm, int timeout_ms, struct err *e) {
         struct guest_ack ack;
         int r;
 
-        r = guest_link_wait_ack(vm->link, (int) vm->d->cfg.wake_timeout_s * 1000, &ack, e);
+        r = guest_link_wait_ack(vm->link, timeout_ms, &ack, e);
         if (r < 0)
                 return err_prefix(e, "waking '%s'", vm->name);
         for (unsigned i = 0; i < ack.n_warnings; i++)
                 log_warning("%s: waking up: %s", vm->name, ack.warnings[i]);
-        vm->needs_wake = false;
+        vm->agent_lost = false;
         return 0;
+}
+
+int vm_wake_wait(struct vm *vm, struct err *e) {
+        int r = wait_ack(vm, (int) vm->d->cfg.wake_timeout_s * 1000, e);
+
+        if (r == 0)
+                vm->needs_wake = false;
+        return r;
+}
+
+int vm_agent_regain(struct vm *vm, struct err *e) {
+        int r;
+
+        if (vm->needs_wake) {
+                r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, e);
+                return r < 0 ? r : vm_wake_wait(vm, e);
+        }
+        r = vm_wake_queue(vm, WIRE_WAKE_RECONNECT, e);
+        return r < 0 ? r : wait_ack(vm, REGAIN_TIMEOUT_MS, e);
 }
 
 /* The last line of text in a file, printable, for a message. */
@@ -290,109 +320,27 @@ void vm_teardown(struct vm *vm) {
                         log_error("%s (%s): %s", vm->name, vm->id, e.message);
                 vm->ops->free(TAKE_PTR(vm->vmm));
         }
-        vm->vmm_exited = false;
         vm->pid = 0;
         vm->start_time = 0;
-        /* Only now: without its pager a living guest would wait for ever. */
-        pager_session_close(vm->d->pager, vm);
+        /* Also kills a VMM that an earlier forkd started but did not come to note. */
         if (cgroup_remove(vm->d->instance, vm->id, &e) < 0)
                 log_debug("%s: %s", vm->name, e.message);
+        /* Only now: without its pager a living guest would wait for ever. */
+        pager_session_close(vm->d->pager, vm);
+        vm->vmm_exited = vm->guest_shutdown = vm->agent_lost = false;
+        vm->lost[0] = '\0';
         if (vm_run_path(vm, NULL, path, sizeof(path)) == 0)
                 best_effort(io_remove_tree(AT_FDCWD, path));
 }
 
-/* ---- taking back ---- */
-
-/* The VMM is gone, or cannot be used: what was it doing? */
-static void settle_dead(struct vm *vm) {
-        struct snap_entry *s;
-        struct err e;
-
-        vm_teardown(vm);
-        if (vm->pending_snapshot[0] && (s = catalog_by_id(vm->d->catalog, vm->pending_snapshot))) {
-                /* The standby had published its snapshot when forkd was ended: it is complete. */
-                catalog_vm_stands_by(vm, s);
-                (void) vm_set_state(vm, VM_STANDBY, &e);
-        } else if (vm->state == VM_STOPPING) {
-                (void) vm_set_state(vm, VM_STOPPED, &e);
-        } else if (vm->state != VM_STANDBY && vm->state != VM_STOPPED && vm->state != VM_FAILED) {
-                vm_fail(vm, "the VMM ended while forkd was away (state was %s)", vm_state_name(vm->state));
-        }
-}
-
-static int adopt_vmm(struct vm *vm, struct err *e) {
-        char run_dir[PATH_MAX], log_path[PATH_MAX];
-        cleanup_fd int pidfd = -1;
-        bool known = true;
+void vm_drop_files(struct vm *vm) {
+        char path[PATH_MAX];
         int r;
 
-        r = spawn_pidfd_open(vm->pid, vm->start_time, &pidfd);
-        if (r < 0)
-                return err_set(e, ERR_VMM, r, "its VMM is gone");
-        if (vm->session) {
-                known = false;
-                if (pager_is_up(vm->d->pager))
-                        best_effort(pager_session_known(vm->d->pager, vm, &known, e));
-        }
-        if (!known || vm->state == VM_CREATING || vm->state == VM_BOOTING || vm->state == VM_FAILED ||
-            vm->state == VM_STANDBY || vm->state == VM_STOPPED || vm->state == VM_STOPPING) {
-                /* Half-made, meant to be gone, or without its memory. */
-                best_effort(spawn_kill(pidfd, SIGKILL));
-                if (co_wait_fd(pidfd, EV_READ, LINK_TIMEOUT_MS) < 0)
-                        log_error("%s: the VMM (pid %d) does not die", vm->name, (int) vm->pid);
-                return err_set(e, ERR_VMM, -ESRCH, known ? "it was not complete" : "pager-lost");
-        }
-        if (vm_run_path(vm, NULL, run_dir, sizeof(run_dir)) < 0 || vm_state_path(vm, "vmm.log", log_path, sizeof(log_path)) < 0)
-                return err_errno(e, -ENAMETOOLONG, "taking back '%s'", vm->name);
-        r = vm->ops->adopt(vm->d->base, run_dir, log_path, vm->pid, pidfd, &vm->machine, &vmm_events, vm, &vm->vmm, e);
-        if (r < 0) {
-                best_effort(spawn_kill(pidfd, SIGKILL));
-                (void) co_wait_fd(pidfd, EV_READ, LINK_TIMEOUT_MS);
-                return r;
-        }
-        (void) TAKE_FD(pidfd);
-        return 0;
-}
-
-void vm_adopt(struct vm *vm) {
-        struct guest_identity id = { .kind = WIRE_WAKE_RECONNECT };
-        struct err e = { 0 };
-        bool running = false;
-        int r;
-
-        vm->busy = "taking back";
-        if (vm->pid <= 0) {
-                settle_dead(vm);
-                vm->busy = NULL;
-                return;
-        }
-        r = adopt_vmm(vm, &e);
-        if (r < 0) {
-                log_info("%s (%s) is not taken back: %s", vm->name, vm->id, e.message);
-                settle_dead(vm);
-                vm->busy = NULL;
-                return;
-        }
-        /* A standby that was cut off before its snapshot was published is undone: the guest goes on. */
-        vm->pending_snapshot[0] = '\0';
-        r = vm->ops->is_running(vm->vmm, &running, &e);
-        if (r == 0 && vm->state == VM_RUNNING && !running)
-                r = vm->ops->resume(vm->vmm, &e);
+        vm->has_base = false;
+        r = vm_store_path(vm, NULL, path, sizeof(path));
         if (r == 0)
-                r = vm_link_open(vm, &e);
-        if (r == 0 && vm->state == VM_RUNNING) {
-                if (vm->needs_wake)
-                        r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, &e);
-                else
-                        r = guest_link_queue_wake(vm->link, &id);
-                if (r == 0)
-                        r = vm_wake_wait(vm, &e);
-        }
+                r = io_remove_tree(AT_FDCWD, path);
         if (r < 0)
-                log_warning("%s: taken back, but not whole: %s", vm->name, e.message);
-        else
-                log_info("%s (%s): taken back, %s", vm->name, vm->id, vm_state_name(vm->state));
-        if (vm_record_save(vm, &e) < 0)
-                log_error("%s", e.message);
-        vm_op_end(vm);
+                log_warning("%s: its files in the store stay: %s", vm->name, strerror(-r));
 }

@@ -24,7 +24,8 @@ struct worker {
 struct worker_pool {
         struct daemon *d;
         char self[FORKD_MAX_DIR + 16]; /* forkd's own binary */
-        TAILQ_HEAD(, worker) idle;
+        TAILQ_HEAD(worker_list, worker) idle, used;
+        struct co_sem slots;
 };
 
 static void on_message(struct rpc_msg *msg, void *arg) {
@@ -47,21 +48,42 @@ int worker_pool_new(struct daemon *d, struct worker_pool **ret) {
         p->d = d;
         (void) snprintf(p->self, sizeof(p->self), "%s/forkd", d->bin_dir);
         TAILQ_INIT(&p->idle);
+        TAILQ_INIT(&p->used);
+        co_sem_init(&p->slots, WORKER_MAX);
         *ret = p;
         return 0;
 }
 
+static int wait_end(struct worker *w) {
+        /* Waiting by the loop first, so that other work goes on; reaping is then at once. */
+        if (co_self() && co_wait_fd(w->pidfd, EV_READ, KILL_TIMEOUT_MS) < 0)
+                return -ETIMEDOUT;
+        return spawn_wait(w->pidfd, KILL_TIMEOUT_MS, NULL);
+}
+
 /* Closing the connection ends an idle worker at once; it is reaped by its pidfd. */
 static void worker_free(struct worker *w, bool kill) {
+        int r;
+
         if (kill)
                 best_effort(spawn_kill(w->pidfd, SIGKILL));
         rpc_conn_unref(w->conn);
-        if (co_self() && co_wait_fd(w->pidfd, EV_READ, KILL_TIMEOUT_MS) < 0)
-                log_warning("worker %d does not end", (int) w->pid);
-        else if (spawn_wait(w->pidfd, KILL_TIMEOUT_MS, NULL) < 0)
+        r = wait_end(w);
+        if (r < 0 && !kill) {
+                best_effort(spawn_kill(w->pidfd, SIGKILL));
+                r = wait_end(w);
+        }
+        if (r < 0)
                 log_warning("worker %d does not end", (int) w->pid);
         (void) close_fd(w->pidfd);
         free(w);
+}
+
+void worker_pool_cancel(struct worker_pool *p) {
+        struct worker *w;
+
+        TAILQ_FOREACH(w, &p->used, entry)
+                best_effort(spawn_kill(w->pidfd, SIGKILL));
 }
 
 void worker_pool_free(struct worker_pool *p) {
@@ -91,6 +113,7 @@ static int worker_start(struct worker_pool *p, struct worker **ret, struct err *
                 .n_fds = ARRAY_LEN(fds),
                 .cgroup_procs_fd = -1,
                 .death_signal = SIGKILL, /* a worker without forkd has nobody to tell */
+                .new_session = true,     /* Ctrl-C is for forkd, which lets what is under way end */
         };
 
         w = calloc(1, sizeof(*w));
@@ -111,7 +134,7 @@ static int worker_start(struct worker_pool *p, struct worker **ret, struct err *
         return 0;
 }
 
-int worker_get(struct worker_pool *p, struct worker **ret, struct err *e) {
+static int get(struct worker_pool *p, struct worker **ret, struct err *e) {
         struct worker *w;
 
         while ((w = TAILQ_FIRST(&p->idle))) {
@@ -125,13 +148,32 @@ int worker_get(struct worker_pool *p, struct worker **ret, struct err *e) {
         return worker_start(p, ret, e);
 }
 
+int worker_get(struct worker_pool *p, struct worker **ret, struct err *e) {
+        int r;
+
+        r = co_sem_acquire(&p->slots, -1);
+        if (r < 0)
+                return err_errno(e, r, "waiting for a worker");
+        r = get(p, ret, e);
+        if (r < 0)
+                co_sem_release(&p->slots);
+        else
+                TAILQ_INSERT_TAIL(&p->used, *ret, entry);
+        return r;
+}
+
 void worker_put(struct worker *w, bool broken) {
+        struct worker_pool *p;
+
         if (!w)
                 return;
-        if (!broken && rpc_conn_is_open(w->conn) && TAILQ_EMPTY(&w->pool->idle) && !w->pool->d->stopping)
-                TAILQ_INSERT_TAIL(&w->pool->idle, w, entry);
+        p = w->pool;
+        TAILQ_REMOVE(&p->used, w, entry);
+        if (!broken && rpc_conn_is_open(w->conn) && TAILQ_EMPTY(&p->idle) && !p->d->stopping)
+                TAILQ_INSERT_TAIL(&p->idle, w, entry);
         else
                 worker_free(w, broken);
+        co_sem_release(&p->slots);
 }
 
 struct rpc_conn *worker_conn(struct worker *w) {

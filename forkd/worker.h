@@ -11,6 +11,7 @@
 #include "common/rpc.h"
 
 #define WORKER_FD 3
+#define WORKER_MAX 16 /* at once: what is beyond waits for its turn, before its guest is paused */
 
 struct daemon;
 struct worker;
@@ -18,11 +19,13 @@ struct worker_pool;
 
 int worker_pool_new(struct daemon *d, struct worker_pool **ret) attr_warn_unused;
 void worker_pool_free(struct worker_pool *p);
-/** Gets a worker for oneself; does not wait. */
+/** Gets a worker for oneself. A coroutine call: waits while WORKER_MAX are in use. */
 int worker_get(struct worker_pool *p, struct worker **ret, struct err *e) attr_warn_unused;
 /** Gives it back. One that may be in the middle of something (@broken) is killed, and waited for, since its
  *  temporary files may be removed only after it: a coroutine call then. NULL is fine. */
 void worker_put(struct worker *w, bool broken);
+/** Kills all that are in use, at forkd's end: whoever waits for one gets an error. */
+void worker_pool_cancel(struct worker_pool *p);
 /** For rpc_co_begin. */
 struct rpc_conn *worker_conn(struct worker *w);
 

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: MIT */
+/* After a restart: what an earlier forkd left is taken back, finished, undone or removed.
+ *
+ * Theory of operation. Every record is looked at by a coroutine of its own, so that one VMM that hangs costs its
+ * deadline once and not once per VM.
+ *
+ *      record says                 VMM lives and is whole      else
+ *      creating, booting           killed, forgotten           forgotten: nobody was ever told of it
+ *      running, paused             taken back                  failed
+ *      the same, and its standby   standby if it is paused     standby
+ *        has published a snapshot  still, else taken back
+ *      standby                     killed (half a restore)     standby
+ *      stopping                    killed                      stopped
+ *      removal has begun           killed, forgotten           forgotten
+ *
+ * A VMM that was started but whose pid had not been noted yet is found by its cgroup, which has the VM's id for a
+ * name. What is left then, cgroups and directories of VMs that have no record, belongs to nobody. What belongs to a
+ * record that cannot be read stays, except for processes: nobody could end them any more.
+ *
+ * The world is known when every VMM is; agents that do not answer at once are waited for in the background. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "common/spawn.h"
+#include "forkd/catalog.h"
+#include "forkd/daemon.h"
+#include "forkd/pager_link.h"
+#include "forkd/vm.h"
+#include "forkd/vmm/cgroup.h"
+
+#define DEATH_TIMEOUT_MS 10000
+#define AGENTS_TIMEOUT_MS 5000
+
+/* Shared by the coroutines of one start; the last of them frees it. */
+struct adoption {
+        unsigned refs, vmms_left, agents_left;
+        struct co_wait vmms, agents;
+        struct adopting {
+                struct adoption *a;
+                struct vm *vm;
+        } vm[];
+};
+
+/* ---- VMs without a VMM ---- */
+
+static void finish_standby(struct vm *vm, const struct snap_entry *s) {
+        struct err e;
+
+        catalog_vm_stands_by(vm, s);
+        vm_drop_files(vm);
+        if (vm_set_state(vm, VM_STANDBY, &e) < 0)
+                log_error("%s", e.message);
+}
+
+/* The VMM is gone, or cannot be used: what was it doing? The VM itself may be gone afterwards. */
+static void settle_dead(struct vm *vm, const char *why) {
+        bool stale = vm->pid > 0 || vm->has_base || vm->session;
+        struct snap_entry *s;
+        struct err e;
+
+        vm_teardown(vm);
+        if (vm->removing || vm->state == VM_CREATING || vm->state == VM_BOOTING) {
+                log_info("%s (%s) was being %s when forkd was ended: it is gone", vm->name, vm->id, vm->removing ? "removed" : "made");
+                vm_delete(vm, true);
+                return;
+        }
+        if (vm->pending_snapshot[0] && (s = catalog_by_id(vm->d->catalog, vm->pending_snapshot))) {
+                /* The standby had published its snapshot: it is complete. */
+                finish_standby(vm, s);
+        } else if (vm->state == VM_RUNNING || vm->state == VM_PAUSED) {
+                vm->pending_snapshot[0] = '\0';
+                vm_fail(vm, "%s", why);
+        } else if (vm->state == VM_STOPPING) {
+                (void) vm_set_state(vm, VM_STOPPED, &e);
+        } else if (stale) {
+                /* What half a restore made. */
+                if (vm->state == VM_STANDBY)
+                        vm_drop_files(vm);
+                vm->needs_wake = false;
+                if (vm_record_save(vm, &e) < 0)
+                        log_error("%s", e.message);
+        }
+        vm->busy = NULL;
+}
+
+/* ---- VMs with one ---- */
+
+static void kill_vmm(struct vm *vm, int pidfd) {
+        best_effort(spawn_kill(pidfd, SIGKILL));
+        if (co_wait_fd(pidfd, EV_READ, DEATH_TIMEOUT_MS) < 0)
+                log_error("%s (%s): the VMM (pid %d) does not die", vm->name, vm->id, (int) vm->pid);
+}
+
+static int adopt_vmm(struct vm *vm, struct err *e) {
+        char run_dir[PATH_MAX], log_path[PATH_MAX];
+        cleanup_fd int pidfd = -1;
+        int r;
+
+        /* Without a start time any process could be meant. One that has ended may not be reaped yet. */
+        if (vm->pid <= 0 || vm->start_time == 0 || spawn_pidfd_open(vm->pid, vm->start_time, &pidfd) < 0 ||
+            spawn_wait(pidfd, 0, NULL) == 0)
+                return err_set(e, ERR_VMM, -ESRCH, "the VMM ended while forkd was away");
+        if (vm->session && !vm->session_known) {
+                kill_vmm(vm, pidfd);
+                return err_set(e, ERR_PAGER, -ESRCH, "pager-lost");
+        }
+        if (vm->removing || (vm->state != VM_RUNNING && vm->state != VM_PAUSED)) {
+                kill_vmm(vm, pidfd);
+                return err_set(e, ERR_VMM, -ESRCH, "what was under way with it is undone");
+        }
+        r = vm_run_path(vm, NULL, run_dir, sizeof(run_dir));
+        if (r == 0)
+                r = vm_state_path(vm, "vmm.log", log_path, sizeof(log_path));
+        if (r < 0)
+                (void) err_errno(e, r, "finding its files");
+        else
+                r = vm->ops->adopt(vm->d->base, run_dir, log_path, vm->pid, pidfd, &vm->machine, &vm_vmm_events, vm, &vm->vmm, e);
+        if (r < 0) {
+                kill_vmm(vm, pidfd);
+                return err_prefix(e, "it could not be taken back");
+        }
+        (void) TAKE_FD(pidfd);
+        return 0;
+}
+
+/* Record and VMM may disagree by the one step that forkd was about to do. Pausing is undone, resuming finished: in
+ * both cases the guest runs. So it does after a standby that had published nothing. If it had, and the guest has stood
+ * still since, then @ret_saved: only its end is missing. */
+static int agree(struct vm *vm, bool *ret_saved, struct err *e) {
+        bool running = false;
+        int r;
+
+        r = vm->ops->is_running(vm->vmm, &running, e);
+        if (r == 0 && !running && vm->pending_snapshot[0] && catalog_by_id(vm->d->catalog, vm->pending_snapshot)) {
+                *ret_saved = true;
+                return 0;
+        }
+        vm->pending_snapshot[0] = '\0';
+        if (r == 0 && vm->state == VM_RUNNING && !running)
+                r = vm->ops->resume(vm->vmm, e);
+        if (r == 0 && vm->state == VM_PAUSED && running)
+                r = vm_set_state(vm, VM_RUNNING, e);
+        return r;
+}
+
+static void vmm_known(struct adoption *a) {
+        if (--a->vmms_left == 0)
+                co_wake(&a->vmms, 0);
+}
+
+static void adopt_agent(struct vm *vm) {
+        struct err e = { 0 };
+
+        if (vm->state == VM_RUNNING && vm_agent_regain(vm, &e) < 0)
+                log_warning("%s (%s): taken back, but its agent does not answer: %s", vm->name, vm->id, e.message);
+        if (vm_record_save(vm, &e) < 0)
+                log_error("%s", e.message);
+        vm_op_end(vm);
+}
+
+static void adopt_one(struct vm *vm, struct adoption *a) {
+        struct err e = { 0 };
+        bool saved = false;
+        int r;
+
+        r = adopt_vmm(vm, &e);
+        if (r < 0) {
+                log_info("%s (%s) is not taken back: %s", vm->name, vm->id, e.message);
+                settle_dead(vm, e.message);
+                vmm_known(a);
+                return;
+        }
+        r = agree(vm, &saved, &e);
+        if (saved) {
+                settle_dead(vm, "its standby was finished");
+                vmm_known(a);
+                return;
+        }
+        if (r < 0)
+                log_warning("%s (%s): taken back, but not whole: %s", vm->name, vm->id, e.message);
+        else
+                log_info("%s (%s): taken back, %s", vm->name, vm->id, vm_state_name(vm->state));
+        vmm_known(a);
+        adopt_agent(vm);
+}
+
+static void adopt_run(void *arg) {
+        struct adopting *me = arg;
+        struct adoption *a = me->a;
+
+        adopt_one(me->vm, a);
+        if (--a->agents_left == 0)
+                co_wake(&a->agents, 0);
+        if (--a->refs == 0)
+                free(a);
+}
+
+/* ---- what belongs to nobody ---- */
+
+static struct vm *vm_by_id(struct daemon *d, const char *id) {
+        struct vm *vm;
+
+        TAILQ_FOREACH(vm, &d->vms, entry)
+                if (strcmp(vm->id, id) == 0)
+                        return vm;
+        return NULL;
+}
+
+static void sweep_group(struct daemon *d, const char *id) {
+        struct vm *vm = vm_by_id(d, id);
+        struct err e;
+
+        if (vm && (vm->vmm || vm->busy))
+                return;
+        log_warning("the cgroup of VM %s has no VM: its processes are killed", id);
+        if (cgroup_remove(d->instance, id, &e) < 0)
+                log_warning("%s", e.message);
+}
+
+/* A directory without a record: it goes too, unless a record is there that cannot be read. */
+static void sweep_dir(struct daemon *d, const char *parent, const char *id) {
+        char record[PATH_MAX], path[PATH_MAX];
+        int r;
+
+        (void) snprintf(record, sizeof(record), "%s/vms/%s", d->state_dir, id);
+        if (vm_by_id(d, id) || access(record, F_OK) == 0)
+                return;
+        (void) snprintf(path, sizeof(path), "%s/%s", parent, id);
+        r = io_remove_tree(AT_FDCWD, path);
+        if (r < 0)
+                log_warning("cannot remove %s: %s", path, strerror(-r));
+        else
+                log_info("removed %s: it has no VM", path);
+}
+
+/* Calls @group or @dir for each entry of @path that is named by an id. */
+static void for_ids(struct daemon *d, const char *path, bool groups) {
+        DIR *dir = opendir(path);
+        struct dirent *de;
+
+        while (dir && (de = readdir(dir)))
+                if (id_valid(de->d_name)) {
+                        if (groups)
+                                sweep_group(d, de->d_name);
+                        else
+                                sweep_dir(d, path, de->d_name);
+                }
+        if (dir)
+                (void) closedir(dir);
+}
+
+static void sweep(struct daemon *d) {
+        char path[PATH_MAX], mount[PATH_MAX / 2];
+
+        if (cgroup_mount(mount, sizeof(mount)) == 0) {
+                (void) snprintf(path, sizeof(path), "%s/forkd-%s", mount, d->instance);
+                for_ids(d, path, true);
+        }
+        (void) snprintf(path, sizeof(path), "%s/vms", d->run_dir);
+        for_ids(d, path, false);
+        (void) snprintf(path, sizeof(path), "%s/store/vms", d->state_dir);
+        for_ids(d, path, false);
+}
+
+/* ---- all of it ---- */
+
+static void mark_sessions(struct daemon *d) {
+        struct err e;
+        struct vm *vm;
+        bool any = false;
+
+        TAILQ_FOREACH(vm, &d->vms, entry)
+                any |= vm->session;
+        if (!any)
+                return;
+        if (!pager_is_up(d->pager))
+                log_warning("the pager of the VMs that ran is gone");
+        else if (pager_mark_sessions(d->pager, &e) < 0)
+                log_error("%s", e.message);
+}
+
+void vms_adopt(struct daemon *d) {
+        unsigned n = d->n_vms, i = 0;
+        struct adoption *a;
+        struct vm *vm;
+
+        mark_sessions(d);
+        a = calloc(1, sizeof(*a) + n * sizeof(a->vm[0]));
+        if (!a) {
+                log_error("out of memory: no VM is taken back");
+                return;
+        }
+        a->refs = 1 + n;
+        a->vmms_left = a->agents_left = n;
+        TAILQ_FOREACH(vm, &d->vms, entry) {
+                vm->busy = "taking back";
+                a->vm[i++] = (struct adopting){ .a = a, .vm = vm };
+        }
+        for (i = 0; i < n; i++)
+                if (co_start(d->base, adopt_run, &a->vm[i]) < 0)
+                        adopt_run(&a->vm[i]); /* we are a coroutine too: one after the other then */
+        if (n > 0)
+                (void) co_wait(&a->vmms, -1);
+        /* The wait outlives us in the shared part: waking it when nobody waits any more does nothing. */
+        if (n > 0 && co_wait(&a->agents, AGENTS_TIMEOUT_MS) == -ETIMEDOUT)
+                log_info("not every agent has answered yet: they are waited for while forkd is open");
+        if (--a->refs == 0)
+                free(a);
+        sweep(d);
+}
