@@ -92,7 +92,7 @@ void doctor_userfaultfd(struct doctor_report *rep) {
                                         "kernel 5.13 or newer with CONFIG_USERFAULTFD";
         struct uffdio_api api = { .api = UFFD_API };
         struct err why = { 0 };
-        const char *how;
+        const char *how = "";
 
         cleanup_fd int fd = uffd_open(&how, &why);
         if (fd < 0) {
