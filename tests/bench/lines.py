@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""The promises, one function each. Both sides of a ratio are measured in turn, round by round, in one run."""
+
+import contextlib
+import time
+
+from floor import Floor, Rival
+from forkdlab import guest_ram_mappings
+from measure import MIB, Line, Samples
+
+BASE = "base"
+DIRTY = MIB
+CLONES = 8
+PRIVATE_MAX = 2 * MIB
+LINKS = 16
+IMAGE_GONE_S = 30
+
+
+@contextlib.contextmanager
+def clone(lab, name):
+    """A clone of the base that is gone afterwards: yields (its times, the whole fork's)."""
+    forked = lab.ctl("fork", BASE, name)
+    try:
+        yield forked["clones"][0], forked
+    finally:
+        lab.ctl("rm", name)
+
+
+def dirty(lab, name, file="dirt"):
+    lab.sh(name, f"head -c {DIRTY} /dev/urandom > /run/{file}")
+
+
+def fork_against_floor(lab, base, n):
+    """1. The second clone of an image and those after it."""
+    ours = {k: Samples() for k in ("wall", "total", "load", "ack", "client")}
+    theirs = {k: Samples() for k in ("total", "load", "ack")}
+    with clone(lab, "keeper"), Floor(lab, base["id"], DIRTY) as floor:
+        floor.ask("fork")
+        for i in range(n):
+            answer = floor.ask("fork")
+            for k, samples in theirs.items():
+                samples.append(answer[f"{k}_ms"])
+            begin = time.monotonic()
+            with clone(lab, f"fork-{i}") as (times, forked):
+                ours["client"].append((time.monotonic() - begin) * 1e3)
+                ours["wall"].append(forked["wall_ms"])
+                for k in ("total", "load", "ack"):
+                    ours[k].append(times[f"{k}_ms"])
+    return [Line("fork of a 256 MiB guest, second clone on, against the floor", ours["wall"].p50 / theirs["total"].p50, 1.3, parts={
+        "forkd: request to answer (wall_ms)": ours["wall"],
+        "forkd: the clone (total_ms)": ours["total"],
+        "forkd: spawn to state loaded (load_ms)": ours["load"],
+        "forkd: loaded to acknowledged (ack_ms)": ours["ack"],
+        "forkctl's whole life": ours["client"],
+        "floor: spawn to acknowledged": theirs["total"],
+        "floor: spawn to state loaded": theirs["load"],
+        "floor: loaded to acknowledged": theirs["ack"],
+    })]
+
+
+def wait_no_images(lab):
+    """With idle_image_seconds = 0 decoded memory goes with its last session."""
+    deadline = time.monotonic() + IMAGE_GONE_S
+    while lab.ctl("pager", "status").get("images"):
+        if time.monotonic() > deadline:
+            raise RuntimeError("the pager keeps decoded memory without a session")
+        time.sleep(0.02)
+
+
+def first_clone_against_rival(lab, base, n):
+    """2. The first clone ever, nothing decoded yet, against QEMU's own way."""
+    ours, ack, theirs = Samples(), Samples(), Samples()
+    with contextlib.ExitStack() as stack:
+        with clone(lab, "model") as (times, _), Floor(lab, base["id"], DIRTY) as floor:
+            rival = stack.enter_context(Rival(lab, base["id"], floor.ram, lab.vm("model")["pid"], base["ram_bytes"]))
+        size = rival.file.stat().st_size
+        rival.restore()
+        for i in range(n):
+            theirs.append(rival.restore())
+            wait_no_images(lab)
+            with clone(lab, f"first-{i}") as (times, forked):
+                ours.append(forked["wall_ms"])
+                ack.append(times["ack_ms"])
+    return [Line("first clone, nothing decoded, against QEMU restoring all from a zstd file", theirs.p50 / ours.p50, 3, at_least=True,
+                 parts={"forkd: request to answer (wall_ms)": ours, "forkd: loaded to acknowledged (ack_ms)": ack,
+                        "QEMU, migrate-incoming exec:zstd -dc: spawn to RESUME": theirs,
+                        "the zstd file": f"{size / MIB:.1f} MiB, the snapshot {base['stored_bytes'] / MIB:.1f} MiB"},
+                 note="QEMU's time ends when the vCPUs run, ours when the guest has answered")]
+
+
+def standby_against_save(lab, base, n):
+    """3. Standby of a clone that dirtied 1 MiB, against the device state alone."""
+    names = ("pause", "device", "memory", "total")
+    fast, synced = {k: Samples() for k in names}, {k: Samples() for k in names}
+    alone, stop = Samples(), Samples()
+    with clone(lab, "keeper"), Floor(lab, base["id"], DIRTY) as floor:
+        floor.ask("save")
+        for i in range(n):
+            answer = floor.ask("save")
+            alone.append(answer["device_ms"])
+            stop.append(answer["pause_ms"])
+            for how, flags in ((fast, ["--no-sync"]), (synced, [])):
+                with clone(lab, f"save-{i}"):
+                    dirty(lab, f"save-{i}")
+                    saved = lab.ctl("standby", f"save-{i}", *flags)
+                    for k, samples in how.items():
+                        samples.append(saved[f"{k}_ms"])
+                lab.ctl("snapshot", "rm", saved["snapshot"])
+    floor_parts = {"device state alone, by hand": alone, "stopping the vCPUs before it, by hand": stop}
+    return [
+        Line("standby of a clone that dirtied 1 MiB: the guest's pause, against the device state alone", fast["pause"].p50 / alone.p50,
+             1.5, parts={"forkd: pause_ms": fast["pause"], "forkd: of it the device state (device_ms)": fast["device"],
+                         "forkd: of it, beside, reading memory (memory_ms)": fast["memory"], **floor_parts},
+             note=f"against stop and save by hand: {fast['pause'].p50 / (alone.p50 + stop.p50):.2f} x"),
+        Line("the same, until the VMM has ended, --no-sync (total_ms)", fast["total"].p50 / alone.p50, 1.5,
+             parts={"forkd: total_ms": fast["total"]}),
+        Line("the same, until it is durable", synced["total"].p50 / alone.p50, 1.5, parts={"forkd: total_ms": synced["total"]}),
+    ]
+
+
+def chain_links(lab, base, n):
+    """3. No more for the 16th link of a chain than for the first."""
+    links = [{"pause": Samples(), "total": Samples(), "bytes": Samples()} for _ in range(LINKS)]
+    for i in range(n):
+        name = f"chain-{i}"
+        lab.ctl("fork", BASE, name)
+        for number, link in enumerate(links):
+            dirty(lab, name, f"link-{number}")
+            saved = lab.ctl("standby", name, "--no-sync")
+            link["pause"].append(saved["pause_ms"])
+            link["total"].append(saved["total_ms"])
+            link["bytes"].append(saved["stored_bytes"] / MIB)
+            if number + 1 < LINKS:
+                lab.ctl("restore", name)
+        lab.ctl("rm", name)
+    first, last = links[0], links[-1]
+    parts = {f"link {number + 1}: {k}": links[number][k] for k in ("pause", "total", "bytes") for number in (0, LINKS // 2 - 1, LINKS - 1)}
+    worst = max(last[k].p50 / first[k].p50 for k in ("pause", "total"))
+    return [Line(f"standby: link {LINKS} of a chain against link 1 (the worse of pause and total)", worst, 1.15, parts=parts,
+                 note="times in ms, stored bytes in MiB; what is above 1 is allowed for the scatter of the medians")]
+
+
+def idle_clones(lab, base, idle_s):
+    """4. Eight idle clones: memory once, and little for each."""
+    clones = lab.ctl("fork", BASE, "idle", "--count", str(CLONES))["clones"]
+    time.sleep(idle_s)  # being idle is what is measured
+    mappings = [guest_ram_mappings(lab.vm(c["name"])["pid"]) for c in clones]
+    private = Samples(sum(m["Anonymous"] for m in ms) / MIB for ms in mappings)
+    pss = sum(m["Pss"] for ms in mappings for m in ms)
+    present = sum(i["present_bytes"] for i in lab.ctl("pager", "status")["images"])
+    for c in clones:
+        lab.ctl("rm", c["name"])
+    assert len(private) == CLONES and all(len(ms) > 0 for ms in mappings)
+    return [
+        Line(f"{CLONES} idle clones: private guest memory of the worst", max(private), PRIVATE_MAX / MIB, unit="MiB",
+             parts={"each clone, MiB": private}, note=f"idle for {idle_s} s"),
+        Line(f"{CLONES} idle clones: guest memory of all (sum of Pss), against the decoded image and {PRIVATE_MAX // MIB} MiB each",
+             pss / (present + CLONES * PRIVATE_MAX), 1, parts={
+                 "sum of Pss of the guest-RAM mappings": f"{pss / MIB:.1f} MiB",
+                 "the decoded image, once": f"{present / MIB:.1f} MiB",
+                 f"{CLONES} separate guests' RAM": f"{CLONES * base['ram_bytes'] / MIB:.0f} MiB",
+             }),
+    ]

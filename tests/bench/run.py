@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The benchmarks: what forkd promises about its speed and memory, as ratios measured in one run.
+
+Each line says `met` or `MISSED`; the exit code is 0 in both cases, for a busy host can miss what an idle one
+meets. It is 1 when something could not be measured. docs/benchmarks.md explains each line.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parents[1] / "lib")]
+import floor  # noqa: E402
+import lines  # noqa: E402
+from forkdlab import MIB, Lab  # noqa: E402
+from measure import available_mib, host, warm_memory  # noqa: E402
+
+# Decoded memory goes with its last clone, so that a first clone can be had again and again.
+CONFIG = "[pager]\nidle_image_seconds = 0\n"
+WARM_MIB = 2048
+BALLAST_MIB = 32
+
+
+def why_not():
+    if os.geteuid() != 0:
+        return "not root"
+    if not os.path.exists("/dev/userfaultfd"):
+        return "no /dev/userfaultfd"
+    for program in ("qemu-system-x86_64", "zstd"):
+        if not shutil.which(program):
+            return f"no {program}"
+    return None
+
+
+def make_base(lab):
+    """A warm guest: booted, with 32 MiB of data that cannot be compressed, then on standby as the base."""
+    lab.ctl("run", "original", "--mem", "256M")
+    accel = lab.vm("original")["accel"]
+    lab.sh("original", f"head -c {BALLAST_MIB * MIB} /dev/urandom > /run/data")
+    lab.ctl("standby", "original", "--tag", lines.BASE)
+    return lab.ctl("snapshot", "show", lines.BASE), accel
+
+
+def measure(args):
+    n = 2 if args.quick else args.rounds
+    plan = [
+        ("fork", lambda lab, base: lines.fork_against_floor(lab, base, n)),
+        ("first", lambda lab, base: lines.first_clone_against_rival(lab, base, max(2, n // 2))),
+        ("standby", lambda lab, base: lines.standby_against_save(lab, base, n)),
+        ("chain", lambda lab, base: lines.chain_links(lab, base, 1 if args.quick else max(3, n // 5))),
+        ("idle", lambda lab, base: lines.idle_clones(lab, base, 1 if args.quick else 5)),
+    ]
+    if args.only:
+        plan = [p for p in plan if p[0] in args.only]
+    warm_memory(min(WARM_MIB // (4 if args.quick else 1), available_mib() // 2))
+    done = []
+    lab = Lab(config=CONFIG)
+    with lab:
+        base, accel = make_base(lab)
+        info = host(accel)
+        print(f"{info['cpus']} x {info['cpu']}, Linux {info['kernel']}, {info['qemu']}, {accel}; load {info['load_before']}\n", flush=True)
+        for name, fn in plan:
+            for line in fn(lab, base):
+                line.show()
+                done.append({"id": name, **line.doc()})
+        lab.end()
+        left = lab.leftovers()
+    info["load_after"] = round(os.getloadavg()[0], 2)
+    if left:
+        raise RuntimeError("left behind: " + ", ".join(left))
+    return {"host": info, "quick": args.quick, "lines": done}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--quick", action="store_true", help="two rounds of everything: does it run at all?")
+    p.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds of each comparison (20)")
+    p.add_argument("--only", action="append", choices=["fork", "first", "standby", "chain", "idle"], help="only this; may be repeated")
+    p.add_argument("--json", metavar="FILE", help="write all figures there too ('-': to stdout, instead of the tables)")
+    args = p.parse_args()
+    if args.rounds < 2:
+        p.error("--rounds must be at least 2")
+    reason = why_not()
+    if reason:
+        print(f"SKIPPED: {reason}")
+        return 1 if os.environ.get("FORKD_TEST_NO_SKIP") == "1" else 0
+    for file in ("fork_floor", "libfloor-map.so"):
+        if not (floor.bench_dir() / file).exists():
+            sys.exit(f"bench: {floor.bench_dir() / file} is missing: build with 'make', or set FORKD_BIN_DIR")
+    started = time.monotonic()
+    stdout = sys.stdout
+    if args.json == "-":
+        sys.stdout = sys.stderr
+    doc = measure(args)
+    missed = sum(not line["met"] for line in doc["lines"])
+    print(f"{len(doc['lines']) - missed} met, {missed} missed, in {time.monotonic() - started:.0f} s")
+    if args.json == "-":
+        json.dump(doc, stdout, indent=2)
+        stdout.write("\n")
+    elif args.json:
+        pathlib.Path(args.json).write_text(json.dumps(doc, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
