@@ -86,8 +86,8 @@ def run(lab):
     say(f"   all answered after {forked['wall_ms']:.0f} ms")
     clones = forked["clones"]
     names = [c["name"] for c in clones]
-    identical, independent = check_clones(lab, names, digest, secret, n)
     private = {c["name"]: lab.private_bytes(lab.vm(c["name"])["pid"]) for c in clones}
+    identical, independent = check_clones(lab, names, digest, secret, n)
 
     say("5. Each clone goes on standby in its turn, as a child of the first snapshot …")
     stored = {name: lab.ctl("standby", name)["stored_bytes"] for name in names}
