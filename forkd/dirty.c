@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -22,6 +23,7 @@
 #define SCAN_RUNS 512u
 #define READ_RUNS 1024u             /* UIO_MAXIOV */
 #define BUFFER_PAGES (64u << 8)     /* 64 MiB */
+#define MAX_MAPS (8u << 20)         /* /proc/<pid>/maps: a QEMU has some hundred lines */
 #define KEEP_PAGES (8u << 8)        /* of it stay with an idle worker */
 
 /* Debian 12's headers are older than PAGEMAP_SCAN: from include/uapi/linux/fs.h of Linux 6.7. */
@@ -214,8 +216,58 @@ static int copy_by_words(struct copier *c, const struct vmm_region *g) {
         return 0;
 }
 
-int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
-               struct dirty_stats *ret) {
+/* ---- is it as described ---- */
+
+/* A range that is not mapped, or is mapped shared, has no dirty pages: an image made of it would lack what the
+ * guest wrote, and nobody would notice. So all of @regions must be private mappings. @todo, one per region, is how
+ * far that is known. Done after the copy: what is mapped then was mapped all the time, and the process lives. */
+static int check_mappings(pid_t pid, const struct vmm_region *regions, size_t n_regions) {
+        cleanup_free uint64_t *todo = calloc(n_regions + 1, sizeof(*todo));
+        cleanup_free char *text = NULL;
+        char path[48];
+        size_t len;
+        int r;
+
+        if (!todo)
+                return -ENOMEM;
+        (void) snprintf(path, sizeof(path), "/proc/%d/maps", (int) pid);
+        r = io_read_file(AT_FDCWD, path, MAX_MAPS, &text, &len);
+        if (r < 0 || len == 0) /* a zombie has no mappings */
+                return r == -ENOENT || r == 0 ? -ESRCH : r;
+        for (size_t i = 0; i < n_regions; i++)
+                todo[i] = regions[i].host_addr;
+        for (char *line = text, *next; line; line = next) {
+                uint64_t start, end;
+                char perms[5];
+
+                next = strchr(line, '\n');
+                if (next)
+                        *next++ = '\0'; /* or sscanf would measure all of the rest, each time */
+                if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s", &start, &end, perms) != 3)
+                        continue;
+                for (size_t i = 0; i < n_regions; i++)
+                        if (perms[3] == 'p' && start <= todo[i] && todo[i] < end)
+                                todo[i] = end;
+        }
+        for (size_t i = 0; i < n_regions; i++)
+                if (todo[i] < regions[i].host_addr + regions[i].size)
+                        return -EFAULT;
+        return 0;
+}
+
+static bool region_valid(const struct vmm_region *g) {
+        return g->host_addr % PAGE == 0 && g->size % PAGE == 0 && g->offset % PAGE == 0 && g->size <= SNAP_MAX_RAM &&
+               g->host_addr <= UINT64_MAX - g->size && g->offset <= SNAP_MAX_RAM - g->size;
+}
+
+static int copy_region(struct copier *c, enum dirty_method method, const struct vmm_region *g) {
+        int r = method == DIRTY_WORDS ? -ENOTTY : copy_scanned(c, g);
+
+        return r == -ENOTTY && method != DIRTY_SCAN ? copy_by_words(c, g) : r;
+}
+
+int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf,
+                  struct snap_writer *w, struct dirty_stats *ret) {
         cleanup_free struct copier *c = calloc(1, sizeof(*c));
         cleanup_fd int pagemap = -1;
         char path[48];
@@ -233,15 +285,20 @@ int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, st
         c->buf = buf;
         c->pagemap = pagemap;
         for (size_t i = 0; r == 0 && i < n_regions; i++) {
-                if (regions[i].host_addr % PAGE || regions[i].size % PAGE || regions[i].offset % PAGE)
+                if (!region_valid(&regions[i]))
                         return -EFAULT;
-                r = copy_scanned(c, &regions[i]);
-                if (r == -ENOTTY)
-                        r = copy_by_words(c, &regions[i]);
+                r = copy_region(c, method, &regions[i]);
         }
         if (r == 0)
                 r = read_pending(c);
         if (r == 0)
+                r = check_mappings(pid, regions, n_regions);
+        if (r == 0)
                 *ret = c->stats;
         return r;
+}
+
+int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
+               struct dirty_stats *ret) {
+        return dirty_copy_by(DIRTY_ANY, pid, regions, n_regions, buf, w, ret);
 }

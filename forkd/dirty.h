@@ -28,6 +28,12 @@ int dirty_buf_write(struct dirty_buf *b, struct snap_writer *w) attr_warn_unused
 
 /** Reads the dirty pages of process @pid's @regions, ascending, into @buf, and what does not fit in there into
  *  @w; dirty_buf_write does the rest. The guest must be paused until it returns.
- *  -ESRCH, -EFAULT: the VMM is gone or its memory is not as described; errors of the writer. */
+ *  -ESRCH, -EFAULT: the VMM is gone or its memory is not as described: all of @regions mapped, privately;
+ *  errors of the writer. */
 int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
                struct dirty_stats *ret) attr_warn_unused;
+
+/** The same by one method, for tests. -ENOTTY: the kernel does not know it. */
+enum dirty_method { DIRTY_ANY, DIRTY_SCAN, DIRTY_WORDS };
+int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf,
+                  struct snap_writer *w, struct dirty_stats *ret) attr_warn_unused;
