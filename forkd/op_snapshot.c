@@ -43,6 +43,8 @@ struct taking {
         struct snap_manifest *m;
         struct tag_claim claim;
         int base_fd, vmstate_fd;
+        struct vmm_region regions[MAX_REGIONS]; /* of guest RAM in the VMM; found before the pause */
+        size_t n_regions;
         char store[PATH_MAX];
         bool paused_by_us;
         uint64_t t0, t_pause;
@@ -111,6 +113,8 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         r = fill_manifest(t, e);
         if (r == 0)
                 r = host_check_disk(t->store, MIN_FREE_BYTES, "a snapshot", e);
+        if (r == 0)
+                r = t->vm->ops->ram_regions(t->vm->vmm, t->regions, MAX_REGIONS, &t->n_regions, e);
         if (r < 0)
                 return r;
         if (t->vm->has_base) {
@@ -146,28 +150,25 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
 }
 
 static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
-        struct vmm_region regions[MAX_REGIONS];
         cleanup_mp_buf struct mp_buf removed = { 0 };
         struct vm *vm = t->vm;
         uint64_t n_removed = 0;
-        size_t n;
-        int r;
+        int r = 0;
 
         mp_buf_init(&removed);
-        r = vm->ops->ram_regions(vm->vmm, regions, MAX_REGIONS, &n, e);
-        if (r == 0 && vm->session)
+        if (vm->session)
                 r = pager_session_removed(vm->d->pager, vm, &removed, &n_removed, e);
         if (r < 0)
                 return r;
         mp_map(b, 4);
         mp_kv_u64(b, "pid", (uint64_t) vm->ops->pid(vm->vmm));
         mp_key(b, "regions");
-        mp_array(b, n);
-        for (size_t i = 0; i < n; i++) {
+        mp_array(b, t->n_regions);
+        for (size_t i = 0; i < t->n_regions; i++) {
                 mp_map(b, 3);
-                mp_kv_u64(b, "addr", regions[i].host_addr);
-                mp_kv_u64(b, "size", regions[i].size);
-                mp_kv_u64(b, "offset", regions[i].offset);
+                mp_kv_u64(b, "addr", t->regions[i].host_addr);
+                mp_kv_u64(b, "size", t->regions[i].size);
+                mp_kv_u64(b, "offset", t->regions[i].offset);
         }
         mp_key(b, "disks");
         mp_array(b, vm->machine.n_disks);
