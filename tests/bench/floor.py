@@ -46,10 +46,11 @@ class Floor:
             self.process.wait(timeout=TIMEOUT_S)
         shutil.rmtree(self.dir, ignore_errors=True)
 
-    def ask(self, command):
-        """One round: `fork` or `save`."""
+    def ask(self, command, meanwhile=lambda: None):
+        """One round: `fork`, `save`, or `wake PATH` while the caller resumes that guest."""
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
+        meanwhile()
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"fork_floor ended (exit {self.process.wait(timeout=TIMEOUT_S)})")
@@ -122,7 +123,7 @@ def migration_done(event):
     return event["data"]["status"] == "completed"
 
 
-def plain_argv(pid, memory, incoming, extra=()):
+def plain_argv(pid, memory, agent):
     """The arguments of a clone of forkd's, with other memory and without what forkd passes as descriptors. The
     sandbox goes: a user's `exec:` needs to spawn."""
     words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
@@ -137,9 +138,9 @@ def plain_argv(pid, memory, incoming, extra=()):
         elif value and value.startswith("file,id=console"):
             value = "null,id=console"
         elif value and value.startswith("socket,id=agent"):
-            value = "null,id=agent"
+            value = agent
         argv += [option] if value is None else [option, value]
-    return [*argv, *extra, "-incoming", incoming]
+    return [*argv, "-S", "-incoming", "defer"]
 
 
 class Rival:
@@ -151,7 +152,8 @@ class Rival:
         self.file = self.dir / "full.zst"
         try:
             self._make(lab, snapshot, ram)
-            self.argv = plain_argv(pid, f"memory-backend-ram,id=ram,size={ram_bytes}B", "defer")
+            self.argv = plain_argv(pid, f"memory-backend-ram,id=ram,size={ram_bytes}B",
+                                   f"socket,id=agent,path={self.dir}/agent,server=on,wait=off")
         except BaseException:
             self.__exit__()
             raise
@@ -161,7 +163,7 @@ class Rival:
         copy = self.dir / "ram"
         shutil.copyfile(ram, copy)
         state = lab.state / "store" / "snapshots" / snapshot / "vmstate"
-        q = Qmp(plain_argv(self.pid, f"memory-backend-file,id=ram,size={self.ram_bytes}B,share=on,mem-path={copy}", "defer", ["-S"]),
+        q = Qmp(plain_argv(self.pid, f"memory-backend-file,id=ram,size={self.ram_bytes}B,share=on,mem-path={copy}", "null,id=agent"),
                 self.dir)
         try:
             q.capabilities(("x-ignore-shared", True), ("events", True))
@@ -175,16 +177,28 @@ class Rival:
             q.end()
         copy.unlink()
 
-    def restore(self):
-        """Milliseconds from the spawn to the guest's vCPUs running; that its agent answers comes on top."""
+    def restore(self, floor):
+        """Milliseconds from the spawn: to the state loaded, to the vCPUs running, to the agent's acknowledgement of
+        the same wake-up that forkd's clones get."""
         q = Qmp(self.argv, self.dir)
+        times = {}
+
+        def mark(name):
+            times[name] = (time.monotonic() - q.started) * 1e3
+
+        def resume():
+            q.call("cont")
+            q.wait(lambda e: e["event"] == "RESUME")
+            mark("running")
+
         try:
             q.capabilities(("events", True))
             q.call("migrate-incoming", uri=f"exec:zstd -dc {self.file}")
             q.wait(migration_done)
-            q.call("cont")
-            q.wait(lambda e: e["event"] == "RESUME")
-            return (time.monotonic() - q.started) * 1e3
+            mark("load")
+            floor.ask(f"wake {self.dir}/agent", meanwhile=resume)
+            mark("ack")
+            return times
         finally:
             q.end()
 

@@ -12,7 +12,9 @@
  *      fork    {"load_ms", "ack_ms", "total_ms", "agent_us"}: spawn to state loaded, from there to acknowledged,
  *              both; what the agent says of it: entropy, clock, hostname, machine-id, hooks
  *      save    the same, then the guest writes as many bytes as --dirty says; adds {"pause_ms", "device_ms"}:
- *              stopping the vCPUs, and the device state alone into a memfd */
+ *              stopping the vCPUs, and the device state alone into a memfd
+ *      wake PATH   only the link and the wake-up, with a guest that somebody else has restored and is about to
+ *              resume: PATH is the socket of its agent's port. {"ack_ms", "agent_us"} */
 #include <errno.h>
 #include <event2/event.h>
 #include <fcntl.h>
@@ -35,7 +37,7 @@
 #define LINK_TIMEOUT_MS 10000
 #define ACK_TIMEOUT_MS 30000
 #define EXEC_TIMEOUT_S 30
-#define MAX_COMMAND 64
+#define MAX_SCRIPT 64
 
 struct floor {
         struct event_base *base;
@@ -55,6 +57,7 @@ struct times {
 struct round {
         struct floor *f;
         bool save;
+        const char *foreign; /* socket of a guest's agent that is not ours to start; NULL */
         struct vmm *vmm;
         struct guest_link *link;
         struct times t;
@@ -65,6 +68,12 @@ struct round {
 static const struct vmm_events no_events = { 0 };
 
 /* ---- a clone ---- */
+
+static int open_link(struct round *c, const char *path) {
+        int r = guest_link_new(c->f->base, path, &c->link);
+
+        return r < 0 ? err_errno(&c->e, r, "making the link") : guest_link_connect(c->link, LINK_TIMEOUT_MS, &c->e);
+}
 
 static int start(struct round *c) {
         struct floor *f = c->f;
@@ -89,10 +98,7 @@ static int start(struct round *c) {
         r = vmm_qemu.load_state(c->vmm, f->vmstate_fd, &c->e);
         if (r < 0)
                 return r;
-        r = guest_link_new(f->base, vmm_qemu.agent_socket(c->vmm), &c->link);
-        if (r < 0)
-                return err_errno(&c->e, r, "making the link");
-        return guest_link_connect(c->link, LINK_TIMEOUT_MS, &c->e);
+        return open_link(c, vmm_qemu.agent_socket(c->vmm));
 }
 
 static int wake(struct round *c) {
@@ -106,7 +112,7 @@ static int wake(struct round *c) {
         r = guest_link_queue_wake(c->link, &id);
         if (r < 0)
                 return err_errno(&c->e, r, "queueing the wake-up");
-        r = vmm_qemu.resume(c->vmm, &c->e);
+        r = c->vmm ? vmm_qemu.resume(c->vmm, &c->e) : 0;
         return r < 0 ? r : guest_link_wait_ack(c->link, ACK_TIMEOUT_MS, &c->t.ack, &c->e);
 }
 
@@ -134,7 +140,7 @@ static int dirty(struct round *c) {
         static const struct guest_call_handlers handlers = { .on_data = on_data, .on_eof = on_eof, .on_done = on_done };
         struct command cmd = { .done = CO_WAIT_INIT };
         struct guest_call *call;
-        char script[MAX_COMMAND];
+        char script[MAX_SCRIPT];
         int r;
 
         (void) snprintf(script, sizeof(script), "head -c %llu /dev/urandom > /run/dirt", (unsigned long long) c->f->dirty_bytes);
@@ -181,7 +187,7 @@ static int run_round(struct round *c) {
         uint64_t start_ns = now_ns(), loaded;
         int r;
 
-        r = start(c);
+        r = c->foreign ? open_link(c, c->foreign) : start(c);
         if (r < 0)
                 return r;
         loaded = now_ns();
@@ -204,8 +210,8 @@ static void round_main(void *arg) {
         (void) event_base_loopbreak(c->f->base);
 }
 
-static int one_round(struct floor *f, bool with_save) {
-        struct round c = { .f = f, .save = with_save };
+static int one_round(struct floor *f, bool with_save, const char *foreign) {
+        struct round c = { .f = f, .save = with_save, .foreign = foreign };
 
         if (co_start(f->base, round_main, &c) < 0 || event_base_dispatch(f->base) < 0) {
                 (void) fprintf(stderr, "fork_floor: out of memory\n");
@@ -264,16 +270,20 @@ static int open_files(struct floor *f, const char *ram) {
 }
 
 static int serve(struct floor *f) {
-        char line[MAX_COMMAND];
+        static const char wake_command[] = "wake ";
+        char line[PATH_MAX + 16];
         int r = 0;
 
         while (r == 0 && fgets(line, sizeof(line), stdin)) {
                 line[strcspn(line, "\n")] = '\0';
-                if (strcmp(line, "fork") != 0 && strcmp(line, "save") != 0) {
-                        (void) fprintf(stderr, "fork_floor: '%s' is neither 'fork' nor 'save'\n", line);
-                        return -EINVAL;
+                if (strcmp(line, "fork") == 0 || strcmp(line, "save") == 0) {
+                        r = one_round(f, strcmp(line, "save") == 0, NULL);
+                } else if (strncmp(line, wake_command, sizeof(wake_command) - 1) == 0) {
+                        r = one_round(f, false, line + sizeof(wake_command) - 1);
+                } else {
+                        (void) fprintf(stderr, "fork_floor: '%s' is neither 'fork' nor 'save' nor 'wake PATH'\n", line);
+                        r = -EINVAL;
                 }
-                r = one_round(f, strcmp(line, "save") == 0);
         }
         return r;
 }

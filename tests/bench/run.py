@@ -7,6 +7,7 @@ meets. It is 1 when something could not be measured. docs/benchmarks.md explains
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -20,8 +21,9 @@ import lines  # noqa: E402
 from forkdlab import MIB, Lab  # noqa: E402
 from measure import available_mib, host, warm_memory  # noqa: E402
 
+DEFAULTS = ""
 # Decoded memory goes with its last clone, so that a first clone can be had again and again.
-CONFIG = "[pager]\nidle_image_seconds = 0\n"
+FORGETFUL = "[pager]\nidle_image_seconds = 0\n"
 WARM_MIB = 2048
 BALLAST_MIB = 32
 
@@ -46,33 +48,46 @@ def make_base(lab):
     return lab.ctl("snapshot", "show", lines.BASE), accel
 
 
-def measure(args):
+def plan(args):
+    """(name, configuration, what to run), in the order of the configurations."""
     n = 2 if args.quick else args.rounds
-    plan = [
-        ("fork", lambda lab, base: lines.fork_against_floor(lab, base, n)),
-        ("first", lambda lab, base: lines.first_clone_against_rival(lab, base, max(2, n // 2))),
-        ("standby", lambda lab, base: lines.standby_against_save(lab, base, n)),
-        ("chain", lambda lab, base: lines.chain_links(lab, base, 1 if args.quick else max(3, n // 5))),
-        ("idle", lambda lab, base: lines.idle_clones(lab, base, 1 if args.quick else 5)),
+    steps = [
+        ("fork", DEFAULTS, lambda lab, base: lines.fork_against_floor(lab, base, n)),
+        ("standby", DEFAULTS, lambda lab, base: lines.standby_against_save(lab, base, n)),
+        ("idle", DEFAULTS, lambda lab, base: lines.idle_clones(lab, base, 1 if args.quick else 5)),
+        ("chain", DEFAULTS, lambda lab, base: lines.chain_links(lab, base, 1 if args.quick else max(4, n // 2))),
+        ("first", FORGETFUL, lambda lab, base: lines.first_clone_against_rival(lab, base, n)),
     ]
-    if args.only:
-        plan = [p for p in plan if p[0] in args.only]
-    warm_memory(min(WARM_MIB // (4 if args.quick else 1), available_mib() // 2))
+    return [s for s in steps if not args.only or s[0] in args.only]
+
+
+def run_lab(config, steps, info):
+    """One private forkd, one base, several lines; returns their documents."""
     done = []
-    lab = Lab(config=CONFIG)
+    lab = Lab(config=config)
     with lab:
         base, accel = make_base(lab)
-        info = host(accel)
-        print(f"{info['cpus']} x {info['cpu']}, Linux {info['kernel']}, {info['qemu']}, {accel}; load {info['load_before']}\n", flush=True)
-        for name, fn in plan:
+        if not info:
+            info.update(host(accel))
+            print(f"{info['cpus']} x {info['cpu']}, Linux {info['kernel']}, {info['qemu']}, {accel}; load {info['load_before']}\n",
+                  flush=True)
+        for name, _, fn in steps:
             for line in fn(lab, base):
                 line.show()
                 done.append({"id": name, **line.doc()})
         lab.end()
         left = lab.leftovers()
-    info["load_after"] = round(os.getloadavg()[0], 2)
     if left:
         raise RuntimeError("left behind: " + ", ".join(left))
+    return done
+
+
+def measure(args):
+    info, done = {}, []
+    warm_memory(min(WARM_MIB // (4 if args.quick else 1), available_mib() // 2))
+    for config, steps in itertools.groupby(plan(args), key=lambda s: s[1]):
+        done += run_lab(config, list(steps), info)
+    info["load_after"] = round(os.getloadavg()[0], 2)
     return {"host": info, "quick": args.quick, "lines": done}
 
 
