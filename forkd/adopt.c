@@ -169,6 +169,11 @@ static void adopt_one(struct vm *vm, struct adoption *a) {
         bool saved = false;
         int r;
 
+        if (vm->state == VM_STANDBY && !vm->removing && vm->pid <= 0) {
+                settle_dead(vm, "");
+                vmm_known(a);
+                return;
+        }
         r = adopt_vmm(vm, &e);
         if (r < 0) {
                 log_info("%s (%s) is not taken back: %s", vm->name, vm->id, e.message);

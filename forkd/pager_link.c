@@ -5,6 +5,9 @@
  * the listening socket <run>/pager.sock and hands it over, so a connection made at once is answered as soon as
  * the pager is up, without polling. A forkd that starts looks for a live one at that socket first.
  *
+ * One that does not answer there is as good as dead, and worse: it is killed, by the pid that was noted when it was
+ * started.
+ *
  * The pidfd tells of the pager's death. Its guests' faults then wait (each VMM keeps its userfaultfd open), and
  * forkd kills them at once: they are never left spinning, and never read zeros. */
 #include "forkd/pager_link.h"
@@ -21,6 +24,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/daemon.h"
+#include "forkd/pidfile.h"
 
 #define CALL_TIMEOUT_MS 10000
 #define HELLO_TIMEOUT_MS 10000
@@ -28,7 +32,7 @@
 
 struct pager {
         struct daemon *d;
-        char socket_path[FORKD_MAX_RUN_DIR + 16];
+        char socket_path[FORKD_MAX_RUN_DIR + 16], pid_path[FORKD_MAX_RUN_DIR + 16];
         struct rpc_conn *conn;
         pid_t pid;
         int pidfd;
@@ -136,6 +140,7 @@ int pager_new(struct daemon *d, struct pager **ret) {
         p->d = d;
         p->pidfd = -1;
         (void) snprintf(p->socket_path, sizeof(p->socket_path), "%s/pager.sock", d->run_dir);
+        (void) snprintf(p->pid_path, sizeof(p->pid_path), "%s/pager.pid", d->run_dir);
         *ret = p;
         return 0;
 }
@@ -186,6 +191,27 @@ static int pager_greet(struct pager *p, int fd, struct err *e) {
         return 0;
 }
 
+/* Nobody can tell any more what a pager does that does not answer; as long as it lives, its socket would be found
+ * again and again. */
+static int kill_mute(struct pager *p, struct err *e) {
+        cleanup_fd int pidfd = -1;
+        pid_t pid;
+        int r = pidfile_open(p->pid_path, p->d->boot_id, &pid, &pidfd);
+
+        if (r == 0) {
+                log_error("killing the pager (pid %d): %s", (int) pid, e->message);
+                best_effort(spawn_kill(pidfd, SIGKILL));
+                r = co_wait_fd(pidfd, EV_READ, CALL_TIMEOUT_MS);
+                /* Ours to reap, if this forkd started it. */
+                if (r == 0)
+                        best_effort(spawn_wait(pidfd, 0, NULL));
+        }
+        if (r < 0 && r != -ESRCH)
+                return err_prefix(e, "a pager that cannot be talked to, nor found to be ended");
+        (void) unlink(p->socket_path);
+        return 0;
+}
+
 int pager_find(struct pager *p, struct err *e) {
         int fd, r;
 
@@ -195,11 +221,12 @@ int pager_find(struct pager *p, struct err *e) {
         if (r < 0)
                 return 0; /* nobody there */
         r = pager_greet(p, fd, e);
-        if (r < 0)
+        if (r < 0) {
                 pager_forget(p);
-        else
-                log_info("found the pager (pid %d)", (int) p->pid);
-        return r;
+                return kill_mute(p, e);
+        }
+        log_info("found the pager (pid %d)", (int) p->pid);
+        return 0;
 }
 
 static int pager_spawn(struct pager *p, struct err *e) {
@@ -256,6 +283,9 @@ static int pager_spawn(struct pager *p, struct err *e) {
                 return r;
         }
         log_info("started the pager (pid %d)", (int) p->pid);
+        r = pidfile_write(p->pid_path, p->d->boot_id, p->pid);
+        if (r < 0)
+                log_warning("noting the pager's pid in %s: %s", p->pid_path, strerror(-r));
         return 0;
 }
 
@@ -431,8 +461,11 @@ void pager_shutdown(struct pager *p) {
         struct err e;
         int r;
 
-        if (!pager_is_up(p))
+        if (!pager_is_up(p)) {
+                (void) unlink(p->socket_path); /* of one that died */
+                (void) unlink(p->pid_path);
                 return;
+        }
         if (p->death)
                 event_free(TAKE_PTR(p->death));
         r = rpc_call_co(c, "shutdown", NULL, NULL, 0, CALL_TIMEOUT_MS, NULL, &e);
@@ -445,4 +478,5 @@ void pager_shutdown(struct pager *p) {
         best_effort(spawn_wait(p->pidfd, CALL_TIMEOUT_MS, NULL));
         pager_forget(p);
         (void) unlink(p->socket_path);
+        (void) unlink(p->pid_path);
 }
