@@ -25,7 +25,9 @@ target_link_options(forkd_options INTERFACE -Wl,-z,relro,-z,now)
 add_library(forkd_sanitize INTERFACE)
 if(FORKD_SANITIZE)
   target_compile_options(forkd_sanitize INTERFACE
-    -fsanitize=${FORKD_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    -fsanitize=${FORKD_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all
+    # instrumented code defeats the analysis: it warns of paths that cannot be
+    -Wno-maybe-uninitialized)
   target_link_options(forkd_sanitize INTERFACE -fsanitize=${FORKD_SANITIZE})
   if(FORKD_SANITIZE MATCHES "address")
     target_compile_definitions(forkd_sanitize INTERFACE FORKD_ASAN=1)

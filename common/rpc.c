@@ -71,6 +71,7 @@ struct rpc_conn {
         size_t queued;
         bool above_low;
         bool deaf; /* the peer does not read any more */
+        bool mute; /* it sends nothing more, but may still be reading what is queued for it */
 
         TAILQ_HEAD(, pending_call) calls;
         unsigned n_calls;
@@ -241,6 +242,8 @@ static void on_writable(evutil_socket_t fd, short what, void *arg) {
                 (void) event_add(c->read_ev, NULL);
                 conn_process(c); /* whole messages may have been waiting */
         }
+        if (c->fd >= 0 && c->mute && TAILQ_EMPTY(&c->out))
+                conn_shut(c, 0);
         conn_unpin(c);
 }
 
@@ -683,6 +686,11 @@ static void conn_read(struct rpc_conn *c) {
                 return;
         if (n == -EMSGSIZE) {
                 conn_refuse(c, -EMSGSIZE);
+                return;
+        }
+        if (n == 0 && !c->deaf && !TAILQ_EMPTY(&c->out)) {
+                c->mute = true;
+                (void) event_del(c->read_ev);
                 return;
         }
         if (n <= 0) {
