@@ -21,10 +21,10 @@
 
 #define PAGE SNAP_PAGE_SIZE
 #define SCAN_RUNS 512u
-#define READ_RUNS 1024u             /* UIO_MAXIOV */
-#define BUFFER_PAGES (64u << 8)     /* 64 MiB */
-#define MAX_MAPS (8u << 20)         /* /proc/<pid>/maps: a QEMU has some hundred lines */
-#define KEEP_PAGES (8u << 8)        /* of it stay with an idle worker */
+#define READ_RUNS 1024u         /* UIO_MAXIOV */
+#define BUFFER_PAGES (64u << 8) /* 64 MiB */
+#define MAX_MAPS (8u << 20)     /* /proc/<pid>/maps: a QEMU has some hundred lines */
+#define KEEP_PAGES (8u << 8)    /* of it stay with an idle worker */
 
 /* Debian 12's headers are older than PAGEMAP_SCAN: from include/uapi/linux/fs.h of Linux 6.7. */
 #ifndef PAGEMAP_SCAN
@@ -69,7 +69,8 @@ int dirty_buf_new(struct dirty_buf **ret) {
         if (!b)
                 return -ENOMEM;
         b->runs = calloc(BUFFER_PAGES, sizeof(*b->runs));
-        b->data = mmap(NULL, (size_t) BUFFER_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        b->data = mmap(NULL, (size_t) BUFFER_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                       -1, 0);
         if (b->data == MAP_FAILED)
                 b->data = NULL;
         if (!b->runs || !b->data) {

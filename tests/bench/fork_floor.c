@@ -289,15 +289,19 @@ static int serve(struct floor *f) {
 }
 
 static int usage(void) {
-        (void) fprintf(stderr, "usage: fork_floor --store DIR --snapshot ID --ram FILE --lib LIBFLOOR-MAP --dir DIR --dirty BYTES\n");
+        (void) fprintf(stderr,
+                       "usage: fork_floor --store DIR --snapshot ID --ram FILE --lib LIBFLOOR-MAP --dir DIR --dirty BYTES\n");
         return 2;
 }
 
 int main(int argc, char **argv) {
         static const struct option options[] = {
-                { "store", required_argument, NULL, 's' }, { "snapshot", required_argument, NULL, 'i' },
-                { "ram", required_argument, NULL, 'r' },   { "lib", required_argument, NULL, 'l' },
-                { "dir", required_argument, NULL, 'd' },   { "dirty", required_argument, NULL, 'b' },
+                { "store", required_argument, NULL, 's' },
+                { "snapshot", required_argument, NULL, 'i' },
+                { "ram", required_argument, NULL, 'r' },
+                { "lib", required_argument, NULL, 'l' },
+                { "dir", required_argument, NULL, 'd' },
+                { "dirty", required_argument, NULL, 'b' },
                 { NULL, 0, NULL, 0 },
         };
         struct floor f = { .ram_fd = -1, .vmstate_fd = -1, .console_fd = -1, .null_fd = -1 };
