@@ -23,6 +23,9 @@ static int setup(void **state) {
         d = (struct daemon){ .cfg = { .max_vms = 100 } };
         TAILQ_INIT(&d.vms);
         temp_dir(d.state_dir, sizeof(d.state_dir));
+        (void) snprintf(path, sizeof(path), "%s/store", d.state_dir);
+        if (snap_store_open(path, &d.store) < 0)
+                return 1;
         (void) snprintf(path, sizeof(path), "%s/vms", d.state_dir);
         return mkdir(path, 0700) < 0 || catalog_new(&d, &d.catalog) < 0;
 }
@@ -30,6 +33,7 @@ static int setup(void **state) {
 static int teardown(void **state) {
         vm_release_all(&d);
         catalog_free(d.catalog);
+        snap_store_close(TAKE_PTR(d.store));
         temp_dir_remove(d.state_dir);
         return 0;
 }
