@@ -411,6 +411,55 @@ static void test_answer_before_the_end(void **state) {
         peer_end(&p);
 }
 
+static void answer_100k(struct rpc_msg *m, struct peer *p) {
+        cleanup_free char *data = calloc(1, 100000);
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        mp_bin(&b, data, 100000);
+        assert_ok(rpc_reply(m->conn, m->msgid, &b, NULL, 0));
+}
+
+/* A client that ends its sending side with its last request still gets the answers. */
+static void test_answers_after_half_close(void **state) {
+        enum { REQUESTS = 2000 };
+        struct peer p = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        for (unsigned i = 0; i < REQUESTS; i++)
+                put_request(&b, i, "x", NULL);
+        peer_start(&p);
+        peer_write(&p, b.sb.data, b.sb.size, NULL, 0);
+        assert_int_equal(shutdown(p.fd, SHUT_WR), 0);
+        while (p.n_messages < REQUESTS)
+                loop_once(p.base);
+        for (unsigned i = 0; i < 5; i++) /* the end is seen while answers wait for room in the socket */
+                loop_once(p.base);
+        assert_true(rpc_conn_queued(p.c) > 0);
+        for (unsigned i = 0; i < REQUESTS; i++)
+                peer_expect(&p, i, "");
+        peer_expect_hangup(&p, false);
+        assert_int_equal(p.close_r, 0);
+        peer_end(&p);
+}
+
+/* It ended its sending side, and then goes away without having read everything. */
+static void test_gone_after_half_close(void **state) {
+        struct peer p = { .on_message = answer_100k };
+
+        peer_start(&p);
+        for (unsigned i = 0; i < 20; i++)
+                peer_request(&p, i, "x");
+        assert_int_equal(shutdown(p.fd, SHUT_WR), 0);
+        loop_until(p.base, &p.n_messages, 20);
+        loop_once(p.base);
+        assert_int_equal(p.n_closed, 0);
+        p.fd = close_fd(p.fd);
+        loop_until(p.base, &p.n_closed, 1);
+        peer_end(&p);
+}
+
 static void test_cancel(void **state) {
         struct peer p = { 0 };
         struct result res = { 0 }, other = { 0 };
@@ -451,15 +500,6 @@ static void test_drain(void **state) {
         loop_until(p.a.base, &p.b.n_messages, 10);
         assert_int_equal(p.a.n_drained, 1);
         pair_end(&p);
-}
-
-static void answer_100k(struct rpc_msg *m, struct peer *p) {
-        cleanup_free char *data = calloc(1, 100000);
-        cleanup_mp_buf struct mp_buf b = { 0 };
-
-        mp_buf_init(&b);
-        mp_bin(&b, data, 100000);
-        assert_ok(rpc_reply(m->conn, m->msgid, &b, NULL, 0));
 }
 
 /* A client that asks and asks but does not read fills its own socket, not our memory; when it reads again it
@@ -759,6 +799,8 @@ int main(void) {
                 cmocka_unit_test(test_unref_in_on_close),
                 cmocka_unit_test(test_end_inside_result),
                 cmocka_unit_test(test_answer_before_the_end),
+                cmocka_unit_test(test_answers_after_half_close),
+                cmocka_unit_test(test_gone_after_half_close),
                 cmocka_unit_test(test_cancel),
                 cmocka_unit_test(test_drain),
                 cmocka_unit_test(test_client_that_does_not_read),
