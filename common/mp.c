@@ -169,7 +169,8 @@ void mp_doc_clear(struct mp_doc *doc) {
 bool mp_is_str(const msgpack_object *o, const char *s) {
         size_t n = strlen(s);
 
-        return o && o->type == MSGPACK_OBJECT_STR && o->via.str.size == n && memcmp(o->via.str.ptr, s, n) == 0;
+        /* the pointer of an empty string may be NULL */
+        return o && o->type == MSGPACK_OBJECT_STR && o->via.str.size == n && (n == 0 || memcmp(o->via.str.ptr, s, n) == 0);
 }
 
 const msgpack_object *mp_get(const msgpack_object *map, const char *key) {
@@ -282,10 +283,10 @@ int mp_get_bin(const msgpack_object *map, const char *key, const void **ret_data
         if (!o)
                 return -ENOENT;
         if (o->type == MSGPACK_OBJECT_BIN) {
-                *ret_data = o->via.bin.ptr;
+                *ret_data = o->via.bin.size ? o->via.bin.ptr : "";
                 *ret_len = o->via.bin.size;
         } else if (o->type == MSGPACK_OBJECT_STR) {
-                *ret_data = o->via.str.ptr;
+                *ret_data = o->via.str.size ? o->via.str.ptr : "";
                 *ret_len = o->via.str.size;
         } else {
                 return -EBADMSG;

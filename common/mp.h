@@ -55,7 +55,7 @@ int mp_get_u64(const msgpack_object *map, const char *key, uint64_t *ret);
 int mp_get_i64(const msgpack_object *map, const char *key, int64_t *ret);
 int mp_get_double(const msgpack_object *map, const char *key, double *ret); /* integers too */
 int mp_get_bool(const msgpack_object *map, const char *key, bool *ret);
-/** str or bin; *ret_data points into the document. */
+/** str or bin; *ret_data points into the document, and is never NULL. */
 int mp_get_bin(const msgpack_object *map, const char *key, const void **ret_data, size_t *ret_len);
 const msgpack_object *mp_get_array(const msgpack_object *map, const char *key); /* NULL if no array */
 bool mp_is_str(const msgpack_object *o, const char *s);

@@ -57,7 +57,8 @@ static void read_all(const msgpack_object *o, unsigned depth) {
                 read_all(&o->via.map.ptr[k].val, depth + 1);
                 if (key->type != MSGPACK_OBJECT_STR || key->via.str.size >= sizeof(name))
                         continue;
-                memcpy(name, key->via.str.ptr, key->via.str.size);
+                if (key->via.str.size > 0) /* else ptr may be NULL */
+                        memcpy(name, key->via.str.ptr, key->via.str.size);
                 name[key->via.str.size] = '\0';
                 if (strlen(name) == key->via.str.size)
                         must(mp_get(o, name) != NULL);

@@ -145,7 +145,8 @@ static size_t change(uint64_t *s, const struct corpus *c, uint8_t *buf, size_t s
                 return size;
         case 2: /* a number at its limits, in either byte order */
                 v = edges[below(s, ARRAY_LEN(edges))];
-                n = MIN_OF((size_t) 1 << below(s, 4), size - at);
+                n = below(s, 4);
+                n = MIN_OF((size_t) 1 << n, size - at);
                 if (rng_next(s) & 1)
                         v = __builtin_bswap64(v);
                 memcpy(buf + at, &v, n);
@@ -157,11 +158,13 @@ static size_t change(uint64_t *s, const struct corpus *c, uint8_t *buf, size_t s
                 memmove(buf + at, buf + at + n, size - at - n);
                 return size - n;
         case 5: /* a piece comes twice */
-                n = MIN_OF(below(s, size - at + 1), (size_t) (MAX_BYTES - size));
+                n = below(s, size - at + 1);
+                n = MIN_OF(n, (size_t) (MAX_BYTES - size));
                 memmove(buf + at + n, buf + at, size - at);
                 return size + n;
         case 6: /* random bytes come between */
-                n = MIN_OF(1 + below(s, 16), (size_t) (MAX_BYTES - size));
+                n = 1 + below(s, 16);
+                n = MIN_OF(n, (size_t) (MAX_BYTES - size));
                 memmove(buf + at + n, buf + at, size - at);
                 for (size_t i = 0; i < n; i++)
                         buf[at + i] = (uint8_t) rng_next(s);

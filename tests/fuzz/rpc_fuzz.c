@@ -154,7 +154,7 @@ static void turn(struct run *x) {
 
 static void feed(struct run *x, const uint8_t *data, size_t size) {
         for (size_t done = 0; done < size;) {
-                size_t len = MIN_OF((size_t) 1 + below(x, below(x, 4) ? 12 : 4000), size - done);
+                size_t want = 1 + below(x, below(x, 4) ? 12 : 4000), len = MIN_OF(want, size - done);
                 int fds[3] = { STDERR_FILENO, STDERR_FILENO, STDERR_FILENO };
                 ssize_t n = io_send_fds(x->peer, data + done, len, fds, below(x, 6) ? 0 : below(x, 4));
 

@@ -329,6 +329,28 @@ static void test_reading_refuses(void **state) {
         assert_memory_equal(data, "a\0b", 3);
 }
 
+/* msgpack-c gives empty strings and blobs no address; our readers do. */
+static void test_empty(void **state) {
+        cleanup_mp_doc struct mp_doc doc = { 0 };
+        const void *data = NULL;
+        char text[2] = "x", *dup;
+        size_t len = 1;
+
+        assert_ok(mp_parse("\x83\xa0\x07\xa1s\xa0\xa1" "b\xc4\x00", 10, &doc));
+        assert_true(mp_is_str(&doc.root.via.map.ptr[0].key, ""));
+        assert_non_null(mp_get(&doc.root, ""));
+        assert_ok(mp_get_str(&doc.root, "s", text, sizeof(text)));
+        assert_string_equal(text, "");
+        assert_ok(mp_get_strdup(&doc.root, "s", 0, &dup));
+        assert_string_equal(dup, "");
+        free(dup);
+        assert_ok(mp_get_bin(&doc.root, "b", &data, &len));
+        assert_true(data && len == 0);
+        data = NULL;
+        assert_ok(mp_get_bin(&doc.root, "s", &data, &len));
+        assert_true(data && len == 0);
+}
+
 /* A struct that was moved must not write through its old address. */
 static void test_buf_moved(void **state) {
         struct mp_buf a, b;
@@ -376,6 +398,7 @@ int main(void) {
                 cmocka_unit_test(test_parse_deepest),
                 cmocka_unit_test(test_reading),
                 cmocka_unit_test(test_reading_refuses),
+                cmocka_unit_test(test_empty),
                 cmocka_unit_test(test_buf_moved),
                 cmocka_unit_test(test_obj_roundtrip),
         };
