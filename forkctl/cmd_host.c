@@ -269,8 +269,8 @@ int cmd_shutdown(struct ctl *c, const struct args *a) {
                 req_bool(&q, "all", true);
         progress_start(&p, c, "stopping");
         r = ctl_call(c, "shutdown", &q, &result);
-        /* The answer only tells what will be stopped. Whoever starts forkd again, or removes its directories,
-         * needs it gone. */
+        /* When the answer comes the VMs are where they shall be, but forkd itself is not gone yet. Whoever starts it again,
+         * or removes its directories, needs that. */
         if (r == 0)
                 r = ctl_wait_close(c, SHUTDOWN_MAX_S);
         progress_end(&p);

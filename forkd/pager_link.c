@@ -37,7 +37,7 @@ struct pager {
         pid_t pid;
         int pidfd;
         struct event *death;
-        bool connecting;
+        bool connecting, suspected;
         struct co_wait *connect_waiter; /* others that need the pager while one coroutine brings it up */
 };
 
@@ -313,6 +313,36 @@ int pager_ensure(struct pager *p, struct err *e) {
         return r;
 }
 
+/* ---- calls ---- */
+
+/* A call went without an answer. A slow one may take long, a hello never does: without that the pager hangs, and what
+ * its guests wait for will not come. */
+static void suspect(struct pager *p) {
+        struct rpc_conn *c = p->conn;
+        struct err e;
+
+        if (p->suspected || !pager_is_up(p) || p->pidfd < 0)
+                return;
+        p->suspected = true;
+        if (rpc_call_co(c, "hello", NULL, NULL, 0, HELLO_TIMEOUT_MS, NULL, &e) == -ETIMEDOUT && p->conn == c) {
+                log_error("killing the pager (pid %d): it hangs", (int) p->pid);
+                best_effort(spawn_kill(p->pidfd, SIGKILL)); /* on_death does the rest */
+        }
+        p->suspected = false;
+}
+
+static int call(struct pager *p, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
+                struct rpc_answer *ret, struct err *e) {
+        int r;
+
+        if (!pager_is_up(p))
+                return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
+        r = rpc_call_co(p->conn, method, params, fds, n_fds, CALL_TIMEOUT_MS, ret, e);
+        if (r == -ETIMEDOUT)
+                suspect(p);
+        return r;
+}
+
 /* ---- sessions ---- */
 
 static void put_session(struct mp_buf *b, const struct vm *vm, size_t more) {
@@ -339,7 +369,7 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_me
         mp_kv_u64(&b, "fds", 2);
         /* Armed before the pager can serve anything: if it dies from here on, this VM is killed. */
         vm->session = true;
-        r = rpc_call_co(p->conn, "session.open", &b, (int[]){ image_fd, pager_end }, 2, CALL_TIMEOUT_MS, &a, e);
+        r = call(p, "session.open", &b, (int[]){ image_fd, pager_end }, 2, &a, e);
         if (r == 0 && a.n_fds != 1)
                 r = err_set(e, ERR_PAGER, -EPROTO, "the pager sent no image memory");
         if (r < 0) {
@@ -363,7 +393,7 @@ void pager_session_close(struct pager *p, struct vm *vm) {
                 return;
         mp_buf_init(&b);
         put_session(&b, vm, 0);
-        if (rpc_call_co(p->conn, "session.close", &b, NULL, 0, CALL_TIMEOUT_MS, NULL, &e) < 0)
+        if (call(p, "session.close", &b, NULL, 0, NULL, &e) < 0)
                 log_debug("closing the pager session of %s: %s", vm->name, e.message);
 }
 
@@ -378,7 +408,7 @@ static int removed_part(struct pager *p, struct vm *vm, uint64_t first, struct m
         mp_buf_init(&b);
         put_session(&b, vm, 1);
         mp_kv_u64(&b, "first_page", first);
-        r = rpc_call_co(p->conn, "session.removed", &b, NULL, 0, CALL_TIMEOUT_MS, &a, e);
+        r = call(p, "session.removed", &b, NULL, 0, &a, e);
         if (r < 0)
                 return r;
         ranges = mp_get_array(&a.doc.root, "ranges");
@@ -419,7 +449,7 @@ int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) {
                 mp_kv_bool(ret, "up", false);
                 return 0;
         }
-        r = rpc_call_co(p->conn, "status", NULL, NULL, 0, CALL_TIMEOUT_MS, &a, e);
+        r = call(p, "status", NULL, NULL, 0, &a, e);
         if (r < 0)
                 return r;
         if (a.doc.root.type != MSGPACK_OBJECT_MAP)
@@ -439,7 +469,7 @@ int pager_mark_sessions(struct pager *p, struct err *e) {
         const msgpack_object *sessions;
         int r;
 
-        r = rpc_call_co(p->conn, "status", NULL, NULL, 0, CALL_TIMEOUT_MS, &a, e);
+        r = call(p, "status", NULL, NULL, 0, &a, e);
         if (r < 0)
                 return err_prefix(e, "asking the pager for its sessions");
         sessions = mp_get_array(&a.doc.root, "sessions");

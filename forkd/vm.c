@@ -178,6 +178,8 @@ void vm_op_end(struct vm *vm) {
                 vm_fail(vm, "%s", vm->lost);
         if (vm->vmm_exited && vm->vmm)
                 clean_up_ended(vm);
+        if (vm->io_error)
+                vm_check_io_error(vm);
         vm->busy = NULL;
         if (vm->idle_waiter)
                 co_wake(TAKE_PTR(vm->idle_waiter), 0);

@@ -40,7 +40,7 @@ struct vm {
         id_str id;
         char name[NAME_MAX_LEN + 1];
         enum vm_state state;
-        char reason[200];           /* of VM_FAILED, else empty */
+        char reason[200];           /* of VM_FAILED, or of a VM_PAUSED that nobody asked for; else empty */
         char driver[16];
         char vmm_version[32];
         struct vmm_machine machine;
@@ -64,6 +64,7 @@ struct vm {
         bool session;               /* the pager serves it */
         bool session_known;         /* said a pager of an earlier forkd's (pager_mark_sessions) */
         char lost[200];             /* why its memory is gone and it is being killed, else "" */
+        bool io_error;              /* the VMM has paused it, for a disk cannot be written */
         bool agent_lost;            /* the agent's link broke while the VMM lives: to be made anew */
         int uffd;                   /* duplicate of its userfaultfd: keeps its faults waiting when all others go */
         bool vmm_exited;            /* the process has ended; the operation under way, or vm_reap, cleans up */
@@ -137,6 +138,8 @@ void vm_trim_console(struct vm *vm);
 /** Ends everything that lives of this VM, in order: calls, link, VMM (killed and reaped), pager session, run
  *  directory, cgroup. Files and record stay. */
 void vm_teardown(struct vm *vm);
+/** Notes that the VMM has paused the guest by itself. A coroutine call, when nothing else is under way. */
+void vm_check_io_error(struct vm *vm);
 /** Kills a guest that lost its memory, from anywhere: state failed with @reason, at once or when the operation under
  *  way has ended. */
 void vm_kill_lost(struct vm *vm, const char *reason);

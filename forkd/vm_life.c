@@ -45,6 +45,30 @@ static void on_guest_event(const char *what, void *arg) {
         log_info("%s (%s): guest %s", vm->name, vm->id, what);
         if (strcmp(what, "shutdown") == 0 || strcmp(what, "reset") == 0)
                 vm->guest_shutdown = true;
+        if (strcmp(what, "io-error") != 0)
+                return;
+        vm->io_error = true;
+        if (vm->busy)
+                return; /* vm_op_end looks */
+        vm->busy = "looking at its disks";
+        if (co_start(vm->d->base, reap, vm) < 0)
+                vm->busy = NULL;
+}
+
+/* A full disk under a guest's disk stops the guest where it stands, so that nothing is lost: when there is room again,
+ * it can go on. An operation may have let it go on already. */
+void vm_check_io_error(struct vm *vm) {
+        bool running = true;
+        struct err e;
+
+        vm->io_error = false;
+        if (vm->state != VM_RUNNING || !vm->vmm || vm->ops->is_running(vm->vmm, &running, &e) < 0 || running)
+                return;
+        vm->state = VM_PAUSED;
+        (void) snprintf(vm->reason, sizeof(vm->reason), "one of its disks could not be written: make room, then resume it");
+        log_warning("%s (%s): running -> paused: %s", vm->name, vm->id, vm->reason);
+        if (vm_record_save(vm, &e) < 0)
+                log_warning("%s", e.message);
 }
 
 const struct vmm_events vm_vmm_events = { .on_exit = on_exit_event, .on_guest_event = on_guest_event };
@@ -327,7 +351,7 @@ void vm_teardown(struct vm *vm) {
                 log_debug("%s: %s", vm->name, e.message);
         /* Only now: without its pager a living guest would wait for ever. */
         pager_session_close(vm->d->pager, vm);
-        vm->vmm_exited = vm->guest_shutdown = vm->agent_lost = false;
+        vm->vmm_exited = vm->guest_shutdown = vm->agent_lost = vm->io_error = false;
         vm->lost[0] = '\0';
         if (vm_run_path(vm, NULL, path, sizeof(path)) == 0)
                 best_effort(io_remove_tree(AT_FDCWD, path));

@@ -5,10 +5,11 @@ running runs on, or is told as failed; nothing half-made stays."""
 import os
 import signal
 import stat
+import subprocess
 import threading
 
 from case import Case, MIB, main
-from forkdlab import Refused
+from forkdlab import Lab, Refused
 
 
 class Faults(Case):
@@ -127,6 +128,64 @@ class Faults(Case):
             self.lab.ctl("rm", *[v["name"] for v in self.lab.ctl("ps") if v["name"] != "r"])
         self.lab.ctl("restore", "r")
         self.assertEqual(self.digest("r"), digest)
+
+    def test_a_disk_that_cannot_be_written_stops_the_guest_until_there_is_room(self):
+        disk = self.lab.dir / "disk"
+        with open(disk, "wb") as f:
+            f.truncate(256 * MIB)
+        self.lab.ctl("run", "d", "--mem", "128M", "--disk", disk)
+        store = self.lab.state / "store"
+        ballast = store / "ballast"
+        free = os.statvfs(store)
+        with open(ballast, "wb") as f:
+            os.posix_fallocate(f.fileno(), 0, free.f_bavail * free.f_frsize - 20 * MIB)
+        try:
+            self.lab.sh("d", "(dd if=/dev/urandom of=/dev/vda bs=1M count=64 conv=fsync; echo done > /run/done) > /dev/null 2>&1 &")
+            self.wait_for("d", "paused")
+            self.assertIn("make room", self.lab.vm("d")["reason"])
+        finally:
+            ballast.unlink()
+        self.lab.ctl("resume", "d")
+        self.assertIsNone(self.lab.vm("d")["reason"])
+        self.assertEqual(self.lab.text("d", "while [ ! -e /run/done ]; do :; done; cat /run/done"), "done")
+
+    def test_a_full_state_directory(self):
+        """Records cannot be written: what needs one is refused and undone, what ends things is not."""
+        small = self.lab.dir / "small"
+        small.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m,mode=700", "tmpfs", small], check=True)
+        os.environ["FORKD_LAB_DIR"] = str(small)
+        try:
+            with Lab(setup=False) as lab:
+                for name in ("a", "b", "c"):
+                    lab.ctl("run", name, "--mem", "96M")
+                lab.ctl("standby", "c", "--tag", "c")
+                with open(lab.dir / "ballast", "wb") as f:
+                    while True:
+                        try:
+                            f.write(bytes(65536))
+                            f.flush()
+                        except OSError:
+                            break
+                for args in (["pause", "a"], ["standby", "a"], ["run", "d", "--mem", "96M"], ["fork", "c", "e", "--count", "2"],
+                             ["restore", "c"], ["snapshot", "create", "a"]):
+                    with self.assertRaises(Refused, msg=args) as caught:
+                        lab.ctl(*args)
+                    self.assertEqual(caught.exception.error["code"], "no-space", (args, caught.exception))
+                    self.assertEqual([(v["name"], v["state"]) for v in lab.ctl("ps")],
+                                     [("a", "running"), ("b", "running"), ("c", "standby")], args)
+                self.assertEqual(lab.text("a", "hostname"), "a")
+                self.assertEqual(lab.ctl("snapshot", "ls")[0]["tag"], "c")
+                lab.ctl("stop", "a")
+                self.assertEqual(lab.vm("a")["state"], "stopped")
+                lab.ctl("rm", "b")
+                lab.ctl("rm", "a", "c")
+                self.assertEqual(lab.ctl("ps"), [])
+                lab.end()
+                self.assertEqual(lab.leftovers(), [])
+        finally:
+            del os.environ["FORKD_LAB_DIR"]
+            subprocess.run(["umount", "-l", small], check=True)
 
     def test_guest_that_ends_itself(self):
         self.lab.ctl("run", "ends", "--mem", "128M")

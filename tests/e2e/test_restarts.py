@@ -54,6 +54,20 @@ class Restarts(Case):
         self.assertIn(b"another forkd uses", p.stderr)
         self.assertEqual(self.state("clone-1"), "running")
 
+    def test_4_nor_does_one_share_its_run_directory_or_take_one_that_is_open_to_others(self):
+        p = subprocess.run([bin_dir() / "forkd", "--state-dir", self.lab.dir / "state2", "--run-dir", self.lab.run_dir],
+                           capture_output=True, timeout=30)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn(b"another forkd uses the run directory", p.stderr)
+        open_dir = self.lab.dir / "open"
+        open_dir.mkdir()
+        open_dir.chmod(0o777)
+        p = subprocess.run([bin_dir() / "forkd", "--state-dir", self.lab.dir / "state2", "--run-dir", open_dir],
+                           capture_output=True, timeout=30)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn(b"others may write", p.stderr)
+        self.assertEqual(self.state("clone-1"), "running")
+
     def test_5_forkds_side_by_side_do_not_touch_each_other(self):
         with Lab(setup=False) as other:
             other.ctl("run", "clone-1", "--mem", "128M")
