@@ -27,7 +27,7 @@ if(FORKD_SANITIZE)
   target_compile_options(forkd_sanitize INTERFACE
     -fsanitize=${FORKD_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all
     # instrumented code defeats the analysis: it warns of paths that cannot be
-    -Wno-maybe-uninitialized)
+    $<$<C_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   target_link_options(forkd_sanitize INTERFACE -fsanitize=${FORKD_SANITIZE})
   if(FORKD_SANITIZE MATCHES "address")
     target_compile_definitions(forkd_sanitize INTERFACE FORKD_ASAN=1)
