@@ -1,7 +1,7 @@
 # A thin front of the CMake presets; everything real is in CMakeLists.txt and CMakePresets.json.
 JOBS ?= $(shell nproc)
 
-.PHONY: all deps demo test bench fmt lint clean
+.PHONY: all deps demo test bench fuzz fmt lint clean
 
 all: deps
 	@[ -f build/release/build.ninja ] || cmake --preset release
@@ -19,6 +19,11 @@ test: all
 
 bench: all
 	@python3 tests/bench/run.py
+
+# Every parser under libFuzzer, SECONDS each.
+fuzz: deps
+	@cmake --preset fuzz -DFORKD_FUZZ_SECONDS=$(or $(SECONDS),60) >/dev/null
+	@cmake --build --preset fuzz -j $(JOBS) --target fuzz
 
 fmt: deps
 	@git ls-files '*.c' '*.h' | xargs clang-format -i
