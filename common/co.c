@@ -178,7 +178,7 @@ int co_start(struct event_base *base, void (*fn)(void *arg), void *arg) {
 
 int co_wait(struct co_wait *w, int timeout_ms) {
         struct co *co = co_state.current;
-        struct timeval tv = { .tv_sec = timeout_ms / 1000, .tv_usec = (timeout_ms % 1000) * 1000 };
+        struct timeval tv = { .tv_sec = timeout_ms / 1000, .tv_usec = (timeout_ms % 1000) * 1000L };
 
         if (!co)
                 abort(); /* only coroutines can wait */
@@ -207,7 +207,7 @@ static void on_fd(evutil_socket_t fd, short what, void *arg) {
 }
 
 int co_wait_fd(int fd, short events, int timeout_ms) {
-        struct timeval tv = { .tv_sec = timeout_ms / 1000, .tv_usec = (timeout_ms % 1000) * 1000 };
+        struct timeval tv = { .tv_sec = timeout_ms / 1000, .tv_usec = (timeout_ms % 1000) * 1000L };
         struct pollfd pfd = { .fd = fd };
         struct co_wait w = CO_WAIT_INIT;
         struct event *ev;

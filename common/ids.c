@@ -67,14 +67,9 @@ void hex_encode(const void *data, size_t len, char *hex) {
         hex[2 * len] = '\0';
 }
 
-static int hex_digit(char c) {
-        if (c >= '0' && c <= '9')
-                return c - '0';
-        if (c >= 'a' && c <= 'f')
-                return c - 'a' + 10;
-        if (c >= 'A' && c <= 'F')
-                return c - 'A' + 10;
-        return -1;
+/* Of a character that is a hex digit. */
+static uint8_t hex_digit(char c) {
+        return (uint8_t) (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
 }
 
 int hex_decode(const char *hex, void *data, size_t len) {

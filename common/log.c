@@ -75,8 +75,8 @@ void log_msg(enum log_level level, const char *fmt, ...) {
                 (void) clock_gettime(CLOCK_REALTIME, &ts);
                 (void) gmtime_r(&ts.tv_sec, &tm);
                 n = strftime(line, sizeof(line), "%Y-%m-%dT%H:%M:%S", &tm);
-                n += (size_t) snprintf(line + n, sizeof(line) - n, ".%03ldZ %s %s: ", ts.tv_nsec / 1000000,
-                                       log_state.program, level_name(level));
+                n += (size_t) snprintf(line + n, sizeof(line) - n, ".%03ldZ %s %s: ", ts.tv_nsec / 1000000, log_state.program,
+                                       level_name(level));
         }
         va_start(ap, fmt);
         (void) vsnprintf(line + n, sizeof(line) - n - 1, fmt, ap);

@@ -301,8 +301,8 @@ int rpc_notify(struct rpc_conn *c, const char *method, const struct mp_buf *para
         return conn_send(c, &b, fds, n_fds);
 }
 
-int rpc_call(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
-             rpc_result_fn fn, void *arg, uint32_t *ret_msgid) {
+int rpc_call(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds, rpc_result_fn fn,
+             void *arg, uint32_t *ret_msgid) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct pending_call *p;
         uint32_t msgid;
@@ -336,7 +336,7 @@ int rpc_call(struct rpc_conn *c, const char *method, const struct mp_buf *params
 void rpc_call_cancel(struct rpc_conn *c, uint32_t msgid) {
         struct pending_call *p;
 
-        TAILQ_FOREACH(p, &c->calls, entry)
+        TAILQ_FOREACH (p, &c->calls, entry)
                 if (p->msgid == msgid) {
                         TAILQ_REMOVE(&c->calls, p, entry);
                         c->n_calls--;
@@ -518,8 +518,7 @@ static void fill_remote_error(const msgpack_object *error, struct rpc_result *re
         if (mp_get_str(error, "code", code, sizeof(code)) < 0 || !code[0])
                 (void) strcpy(code, ERR_INTERNAL);
         if (error->type == MSGPACK_OBJECT_STR)
-                (void) snprintf(message, sizeof(message), "%.*s", (int) MIN_OF(error->via.str.size, 300u),
-                                error->via.str.ptr);
+                (void) snprintf(message, sizeof(message), "%.*s", (int) MIN_OF(error->via.str.size, 300u), error->via.str.ptr);
         else if (mp_get_str(error, "message", message, sizeof(message)) < 0)
                 message[0] = '\0';
         res->r = err_set(&res->e, code, -EREMOTEIO, "%s", message[0] ? message : "refused without a reason");
@@ -534,7 +533,7 @@ static int dispatch_response(struct rpc_conn *c, const msgpack_object *a, const 
         int fds[IO_MAX_FDS], r;
         const char *raw;
 
-        TAILQ_FOREACH(p, &c->calls, entry)
+        TAILQ_FOREACH (p, &c->calls, entry)
                 if (p->msgid == msgid)
                         break;
         r = claim_fds(c, &a->via.array.ptr[3], fds, &res.n_fds);

@@ -34,8 +34,8 @@ void rpc_answer_clear(struct rpc_answer *a) {
         *a = (struct rpc_answer){ 0 };
 }
 
-int rpc_co_begin(struct rpc_co *call, struct rpc_conn *c, const char *method, const struct mp_buf *params,
-                 const int *fds, size_t n_fds, struct err *e) {
+int rpc_co_begin(struct rpc_co *call, struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds,
+                 size_t n_fds, struct err *e) {
         int r;
 
         *call = (struct rpc_co){ .method = method };
@@ -77,8 +77,8 @@ int rpc_co_end(struct rpc_co *call, int timeout_ms, struct rpc_answer *ret, stru
         return 0;
 }
 
-int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
-                int timeout_ms, struct rpc_answer *ret, struct err *e) {
+int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds, int timeout_ms,
+                struct rpc_answer *ret, struct err *e) {
         struct rpc_co call;
         int r;
 

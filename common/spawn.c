@@ -116,8 +116,7 @@ static int child_setup(const struct spawn_params *p, pid_t parent, bool in_cgrou
         return 0;
 }
 
-static void __attribute__((noreturn)) child_run(const struct spawn_params *p, pid_t parent, bool in_cgroup,
-                                                int report_fd) {
+static void __attribute__((noreturn)) child_run(const struct spawn_params *p, pid_t parent, bool in_cgroup, int report_fd) {
         int r = child_setup(p, parent, in_cgroup, &report_fd);
 
         if (r == 0) {
@@ -134,7 +133,9 @@ static pid_t fork_into(int cgroup_fd, bool *ret_in_cgroup) {
 #ifndef FORKD_TSAN /* its runtime must know of every fork */
         if (cgroup_fd >= 0) {
                 struct clone_args args = {
-                        .flags = CLONE_INTO_CGROUP, .exit_signal = SIGCHLD, .cgroup = (uint64_t) cgroup_fd,
+                        .flags = CLONE_INTO_CGROUP,
+                        .exit_signal = SIGCHLD,
+                        .cgroup = (uint64_t) cgroup_fd,
                 };
                 pid_t pid = (pid_t) syscall(SYS_clone3, &args, sizeof(args));
 
@@ -174,7 +175,7 @@ int spawn_process(const struct spawn_params *p, pid_t *ret_pid, int *ret_pidfd) 
         (void) pthread_sigmask(SIG_SETMASK, &old, NULL);
         if (r < 0)
                 return r;
-        write_fd = close_fd(write_fd);
+        (void) close_fd(TAKE_FD(write_fd));
 
         pidfd = pidfd_open_raw(pid);
         n = io_read_full(read_fd, &child_r, sizeof(child_r));

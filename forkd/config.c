@@ -35,7 +35,7 @@ static const struct setting {
 struct load {
         struct config *c;
         FILE *f;
-        int line, read_r;   /* of the line at hand; -errno of a failed read */
+        int line, read_r; /* of the line at hand; -errno of a failed read */
         int problem_line;
         char problem[160];
 };

@@ -102,8 +102,8 @@ static int get_machine(const msgpack_object *m, struct vmm_machine *ret) {
         char accel[8];
         int r = 0;
 
-        if (mp_get_u64(m, "mem_bytes", &mem) < 0 || mp_get_u64(m, "vcpus", &vcpus) < 0 ||
-            mp_get_u64(m, "n_disks", &disks) < 0 || mp_get_str(m, "accel", accel, sizeof(accel)) < 0)
+        if (mp_get_u64(m, "mem_bytes", &mem) < 0 || mp_get_u64(m, "vcpus", &vcpus) < 0 || mp_get_u64(m, "n_disks", &disks) < 0 ||
+            mp_get_str(m, "accel", accel, sizeof(accel)) < 0)
                 r = -EBADMSG;
         if (r == 0 && strcmp(accel, "kvm") != 0 && strcmp(accel, "tcg") != 0)
                 r = -EBADMSG;

@@ -14,20 +14,19 @@
 #include "common/cleanup.h"
 
 /** @expr is 0 or a count; a failure tells which error it was. */
-#define assert_ok(expr)                                           \
-        do {                                                      \
-                long _r = (long) (expr);                          \
-                if (_r < 0)                                       \
+#define assert_ok(expr)                                                 \
+        do {                                                            \
+                long _r = (long) (expr);                                \
+                if (_r < 0)                                             \
                         fail_msg("%s: %s", #expr, strerror((int) -_r)); \
         } while (0)
 
 /** @expr is exactly the error -@err. */
-#define assert_fails(expr, err)                                                                 \
-        do {                                                                                    \
-                long _r = (long) (expr);                                                        \
-                if (_r != -(long) (err))                                                        \
-                        fail_msg("%s: %ld (%s), not -%s", #expr, _r,                            \
-                                 _r < 0 ? strerror((int) -_r) : "no error", #err);              \
+#define assert_fails(expr, err)                                                                                        \
+        do {                                                                                                           \
+                long _r = (long) (expr);                                                                               \
+                if (_r != -(long) (err))                                                                               \
+                        fail_msg("%s: %ld (%s), not -%s", #expr, _r, _r < 0 ? strerror((int) -_r) : "no error", #err); \
         } while (0)
 
 /** A generator that gives the same sequence everywhere. */

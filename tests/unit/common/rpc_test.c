@@ -206,3 +206,17 @@ void peer_expect_hangup(struct peer *p, bool with_reason) {
         assert_int_equal(told, with_reason);
         loop_until(p->base, &p->n_closed, 1);
 }
+
+void pair_start(struct pair *p) {
+        struct event_base *base = event_base_new();
+        int sv[2];
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv), 0);
+        peer_start_on(&p->a, base, sv[0]);
+        peer_start_on(&p->b, base, sv[1]);
+}
+
+void pair_end(struct pair *p) {
+        rpc_conn_unref(TAKE_PTR(p->b.c));
+        peer_end(&p->a);
+}

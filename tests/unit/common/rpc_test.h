@@ -57,3 +57,10 @@ void reply_clear(struct reply *r);
 void peer_expect(struct peer *p, uint32_t id, const char *code);
 /** Reads until the end of the stream; what comes before it must be the notification `error`, if anything. */
 void peer_expect_hangup(struct peer *p, bool with_reason);
+
+/** Two connections that talk to each other on one loop. */
+struct pair {
+        struct peer a, b;
+};
+void pair_start(struct pair *p);
+void pair_end(struct pair *p);

@@ -66,7 +66,7 @@ static void test_wake(void **state) {
         assert_ok(co_start(base, wait_once, &x));
         assert_int_equal(co_alive(), 1);
         co_wake(&x.w, 7);
-        co_wake(&x.w, 8);              /* the first result counts */
+        co_wake(&x.w, 8);            /* the first result counts */
         assert_int_equal(x.done, 0); /* never inside co_wake */
         run();
         assert_int_equal(x.done, 1);
@@ -378,8 +378,12 @@ static void test_semaphore_timeouts(void **state) {
 
                 co_sem_init(&s, 2);
                 for (unsigned i = 0; i < N; i++) {
-                        x[i] = (struct worker){ .s = &s, .timeout_ms = (int) rng_below(&r, 12), .hold_ms = (int) rng_below(&r, 4),
-                                                .now = &now, .most = &most, .order = &order };
+                        x[i] = (struct worker){ .s = &s,
+                                                .timeout_ms = (int) rng_below(&r, 12),
+                                                .hold_ms = (int) rng_below(&r, 4),
+                                                .now = &now,
+                                                .most = &most,
+                                                .order = &order };
                         assert_ok(co_start(base, work, &x[i]));
                 }
                 run();

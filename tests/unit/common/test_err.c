@@ -149,12 +149,8 @@ static void test_log_levels(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_set),
-                cmocka_unit_test(test_errno),
-                cmocka_unit_test(test_nobody_wants_it),
-                cmocka_unit_test(test_too_long),
-                cmocka_unit_test(test_log_lines),
-                cmocka_unit_test(test_log_journal),
+                cmocka_unit_test(test_set),        cmocka_unit_test(test_errno),     cmocka_unit_test(test_nobody_wants_it),
+                cmocka_unit_test(test_too_long),   cmocka_unit_test(test_log_lines), cmocka_unit_test(test_log_journal),
                 cmocka_unit_test(test_log_levels),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);

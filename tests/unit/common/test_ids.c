@@ -41,8 +41,8 @@ static void test_random(void **state) {
 
 static void test_names(void **state) {
         static const char *const good[] = { "a", "A", "0", "web-1", "a.b_c-d", "x..y" };
-        static const char *const bad[] = { "", ".", "..", ".x", "-x", "_x", "a/b", "/", "a b", "a\n", "\xc3\xa4", "a\xc3\xa4",
-                                           "a:b", "a*", "a\\b" };
+        static const char *const bad[] = { "",    ".",   "..",       ".x",        "-x",  "_x", "a/b", "/",
+                                           "a b", "a\n", "\xc3\xa4", "a\xc3\xa4", "a:b", "a*", "a\\b" };
         char longest[NAME_MAX_LEN + 2];
 
         for (size_t i = 0; i < ARRAY_LEN(good); i++)
@@ -83,14 +83,31 @@ static void test_size_parse(void **state) {
                 const char *s;
                 uint64_t v;
         } good[] = {
-                { "0", 0 }, { "4096", 4096 }, { "1b", 1 }, { "1B", 1 }, { "1k", 1024 }, { "1KiB", 1024 }, { "1kb", 1024 },
-                { "256M", 256u << 20 }, { "256m", 256u << 20 }, { "8GiB", 8ull << 30 }, { "1.5G", 3ull << 29 },
-                { "0.5k", 512 }, { "2T", 2ull << 40 }, { "1P", 1ull << 50 }, { "007", 7 }, { "0.3k", 307 },
-                { "1.3G", 1395864371 }, { "0.75k", 768 }, { "0.000000001P", 1125899 },
+                { "0", 0 },
+                { "4096", 4096 },
+                { "1b", 1 },
+                { "1B", 1 },
+                { "1k", 1024 },
+                { "1KiB", 1024 },
+                { "1kb", 1024 },
+                { "256M", 256u << 20 },
+                { "256m", 256u << 20 },
+                { "8GiB", 8ull << 30 },
+                { "1.5G", 3ull << 29 },
+                { "0.5k", 512 },
+                { "2T", 2ull << 40 },
+                { "1P", 1ull << 50 },
+                { "007", 7 },
+                { "0.3k", 307 },
+                { "1.3G", 1395864371 },
+                { "0.75k", 768 },
+                { "0.000000001P", 1125899 },
                 { "9007199254740993", 9007199254740993u }, /* beyond a double's 53 bits */
         };
-        static const char *const bad[] = { "", " 1", "1 ", "-1", "+1", "x", "1x", "1kk", "1ki", "1MiBx", "0x10", "00x10", "1e3",
-                                           "1e3M", "1E", ".5", "1.", "1.2.3", "inf", "nan", "1,5", "1.5", "1.5b", "1.0000000000k", "M" };
+        static const char *const bad[] = { "",    " 1",    "1 ",   "-1",    "+1",  "x",    "1x",   "1kk",
+                                           "1ki", "1MiBx", "0x10", "00x10", "1e3", "1e3M", "1E",   ".5",
+                                           "1.",  "1.2.3", "inf",  "nan",   "1,5", "1.5",  "1.5b", "1.0000000000k",
+                                           "M" };
         uint64_t v;
 
         for (size_t i = 0; i < ARRAY_LEN(good); i++) {
@@ -115,8 +132,15 @@ static void test_size_format(void **state) {
                 uint64_t v;
                 const char *s;
         } want[] = {
-                { 0, "0 B" }, { 1023, "1023 B" }, { 1024, "1 KiB" }, { 1536, "1.5 KiB" }, { 512 << 10, "512 KiB" },
-                { 1503238554, "1.4 GiB" }, { (1 << 20) - 1, "1.0 MiB" }, { 104858 * 1024, "102 MiB" }, { 102399, "100 KiB" },
+                { 0, "0 B" },
+                { 1023, "1023 B" },
+                { 1024, "1 KiB" },
+                { 1536, "1.5 KiB" },
+                { 512 << 10, "512 KiB" },
+                { 1503238554, "1.4 GiB" },
+                { (1 << 20) - 1, "1.0 MiB" },
+                { 104858 * 1024, "102 MiB" },
+                { 102399, "100 KiB" },
                 { UINT64_MAX, "16384 PiB" },
         };
         char buf[32];
@@ -128,12 +152,8 @@ static void test_size_format(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_ids),
-                cmocka_unit_test(test_random),
-                cmocka_unit_test(test_names),
-                cmocka_unit_test(test_hex),
-                cmocka_unit_test(test_size_parse),
-                cmocka_unit_test(test_size_format),
+                cmocka_unit_test(test_ids), cmocka_unit_test(test_random),     cmocka_unit_test(test_names),
+                cmocka_unit_test(test_hex), cmocka_unit_test(test_size_parse), cmocka_unit_test(test_size_format),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -104,7 +104,10 @@ static void test_scan_cut_length(void **state) {
         static const struct {
                 const char *bytes;
                 size_t len;
-        } whole[] = { { "\xd9\x00", 2 }, { "\xc4\x00", 2 }, { "\xdc\x00\x00", 3 }, { "\x91\xd9\x00", 3 },
+        } whole[] = { { "\xd9\x00", 2 },
+                      { "\xc4\x00", 2 },
+                      { "\xdc\x00\x00", 3 },
+                      { "\x91\xd9\x00", 3 },
                       { "\x92\xc0\xdb\x00\x00\x00\x00", 7 } };
         size_t bound;
 
@@ -336,7 +339,9 @@ static void test_empty(void **state) {
         char text[2] = "x", *dup;
         size_t len = 1;
 
-        assert_ok(mp_parse("\x83\xa0\x07\xa1s\xa0\xa1" "b\xc4\x00", 10, &doc));
+        assert_ok(mp_parse("\x83\xa0\x07\xa1s\xa0\xa1"
+                           "b\xc4\x00",
+                           10, &doc));
         assert_true(mp_is_str(&doc.root.via.map.ptr[0].key, ""));
         assert_non_null(mp_get(&doc.root, ""));
         assert_ok(mp_get_str(&doc.root, "s", text, sizeof(text)));

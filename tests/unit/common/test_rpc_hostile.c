@@ -79,17 +79,18 @@ static void test_wrong_params(void **state) {
         struct peer p = { 0 };
 
         peer_start(&p);
-        WRITE_LIT(&p, "\x94\x00\x01\xa1x\x91\x05");     /* [5] */
+        WRITE_LIT(&p, "\x94\x00\x01\xa1x\x91\x05"); /* [5] */
         peer_expect(&p, 1, ERR_PROTOCOL);
         WRITE_LIT(&p, "\x94\x00\x02\xa1x\x92\x80\x80"); /* [{}, {}] */
         peer_expect(&p, 2, ERR_PROTOCOL);
         WRITE_LIT(&p, "\x94\x00\x03\xa1x\xa1y");
         peer_expect(&p, 3, ERR_PROTOCOL);
-        WRITE_LIT(&p, "\x94\x00\x04\x05\x80");          /* the method is a number */
+        WRITE_LIT(&p, "\x94\x00\x04\x05\x80"); /* the method is a number */
         peer_expect(&p, 4, ERR_PROTOCOL);
         WRITE_LIT(&p, "\x94\x00\x05\xa0\x80");
         peer_expect(&p, 5, ERR_PROTOCOL);
-        WRITE_LIT(&p, "\x94\x00\x06\xa3""a\0b\x80");
+        WRITE_LIT(&p, "\x94\x00\x06\xa3"
+                      "a\0b\x80");
         peer_expect(&p, 6, ERR_PROTOCOL);
         WRITE_LIT(&p, "\x93\x02\xa1x\x05"); /* notifications get no answer */
         WRITE_LIT(&p, "\x93\x02\x05\x80");
@@ -128,7 +129,10 @@ static void test_answers_nobody_asked_for(void **state) {
         assert_ok(rpc_call(p.c, "x", NULL, NULL, 0, never, &n, NULL)); /* 1 */
         before = count_fds();
         WRITE_LIT(&p, "\x94\x01\x05\xc0\xc0");
-        peer_write(&p, "\x94\x01\x06\xc0\x81\xa3" "fds\x01", 10, (int[]){ p.fd }, 1);
+        peer_write(&p,
+                   "\x94\x01\x06\xc0\x81\xa3"
+                   "fds\x01",
+                   10, (int[]){ p.fd }, 1);
         WRITE_LIT(&p, "\x94\x01\x01\xc0\xc0"); /* the real one */
         WRITE_LIT(&p, "\x94\x01\x01\xc0\xc0"); /* and again */
         loop_until(p.base, &n, 1);
@@ -162,11 +166,18 @@ static void test_odd_errors(void **state) {
         } odd[] = {
                 { "\x94\x01\x01\xa4gone\xc0", 9, ERR_INTERNAL, "gone" },
                 { "\x94\x01\x02\x05\xc0", 5, ERR_INTERNAL, "refused without a reason" },
-                { "\x94\x01\x03\x81\xa4" "code\xa4" "busy\xc0", 15, "busy", "refused without a reason" },
-                { "\x94\x01\x04\x82\xa4" "code\xa0\xa7message\xa0\xc0", 20, ERR_INTERNAL, "refused without a reason" },
+                { "\x94\x01\x03\x81\xa4"
+                  "code\xa4"
+                  "busy\xc0",
+                  15, "busy", "refused without a reason" },
+                { "\x94\x01\x04\x82\xa4"
+                  "code\xa0\xa7message\xa0\xc0",
+                  20, ERR_INTERNAL, "refused without a reason" },
                 { "\x94\x01\x05\xa0\xc0", 5, ERR_INTERNAL, "refused without a reason" },
-                { "\x94\x01\x06\x81\xa4" "code\xd9\x1e" "123456789012345678901234567890\xc0", 42, ERR_INTERNAL,
-                  "refused without a reason" },
+                { "\x94\x01\x06\x81\xa4"
+                  "code\xd9\x1e"
+                  "123456789012345678901234567890\xc0",
+                  42, ERR_INTERNAL, "refused without a reason" },
         };
         struct peer p = { 0 };
 
@@ -192,16 +203,16 @@ static void test_garbage(void **state) {
                 size_t len;
         } bad[] = {
                 { "GET / HTTP/1.1\r\n", 16 },
-                { "\xc1", 1 },                   /* no MessagePack */
-                { "\xd4\x01\x00", 3 },           /* ext */
-                { "\x80", 1 },                   /* no array */
+                { "\xc1", 1 },         /* no MessagePack */
+                { "\xd4\x01\x00", 3 }, /* ext */
+                { "\x80", 1 },         /* no array */
                 { "\x90", 1 },
                 { "\x92\x00\x01", 3 },
-                { "\x94\x03\x01\xa1x\x80", 6 },  /* no such type */
+                { "\x94\x03\x01\xa1x\x80", 6 }, /* no such type */
                 { "\x94\xa1x\x01\xa1x\x80", 7 },
-                { "\x93\x00\x01\xa1x", 5 },      /* a request of three */
-                { "\x94\x02\x01\xa1x\x80", 6 },  /* a notification of four */
-                { "\x94\x00\xff\xa1x\x80", 6 },  /* a negative id */
+                { "\x93\x00\x01\xa1x", 5 },                                      /* a request of three */
+                { "\x94\x02\x01\xa1x\x80", 6 },                                  /* a notification of four */
+                { "\x94\x00\xff\xa1x\x80", 6 },                                  /* a negative id */
                 { "\x94\x00\xcf\x00\x00\x00\x01\x00\x00\x00\x00\xa1x\x80", 14 }, /* beyond 32 bits */
                 { "\x94\x00\xa1x\xa1x\x80", 7 },
                 { "\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\x91\xc0", 14 }, /* too deep */
@@ -305,14 +316,24 @@ static void test_descriptors_never_go_astray(void **state) {
                 const char *bytes;
                 size_t len;
         } first[] = {
-                { "\x94\x00\x01\xa0\x81\xa3" "fds\x01", 10 },         /* no method, says 1 */
-                { "\x94\x00\x01\xa1x\x92\x80\x81\xa3" "fds\x01", 13 }, /* params are no map */
-                { "\x94\x00\x01\xa1x\x80", 6 },                       /* says nothing */
-                { "\x94\x00\x01\xa1x\x81\xa3" "fds\xa1x", 12 },       /* says nonsense */
-                { "\x94\x00\x01\xa1x\x81\xa3" "fds\x00", 11 },        /* says none */
-                { "\x93\x02\xa1x\x05", 5 },                           /* a notification */
+                { "\x94\x00\x01\xa0\x81\xa3"
+                  "fds\x01",
+                  10 }, /* no method, says 1 */
+                { "\x94\x00\x01\xa1x\x92\x80\x81\xa3"
+                  "fds\x01",
+                  13 },                         /* params are no map */
+                { "\x94\x00\x01\xa1x\x80", 6 }, /* says nothing */
+                { "\x94\x00\x01\xa1x\x81\xa3"
+                  "fds\xa1x",
+                  12 }, /* says nonsense */
+                { "\x94\x00\x01\xa1x\x81\xa3"
+                  "fds\x00",
+                  11 },                     /* says none */
+                { "\x93\x02\xa1x\x05", 5 }, /* a notification */
                 { "\x93\x02\xa1x\x80", 5 },
-                { "\x94\x01\x05\xa1x\x81\xa3" "fds\x01", 11 },        /* an answer nobody waits for */
+                { "\x94\x01\x05\xa1x\x81\xa3"
+                  "fds\x01",
+                  11 }, /* an answer nobody waits for */
                 { "\x94\x01\x05\xa1x\xc0", 6 },
         };
 
@@ -346,7 +367,8 @@ static void test_descriptors_promised(void **state) {
         struct peer p = { 0 };
 
         peer_start(&p);
-        WRITE_LIT(&p, "\x94\x00\x01\xa1x\x81\xa3" "fds\x01");
+        WRITE_LIT(&p, "\x94\x00\x01\xa1x\x81\xa3"
+                      "fds\x01");
         peer_expect_hangup(&p, true);
         assert_int_equal(p.n_messages, 0);
         peer_end(&p);

@@ -32,8 +32,7 @@ static int child_fds(void) {
 
                 if (de->d_name[0] == '.' || fd == dirfd(d) || fstat(fd, &st) < 0)
                         continue;
-                (void) printf("%d=%llu%s ", fd, (unsigned long long) st.st_ino,
-                              fcntl(fd, F_GETFD) & FD_CLOEXEC ? "!" : "");
+                (void) printf("%d=%llu%s ", fd, (unsigned long long) st.st_ino, fcntl(fd, F_GETFD) & FD_CLOEXEC ? "!" : "");
         }
         (void) closedir(d);
         return 0;

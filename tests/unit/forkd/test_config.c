@@ -141,11 +141,7 @@ static void test_files(void **state) {
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_defaults),
-                T(test_all_settings),
-                T(test_refuses),
-                T(test_long_lines),
-                T(test_files),
+                T(test_defaults), T(test_all_settings), T(test_refuses), T(test_long_lines), T(test_files),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -23,11 +23,11 @@
 
 /* What the guest does to a page. */
 enum touch {
-        NONE,     /* nothing */
-        READ,     /* reads it: the image's page, or the kernel's zero page, is mapped and stays clean */
-        WRITE,    /* its content becomes page_content() */
-        ZERO,     /* writes zeros: dirty all the same */
-        DISCARD,  /* writes, then gives it back: clean again */
+        NONE,    /* nothing */
+        READ,    /* reads it: the image's page, or the kernel's zero page, is mapped and stays clean */
+        WRITE,   /* its content becomes page_content() */
+        ZERO,    /* writes zeros: dirty all the same */
+        DISCARD, /* writes, then gives it back: clean again */
 };
 
 struct guest {
@@ -97,7 +97,8 @@ static void guest_start(struct guest *g, int map_flags) {
                 uint8_t *anon = page_at(g, FILE_PAGES);
 
                 (void) prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nobody behind */
-                if (mmap(g->mem, FILE_PAGES * (size_t) PAGE, PROT_READ | PROT_WRITE, map_flags | MAP_FIXED, image, 0) == MAP_FAILED ||
+                if (mmap(g->mem, FILE_PAGES * (size_t) PAGE, PROT_READ | PROT_WRITE, map_flags | MAP_FIXED, image, 0) ==
+                            MAP_FAILED ||
                     mmap(anon, ANON_PAGES * (size_t) PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
                          0) == MAP_FAILED)
                         _exit(1);
@@ -124,7 +125,8 @@ static void guest_end(struct guest *g) {
 /* As a VMM lays it out: the second region lies elsewhere in the process than in guest RAM. */
 static void guest_regions(const struct guest *g, struct vmm_region r[2]) {
         r[0] = (struct vmm_region){ (uintptr_t) g->mem, FILE_PAGES * (uint64_t) PAGE, 0 };
-        r[1] = (struct vmm_region){ (uintptr_t) page_at(g, FILE_PAGES), ANON_PAGES * (uint64_t) PAGE, FILE_PAGES * (uint64_t) PAGE };
+        r[1] = (struct vmm_region){ (uintptr_t) page_at(g, FILE_PAGES), ANON_PAGES * (uint64_t) PAGE,
+                                    FILE_PAGES * (uint64_t) PAGE };
 }
 
 static struct snap_writer *new_writer(int fd) {
@@ -375,16 +377,11 @@ static void test_more_than_the_buffer(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_scan_is_there),
-                cmocka_unit_test(test_nothing),
-                cmocka_unit_test(test_edges),
-                cmocka_unit_test(test_every_kind),
-                cmocka_unit_test(test_scattered),
-                cmocka_unit_test(test_all_dirty),
-                cmocka_unit_test(test_wrong_layout),
-                cmocka_unit_test(test_shared_mapping),
-                cmocka_unit_test(test_dead_vmm),
-                cmocka_unit_test(test_more_than_the_buffer),
+                cmocka_unit_test(test_scan_is_there), cmocka_unit_test(test_nothing),
+                cmocka_unit_test(test_edges),         cmocka_unit_test(test_every_kind),
+                cmocka_unit_test(test_scattered),     cmocka_unit_test(test_all_dirty),
+                cmocka_unit_test(test_wrong_layout),  cmocka_unit_test(test_shared_mapping),
+                cmocka_unit_test(test_dead_vmm),      cmocka_unit_test(test_more_than_the_buffer),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

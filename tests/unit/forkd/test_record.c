@@ -199,12 +199,14 @@ static void test_wrong_fields(void **state) {
                 { "pending_snapshot", NULL, 0 },
                 { "on_pager_loss", NULL, 0 },
                 { "version", LIT("\x02") },
-                { "id", LIT("\xb0" "0123456789abcdef") }, /* another VM's */
+                { "id", LIT("\xb0"
+                            "0123456789abcdef") }, /* another VM's */
                 { "id", LIT("\xc0") },
                 { "name", LIT("\xa3../") },
                 { "name", LIT("\xa0") },
                 { "name", LIT("\x05") },
-                { "state", LIT("\xa6" "dreamy") },
+                { "state", LIT("\xa6"
+                               "dreamy") },
                 { "vmm", LIT("\xa4none") },
                 { "mem_bytes", LIT("\x01") },
                 { "mem_bytes", LIT("\xcf\xff\xff\xff\xff\xff\xff\xff\xff") },
@@ -214,7 +216,8 @@ static void test_wrong_fields(void **state) {
                 { "accel", LIT("\xa5magic") },
                 { "snapshot", LIT("\xa8../../..") },
                 { "snapshot", LIT("\xb0../../../../../..") },
-                { "on_pager_loss", LIT("\xa3" "cry") },
+                { "on_pager_loss", LIT("\xa3"
+                                       "cry") },
         };
 
         for (size_t i = 0; i < ARRAY_LEN(edits); i++) {
@@ -348,14 +351,8 @@ static void test_table(void **state) {
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_roundtrip),
-                T(test_all_states),
-                T(test_wrong_fields),
-                T(test_wrong_bytes),
-                T(test_same_name),
-                T(test_remains),
-                T(test_save_fails),
-                T(test_table),
+                T(test_roundtrip), T(test_all_states), T(test_wrong_fields), T(test_wrong_bytes),
+                T(test_same_name), T(test_remains),    T(test_save_fails),   T(test_table),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

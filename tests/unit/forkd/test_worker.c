@@ -329,9 +329,9 @@ static void test_connection_ends(void **state) {
 }
 
 static void wrong_params(void *arg) {
-        static const char *const methods[] = { "snap.prepare", "snap.copy",    "snap.publish", "snap.durable", "snap.verify",
-                                               "snap.memory",  "disk.copy",    "store.attach", "store.detach", "kvm.verdict",
-                                               "store.recover", "no.such", "snap" };
+        static const char *const methods[] = { "snap.prepare",  "snap.copy", "snap.publish", "snap.durable", "snap.verify",
+                                               "snap.memory",   "disk.copy", "store.attach", "store.detach", "kvm.verdict",
+                                               "store.recover", "no.such",   "snap" };
         struct one *w = arg;
 
         for (size_t i = 0; i < ARRAY_LEN(methods); i++) {
@@ -551,14 +551,9 @@ static int teardown(void **state) {
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_snapshot_and_child),
-                T(test_wrong_order),
-                T(test_connection_ends),
-                T(test_wrong_params),
-                T(test_disks),
-                T(test_pool),
-                T(test_many_at_once),
-                T(test_no_binary),
+                T(test_snapshot_and_child), T(test_wrong_order), T(test_connection_ends),
+                T(test_wrong_params),       T(test_disks),       T(test_pool),
+                T(test_many_at_once),       T(test_no_binary),
         };
         (void) signal(SIGPIPE, SIG_IGN);
         return cmocka_run_group_tests(tests, NULL, NULL);
