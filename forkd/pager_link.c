@@ -117,8 +117,7 @@ static void pager_forget(struct pager *p) {
         }
 }
 
-static void on_death(evutil_socket_t fd, short what, void *arg) {
-        struct pager *p = arg;
+static void bury(struct pager *p) {
         struct vm *vm;
         int status = -1;
 
@@ -128,6 +127,10 @@ static void on_death(evutil_socket_t fd, short what, void *arg) {
         TAILQ_FOREACH(vm, &p->d->vms, entry)
                 if (vm->session)
                         vm_kill_lost(vm, "pager-lost");
+}
+
+static void on_death(evutil_socket_t fd, short what, void *arg) {
+        bury(arg);
 }
 
 /* ---- coming into being ---- */
@@ -304,6 +307,13 @@ int pager_ensure(struct pager *p, struct err *e) {
         if (pager_is_up(p))
                 return 0;
         p->connecting = true;
+        /* One that we have lost is dying: its successor starts when its guests have been told. */
+        if (p->pidfd >= 0) {
+                if (co_wait_fd(p->pidfd, EV_READ, CALL_TIMEOUT_MS) < 0)
+                        log_error("the pager (pid %d) does not die", (int) p->pid);
+                if (p->pidfd >= 0)
+                        bury(p);
+        }
         r = pager_find(p, e);
         if (r == 0 && !pager_is_up(p))
                 r = pager_spawn(p, e);
@@ -350,7 +360,7 @@ static void put_session(struct mp_buf *b, const struct vm *vm, size_t more) {
         mp_kv_str(b, "session", vm->id);
 }
 
-int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock, struct err *e) {
+static int open_once(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_fd int vmm_end = -1, pager_end = -1;
         cleanup_mp_buf struct mp_buf b = { 0 };
@@ -374,11 +384,26 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_me
                 r = err_set(e, ERR_PAGER, -EPROTO, "the pager sent no image memory");
         if (r < 0) {
                 pager_session_close(p, vm);
-                return err_prefix(e, "opening the memory image of '%s'", vm->name);
+                return r;
         }
         *ret_memfd = TAKE_FD(a.fds[0]);
         *ret_sock = TAKE_FD(vmm_end);
         return 0;
+}
+
+int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock, struct err *e) {
+        int r = open_once(p, vm, image_fd, ret_memfd, ret_sock, e);
+
+        /* The pager died while it was asked. Nothing of this VM lives yet, so a new one may as well serve it. */
+        if (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0) {
+                vm->lost[0] = '\0'; /* what was lost with the old one was nothing */
+                r = open_once(p, vm, image_fd, ret_memfd, ret_sock, e);
+        }
+        if (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0) {
+                (void) strcpy(e->code, ERR_PAGER); /* to a client "unreachable" means forkd */
+                return err_prefix(e, "the pager died twice while it was opening the memory image of '%s'", vm->name);
+        }
+        return r < 0 ? err_prefix(e, "opening the memory image of '%s'", vm->name) : 0;
 }
 
 void pager_session_close(struct pager *p, struct vm *vm) {
