@@ -86,7 +86,7 @@ static void settle_dead(struct vm *vm, const char *why) {
                 if (vm_record_save(vm, &e) < 0)
                         log_error("%s", e.message);
         }
-        vm->busy = NULL;
+        vm_op_end(vm);
 }
 
 /* ---- VMs with one ---- */
@@ -305,6 +305,7 @@ void vms_adopt(struct daemon *d) {
         a->vmms_left = a->agents_left = n;
         TAILQ_FOREACH(vm, &d->vms, entry) {
                 vm->busy = "taking back";
+                vm->chore = true;
                 a->vm[i++] = (struct adopting){ .a = a, .vm = vm };
         }
         for (i = 0; i < n; i++)

@@ -11,6 +11,7 @@
 #include "forkd/request.h"
 #include "snapstore/image.h"
 
+#define PING_TIMEOUT_MS 5000
 #define LOG_CHUNK (256u << 10)
 #define MAX_DISK_PATH 1000 /* fits the worker's MAX_PATH */
 
@@ -188,13 +189,14 @@ int api_vm_ping(struct request *rq, struct mp_buf *out, struct err *e) {
 
         if (r < 0)
                 return r;
-        if (vm->state != VM_RUNNING || !vm->link || !guest_link_ready(vm->link))
-                return err_set(e, ERR_STATE, -EINVAL, "'%s' is %s, its agent cannot answer", vm->name, vm_state_name(vm->state));
         /* Taken for the moment, so that the link stays while we wait for the answer. */
         r = vm_op_begin(vm, "ping", e);
         if (r < 0)
                 return r;
-        r = guest_link_ping(vm->link, 5000, &ms, e);
+        if (vm->state != VM_RUNNING || !vm->link || !guest_link_ready(vm->link))
+                r = err_set(e, ERR_STATE, -EINVAL, "'%s' is %s, its agent cannot answer", vm->name, vm_state_name(vm->state));
+        else
+                r = guest_link_ping(vm->link, PING_TIMEOUT_MS, &ms, e);
         vm_op_end(vm);
         if (r < 0)
                 return r;
@@ -404,12 +406,12 @@ static int rm_all(struct request *rq, struct mp_buf *names, unsigned *n, struct 
                 int r;
 
                 TAILQ_FOREACH(vm, &rq->d->vms, entry)
-                        if (!vm->busy)
+                        if (!vm->busy || vm->chore)
                                 break;
                 if (!vm)
                         break;
                 r = rm_one(vm, names, n, e);
-                if (r < 0)
+                if (r < 0 && r != -ENOENT)
                         return r;
         }
         if (rq->d->n_vms > 0) {
@@ -450,7 +452,7 @@ int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
                         r = vm_find(rq->d, name, &vm, e);
                         if (r == 0 && pass == 1)
                                 r = rm_one(vm, &names, &n, e);
-                        else if (r == -ENOENT && pass == 1)
+                        if (r == -ENOENT && pass == 1)
                                 r = 0; /* named twice, or somebody else was faster: gone is what it should be */
                 }
         if (r < 0)

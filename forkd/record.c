@@ -189,6 +189,7 @@ static int record_load(struct daemon *d, const char *id) {
         vm->d = d;
         vm->uffd = -1;
         TAILQ_INIT(&vm->calls);
+        TAILQ_INIT(&vm->waiters);
         r = record_decode(&doc.root, vm);
         if (r == 0 && strcmp(vm->id, id) != 0)
                 r = -EBADMSG;

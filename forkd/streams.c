@@ -184,6 +184,10 @@ void streams_fail(struct vm *vm, const char *why) {
 
 /* ---- the requests ---- */
 
+static bool agent_ready(const struct vm *vm) {
+        return vm->link && guest_link_ready(vm->link);
+}
+
 static int ready_vm(struct request *rq, struct vm **ret, struct err *e) {
         struct vm *vm;
         int r = rq_vm(rq, &vm, e);
@@ -198,16 +202,17 @@ static int ready_vm(struct request *rq, struct vm **ret, struct err *e) {
                                 vm->name);
         }
         /* "try again" shall help: a connection that nobody brought back is made anew here. */
-        if ((!vm->link || !guest_link_ready(vm->link)) && !vm->busy) {
-                r = vm_op_begin(vm, "reconnecting to the agent", e);
+        if (!agent_ready(vm) && (!vm->busy || vm->chore)) {
+                r = vm_op_begin(vm, "reconnect", e);
                 if (r < 0)
                         return r;
-                r = vm_agent_regain(vm, e);
+                if (vm->state == VM_RUNNING && !agent_ready(vm))
+                        r = vm_agent_regain(vm, e);
                 vm_op_end(vm);
                 if (r < 0)
                         return r;
         }
-        if (vm->state != VM_RUNNING || !vm->link || !guest_link_ready(vm->link)) {
+        if (vm->state != VM_RUNNING || !agent_ready(vm)) {
                 (void) err_set(e, ERR_AGENT, -ENOTCONN, "the agent in '%s' is not connected", vm->name);
                 return err_hint(e, "try again; 'forkctl logs %s' may tell why", vm->name);
         }
@@ -383,7 +388,7 @@ int api_vm_put(struct request *rq, struct mp_buf *out, struct err *e) {
 int api_vm_get(struct request *rq, struct mp_buf *out, struct err *e) {
         char path[MAX_GUEST_PATH + 1];
         struct stream_call *c;
-        struct vm *vm;
+        struct vm *vm = NULL;
         int r;
 
         r = ready_vm(rq, &vm, e);

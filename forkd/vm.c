@@ -12,6 +12,8 @@
 #include "common/log.h"
 #include "forkd/daemon.h"
 
+#define CHORE_TIMEOUT_MS 15000
+
 static const char *const state_names[] = {
         [VM_CREATING] = "creating", [VM_BOOTING] = "booting",   [VM_RUNNING] = "running", [VM_PAUSED] = "paused",
         [VM_STANDBY] = "standby",   [VM_STOPPING] = "stopping", [VM_STOPPED] = "stopped", [VM_FAILED] = "failed",
@@ -85,6 +87,7 @@ int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
         id_new(vm->id);
         (void) strcpy(vm->name, name);
         TAILQ_INIT(&vm->calls);
+        TAILQ_INIT(&vm->waiters);
         TAILQ_INSERT_TAIL(&d->vms, vm, entry);
         d->n_vms++;
         *ret = vm;
@@ -109,6 +112,20 @@ int vm_store_path(const struct vm *vm, const char *file, char *buf, size_t size)
         return join(buf, size, vm->d->state_dir, "store/vms/", vm->id, file);
 }
 
+/* Who waits for a chore to end is given the VM by whoever ends it: nobody can come between, and remove it. */
+struct vm_waiter {
+        TAILQ_ENTRY(vm_waiter) entry;
+        struct co_wait wait;
+        const char *what;
+};
+
+static void wake_waiters(struct vm *vm, int r) {
+        for (struct vm_waiter *w; (w = TAILQ_FIRST(&vm->waiters));) {
+                TAILQ_REMOVE(&vm->waiters, w, entry);
+                co_wake(&w->wait, r);
+        }
+}
+
 static void remove_path(const char *what, int r, const char *path) {
         if (r == 0)
                 r = io_remove_tree(AT_FDCWD, path);
@@ -127,6 +144,7 @@ void vm_delete(struct vm *vm, bool files) {
         }
         if (vm->idle_waiter)
                 co_wake(vm->idle_waiter, 0);
+        wake_waiters(vm, -ENOENT);
         TAILQ_REMOVE(&vm->d->vms, vm, entry);
         vm->d->n_vms--;
         free(vm);
@@ -142,17 +160,71 @@ void vm_release_all(struct daemon *d) {
         }
 }
 
+static int exiting(struct err *e) {
+        (void) err_set(e, ERR_CANCELED, -ECANCELED, "forkd is about to exit");
+        return err_hint(e, "try again when it is back");
+}
+
+/* Not a word to @vm after -ENOENT. */
+static int wait_for_chore(struct vm *vm, const char *what, struct err *e) {
+        struct vm_waiter w = { .wait = CO_WAIT_INIT, .what = what };
+        int r;
+
+        TAILQ_INSERT_TAIL(&vm->waiters, &w, entry);
+        r = co_wait(&w.wait, CHORE_TIMEOUT_MS);
+        if (r == -ENOENT)
+                return err_set(e, ERR_NOT_FOUND, r, "the VM was removed meanwhile");
+        if (r == -ECANCELED)
+                return exiting(e);
+        if (!w.wait.done)
+                TAILQ_REMOVE(&vm->waiters, &w, entry);
+        return r == -ETIMEDOUT ? -EBUSY : r;
+}
+
 int vm_op_begin(struct vm *vm, const char *what, struct err *e) {
-        if (vm->d->stopping) {
-                (void) err_set(e, ERR_CANCELED, -ECANCELED, "forkd is about to exit");
-                return err_hint(e, "try again when it is back");
-        }
-        if (vm->busy) {
-                (void) err_set(e, ERR_BUSY, -EBUSY, "cannot %s '%s': %s is under way", what, vm->name, vm->busy);
+        int r = 0;
+
+        if (vm->d->stopping)
+                return exiting(e);
+        if (vm->busy && vm->chore)
+                r = wait_for_chore(vm, what, e);
+        else if (vm->busy)
+                r = -EBUSY;
+        else
+                vm->busy = what;
+        if (r == -EBUSY) {
+                (void) err_set(e, ERR_BUSY, r, "cannot %s '%s': %s is under way", what, vm->name, vm->busy);
                 return err_hint(e, "try again when it is done");
         }
+        return r;
+}
+
+void vm_chore(struct vm *vm, const char *what, void (*fn)(void *vm)) {
         vm->busy = what;
-        return 0;
+        vm->chore = true;
+        if (co_start(vm->d->base, fn, vm) < 0) {
+                vm->busy = NULL;
+                vm->chore = false;
+        }
+}
+
+static void pass_on(struct vm *vm) {
+        struct vm_waiter *w;
+
+        vm->busy = NULL;
+        vm->chore = false;
+        if (vm->d->stopping)
+                wake_waiters(vm, -ECANCELED);
+        w = TAILQ_FIRST(&vm->waiters);
+        if (w) {
+                TAILQ_REMOVE(&vm->waiters, w, entry);
+                vm->busy = w->what;
+                co_wake(&w->wait, 0);
+                return;
+        }
+        if (vm->idle_waiter)
+                co_wake(TAKE_PTR(vm->idle_waiter), 0);
+        vm_agent_regain_later(vm);
 }
 
 /* States in which a VMM is meant to live. The others end with an operation of their own. */
@@ -180,10 +252,7 @@ void vm_op_end(struct vm *vm) {
                 clean_up_ended(vm);
         if (vm->io_error)
                 vm_check_io_error(vm);
-        vm->busy = NULL;
-        if (vm->idle_waiter)
-                co_wake(TAKE_PTR(vm->idle_waiter), 0);
-        vm_agent_regain_later(vm);
+        pass_on(vm);
 }
 
 int vm_set_state(struct vm *vm, enum vm_state state, struct err *e) {

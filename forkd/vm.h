@@ -5,8 +5,9 @@
  *      any state → stopping → stopped;  any state → failed(reason)
  *
  * One operation at a time: vm_op_begin takes the VM for an operation, which runs as one coroutine and may
- * wait; whoever else wants to change the VM meanwhile is told that it is busy. What an operation changed is
- * written to the record before its side effects, so that the next forkd can finish or undo it. */
+ * wait; whoever else wants to change the VM meanwhile is told that it is busy. Only what forkd does by itself (a chore:
+ * cleaning up, reconnecting) is waited for. What an operation changed is written to the record before its side effects,
+ * so that the next forkd can finish or undo it. */
 #pragma once
 
 #include <stdbool.h>
@@ -20,6 +21,7 @@
 
 struct daemon;
 struct stream_call;
+struct vm_waiter;
 
 enum vm_state {
         VM_CREATING,
@@ -70,6 +72,9 @@ struct vm {
         bool vmm_exited;            /* the process has ended; the operation under way, or vm_reap, cleans up */
         bool guest_shutdown;        /* the guest itself asked for its end */
         const char *busy;           /* the operation under way */
+        bool chore;                 /* it is one of forkd's own */
+        TAILQ_HEAD(, vm_waiter) waiters; /* for the end of a chore */
+        uint64_t regained_ns;       /* when an attempt to get the agent back ended last */
         struct co_wait *idle_waiter;
         TAILQ_HEAD(, stream_call) calls;
 };
@@ -97,8 +102,12 @@ int vm_store_path(const struct vm *vm, const char *file, char *buf, size_t size)
 
 /* ---- operations ---- */
 
-/** Takes the VM for operation @what. -EBUSY: another is under way. */
+/** Takes the VM for operation @what. A coroutine call, which waits for the end of a chore: what was known of the VM before
+ *  must be looked at again. -EBUSY: another operation is under way; -ENOENT: the VM was removed meanwhile, and @vm means
+ *  nothing any more; -ECANCELED: forkd is about to exit. */
 int vm_op_begin(struct vm *vm, const char *what, struct err *e) attr_warn_unused;
+/** Takes an idle VM for a chore, which @fn runs in a coroutine; it ends with vm_op_end. */
+void vm_chore(struct vm *vm, const char *what, void (*fn)(void *vm));
 /** Gives it back. A VMM that died meanwhile is cleaned up now, which may wait; @vm stays valid until the caller
  *  waits for something else. */
 void vm_op_end(struct vm *vm);

@@ -19,6 +19,7 @@
 #define CONSOLE_MAX_BYTES (4 << 20) /* a guest may write for ever: beyond this only the newest stays */
 #define CONSOLE_KEEP_BYTES (1 << 20)
 #define LINK_TIMEOUT_MS 10000
+#define REGAIN_PAUSE_MS 10000
 #define REGAIN_TIMEOUT_MS 10000 /* a guest that only has to answer; one that wakes up has the configured time */
 
 /* ---- the VMM's events ---- */
@@ -34,9 +35,7 @@ static void on_exit_event(int status, void *arg) {
         vm->vmm_exited = true;
         if (vm->busy)
                 return; /* the operation under way notices, and vm_op_end cleans up */
-        vm->busy = "cleaning up";
-        if (co_start(vm->d->base, reap, vm) < 0)
-                vm->busy = NULL;
+        vm_chore(vm, "cleaning up", reap);
 }
 
 static void on_guest_event(const char *what, void *arg) {
@@ -50,9 +49,7 @@ static void on_guest_event(const char *what, void *arg) {
         vm->io_error = true;
         if (vm->busy)
                 return; /* vm_op_end looks */
-        vm->busy = "looking at its disks";
-        if (co_start(vm->d->base, reap, vm) < 0)
-                vm->busy = NULL;
+        vm_chore(vm, "looking at its disks", reap);
 }
 
 /* A full disk under a guest's disk stops the guest where it stands, so that nothing is lost: when there is room again,
@@ -198,6 +195,7 @@ static void regain(void *arg) {
 
         if (vm_agent_regain(vm, &e) < 0)
                 log_warning("%s: the agent does not come back: %s", vm->name, e.message);
+        vm->regained_ns = now_ns();
         vm_op_end(vm);
 }
 
@@ -205,9 +203,10 @@ void vm_agent_regain_later(struct vm *vm) {
         if (!vm->agent_lost || vm->busy || vm->state != VM_RUNNING || !vm->vmm || vm->vmm_exited || vm->d->stopping)
                 return;
         vm->agent_lost = false; /* one attempt a loss; the next request that needs the agent is another */
-        vm->busy = "reconnecting to the agent";
-        if (co_start(vm->d->base, regain, vm) < 0)
-                vm->busy = NULL;
+        /* A guest that breaks off again and again must not keep forkd busy with it. */
+        if (vm->regained_ns != 0 && ms_since(vm->regained_ns) < REGAIN_PAUSE_MS)
+                return;
+        vm_chore(vm, "reconnecting to the agent", regain);
 }
 
 /* The agent crashed and was respawned, or lost its place in the stream. When it was the VMM that hung up (-EPIPE), it

@@ -291,6 +291,17 @@ class Crashes(Case):
         self.assertEqual(self.lab.text("a", "hostname"), "a")
         self.lab.ctl("standby", "a")
 
+    def test_a_guest_whose_agent_never_stays_cannot_keep_forkd_busy(self):
+        self.lab.ctl("fork", "base", "n", "--count", "3")
+        for i in (1, 2, 3):
+            self.lab.sh(f"n-{i}", "setsid sh -c 'while :; do kill -9 $(pidof forkd-agent); done' < /dev/null > /dev/null 2>&1 &", check=False)
+        for _ in range(4):
+            self.lab.sh("n-1", "true", check=False)
+        self.lab.ctl("pause", "n-1")
+        self.lab.ctl("standby", "n-2")
+        self.lab.ctl("stop", "n-3")
+        self.lab.ctl("rm", "n-1", "n-2", "n-3")
+
     def test_sigterm_before_the_door_is_open(self):
         self.lab.ctl("fork", "base", "t")
         pid = self.lab.vm("t")["pid"]
