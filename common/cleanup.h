@@ -37,33 +37,33 @@ static inline void cleanup_fclosep(FILE **f) {
 #define cleanup_fclose attr_cleanup(cleanup_fclosep)
 
 /** Defines `name_p`, the cleanup function for a `type *` that @destroy (which accepts NULL) frees. */
-#define DEFINE_CLEANUP(type, destroy)                     \
-        static inline void destroy##_p(type **p) {        \
-                destroy(*p);                              \
+#define DEFINE_CLEANUP(type, destroy)              \
+        static inline void destroy##_p(type **p) { \
+                destroy(*p);                       \
         }
 
 /** Moves ownership out of a variable: the value is returned and the variable left empty. */
-#define TAKE_PTR(ptr)                             \
-        ({                                        \
-                __typeof__(ptr) *_pp = &(ptr);    \
-                __typeof__(ptr) _p = *_pp;        \
-                *_pp = NULL;                      \
-                _p;                               \
+#define TAKE_PTR(ptr)                          \
+        ({                                     \
+                __typeof__(ptr) *_pp = &(ptr); \
+                __typeof__(ptr) _p = *_pp;     \
+                *_pp = NULL;                   \
+                _p;                            \
         })
 
-#define TAKE_FD(fd)                \
-        ({                         \
-                int *_fp = &(fd);  \
-                int _f = *_fp;     \
-                *_fp = -1;         \
-                _f;                \
+#define TAKE_FD(fd)               \
+        ({                        \
+                int *_fp = &(fd); \
+                int _f = *_fp;    \
+                *_fp = -1;        \
+                _f;               \
         })
 
 /** For a call whose failure changes nothing for the caller; gcc does not take a cast to void for that. */
-#define best_effort(call)                    \
-        do {                                 \
+#define best_effort(call)                     \
+        do {                                  \
                 __typeof__(call) _r = (call); \
-                (void) _r;                   \
+                (void) _r;                    \
         } while (0)
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))

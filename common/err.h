@@ -6,24 +6,24 @@
 #include "common/cleanup.h"
 
 /** Stable codes, part of the interface (`error.code` of every reply). */
-#define ERR_INVALID "invalid"               /* a parameter is malformed or out of range */
-#define ERR_NOT_FOUND "not-found"           /* no VM, snapshot … of that name */
-#define ERR_EXISTS "exists"                 /* the name is taken */
-#define ERR_BUSY "busy"                     /* another operation on the same object is under way */
-#define ERR_STATE "wrong-state"             /* the VM's state does not allow this */
-#define ERR_LIMIT "limit"                   /* a limit of forkd or the host would be exceeded */
-#define ERR_NO_SPACE "no-space"             /* disk or memory is short */
-#define ERR_ASSETS "assets-missing"         /* forkctl setup has not run */
-#define ERR_UNSUPPORTED "unsupported"       /* this host or this build cannot do it */
-#define ERR_VERSION "version-mismatch"      /* VMM or format version differs from the snapshot's */
-#define ERR_CORRUPT "corrupt"               /* stored bytes fail their checksum or make no sense */
+#define ERR_INVALID "invalid"          /* a parameter is malformed or out of range */
+#define ERR_NOT_FOUND "not-found"      /* no VM, snapshot … of that name */
+#define ERR_EXISTS "exists"            /* the name is taken */
+#define ERR_BUSY "busy"                /* another operation on the same object is under way */
+#define ERR_STATE "wrong-state"        /* the VM's state does not allow this */
+#define ERR_LIMIT "limit"              /* a limit of forkd or the host would be exceeded */
+#define ERR_NO_SPACE "no-space"        /* disk or memory is short */
+#define ERR_ASSETS "assets-missing"    /* forkctl setup has not run */
+#define ERR_UNSUPPORTED "unsupported"  /* this host or this build cannot do it */
+#define ERR_VERSION "version-mismatch" /* VMM or format version differs from the snapshot's */
+#define ERR_CORRUPT "corrupt"          /* stored bytes fail their checksum or make no sense */
 #define ERR_TIMEOUT "timeout"
-#define ERR_VMM "vmm-failed"                /* the VMM died or refused */
+#define ERR_VMM "vmm-failed" /* the VMM died or refused */
 #define ERR_PAGER "pager-failed"
-#define ERR_AGENT "agent-failed"            /* the guest agent refused or does not answer */
+#define ERR_AGENT "agent-failed" /* the guest agent refused or does not answer */
 #define ERR_CANCELED "canceled"
-#define ERR_PROTOCOL "protocol"             /* a message that is no valid request */
-#define ERR_UNREACHABLE "unreachable"       /* forkd is not there */
+#define ERR_PROTOCOL "protocol"       /* a message that is no valid request */
+#define ERR_UNREACHABLE "unreachable" /* forkd is not there */
 #define ERR_USAGE "usage"
 #define ERR_IO "io"
 #define ERR_INTERNAL "internal"

@@ -8,8 +8,8 @@
 
 #include "common/cleanup.h"
 
-#define ID_LEN 16               /* hex digits of an id: 64 random bits */
-#define NAME_MAX_LEN 63         /* of a VM, tag or pool: fits a hostname label */
+#define ID_LEN 16       /* hex digits of an id: 64 random bits */
+#define NAME_MAX_LEN 63 /* of a VM, tag or pool: fits a hostname label */
 
 typedef char id_str[ID_LEN + 1];
 

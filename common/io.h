@@ -23,8 +23,7 @@ int io_read_file(int dirfd, const char *path, size_t max, char **ret_data, size_
 
 /** Replaces @path atomically: a temporary file beside it is written, fsynced if @sync, renamed, and the
  *  directory fsynced if @sync. Readers see the old content or the new. */
-int io_write_file_atomic(int dirfd, const char *path, const void *data, size_t len, mode_t mode, bool sync)
-        attr_warn_unused;
+int io_write_file_atomic(int dirfd, const char *path, const void *data, size_t len, mode_t mode, bool sync) attr_warn_unused;
 
 /** Makes @tmp visible as @path: renameat2(RENAME_NOREPLACE), so an existing @path is -EEXIST; with @sync
  *  the directories are fsynced afterwards. Both are relative to @dirfd and on one file system. */

@@ -72,7 +72,7 @@ void mp_buf_init(struct mp_buf *b);
 void mp_buf_clear(struct mp_buf *b);
 #define cleanup_mp_buf attr_cleanup(mp_buf_clear)
 
-void mp_map(struct mp_buf *b, size_t n);   /* then n times: a key, a value */
+void mp_map(struct mp_buf *b, size_t n); /* then n times: a key, a value */
 void mp_array(struct mp_buf *b, size_t n);
 void mp_str(struct mp_buf *b, const char *s); /* NULL is nil */
 void mp_strn(struct mp_buf *b, const char *s, size_t n);

@@ -33,11 +33,11 @@ struct rpc_conn;
  *  connection (rpc_conn_ref) and @msgid. */
 struct rpc_msg {
         struct rpc_conn *conn;
-        bool is_request;      /* false: a notification, which gets no answer */
+        bool is_request; /* false: a notification, which gets no answer */
         uint32_t msgid;
         char method[RPC_MAX_METHOD + 1];
         const msgpack_object *params; /* a map, or NULL when there were none */
-        int *fds;             /* owned by the message; take one with TAKE_FD(msg->fds[i]) */
+        int *fds;                     /* owned by the message; take one with TAKE_FD(msg->fds[i]) */
         size_t n_fds;
         const void *raw_params; /* the encoded params map, for a handler that goes on in a coroutine */
         size_t raw_params_len;
@@ -89,8 +89,8 @@ struct rpc_result {
 };
 typedef void (*rpc_result_fn)(const struct rpc_result *res, void *arg);
 
-int rpc_call(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
-             rpc_result_fn fn, void *arg, uint32_t *ret_msgid) attr_warn_unused;
+int rpc_call(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds, rpc_result_fn fn,
+             void *arg, uint32_t *ret_msgid) attr_warn_unused;
 /** Forgets a call: its @fn will not be called any more. */
 void rpc_call_cancel(struct rpc_conn *c, uint32_t msgid);
 /** A lost notification is not an error the sender can mend; the result tells of -EMSGSIZE and -ENOTCONN. */
@@ -104,7 +104,7 @@ struct rpc_co {
         uint32_t msgid;
         struct co_wait wait;
         struct err e;
-        void *raw;            /* the encoded result */
+        void *raw; /* the encoded result */
         size_t raw_len;
         int fds[RPC_CO_MAX_FDS];
         size_t n_fds;
@@ -121,13 +121,13 @@ void rpc_answer_clear(struct rpc_answer *a);
 #define cleanup_rpc_answer attr_cleanup(rpc_answer_clear)
 
 /** Sends the call. On failure there is nothing to end. */
-int rpc_co_begin(struct rpc_co *call, struct rpc_conn *c, const char *method, const struct mp_buf *params,
-                 const int *fds, size_t n_fds, struct err *e) attr_warn_unused;
+int rpc_co_begin(struct rpc_co *call, struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds,
+                 size_t n_fds, struct err *e) attr_warn_unused;
 /** Waits for the answer at most @timeout_ms (-1: for ever); *ret may be NULL. */
 int rpc_co_end(struct rpc_co *call, int timeout_ms, struct rpc_answer *ret, struct err *e) attr_warn_unused;
 /** Both. */
-int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
-                int timeout_ms, struct rpc_answer *ret, struct err *e) attr_warn_unused;
+int rpc_call_co(struct rpc_conn *c, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds, int timeout_ms,
+                struct rpc_answer *ret, struct err *e) attr_warn_unused;
 
 /* ---- the answering side; a connection that is gone swallows the answer ---- */
 

@@ -106,7 +106,7 @@ static int child_setup(const struct spawn_params *p, pid_t parent, bool in_cgrou
                         return -ESRCH; /* it died before the signal was armed */
         }
         /* the whole process, and before exec: nothing has run outside */
-        r = p->cgroup_procs_fd >= 0 && !in_cgroup ? child_enter_cgroup(p->cgroup_procs_fd) : 0;
+        r = p->cgroup_fd >= 0 && !in_cgroup ? child_enter_cgroup(p->cgroup_fd) : 0;
         if (r < 0)
                 return r;
         top = child_place_fds(p, report_fd);
@@ -168,7 +168,7 @@ int spawn_process(const struct spawn_params *p, pid_t *ret_pid, int *ret_pidfd) 
         /* No handler of ours may run in the child. */
         (void) sigfillset(&all);
         (void) pthread_sigmask(SIG_SETMASK, &all, &old);
-        pid = fork_into(p->cgroup_procs_fd, &in_cgroup);
+        pid = fork_into(p->cgroup_fd, &in_cgroup);
         if (pid == 0)
                 child_run(p, parent, in_cgroup, write_fd);
         r = pid < 0 ? -errno : 0;

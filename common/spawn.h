@@ -16,13 +16,13 @@ struct spawn_fd {
 };
 
 struct spawn_params {
-        const char *const *argv;  /* argv[0] is the path of the program (no PATH search) */
-        const char *const *env;   /* whole environment, NULL-terminated; NULL: the caller's */
+        const char *const *argv; /* argv[0] is the path of the program (no PATH search) */
+        const char *const *env;  /* whole environment, NULL-terminated; NULL: the caller's */
         const struct spawn_fd *fds;
-        size_t n_fds;             /* standard streams that are not listed become /dev/null */
-        int cgroup_procs_fd;      /* the cgroup to be in from birth: its directory, or (slower) its cgroup.procs; -1 */
-        int death_signal;         /* sent to the child when the caller's thread dies, 0: none */
-        bool new_session;         /* setsid() */
+        size_t n_fds;     /* standard streams that are not listed become /dev/null */
+        int cgroup_fd;    /* the cgroup to be in from birth: its directory, or (slower) its cgroup.procs; -1 */
+        int death_signal; /* sent to the child when the caller's thread dies, 0: none */
+        bool new_session; /* setsid() */
 };
 
 /** Starts a child. 0 and *ret_pid, *ret_pidfd (owned by the caller), or -errno, also when exec itself

@@ -66,7 +66,8 @@ static void settle_dead(struct vm *vm, const char *why) {
 
         vm_teardown(vm);
         if (vm->removing || vm->state == VM_CREATING || vm->state == VM_BOOTING) {
-                log_info("%s (%s) was being %s when forkd was ended: it is gone", vm->name, vm->id, vm->removing ? "removed" : "made");
+                log_info("%s (%s) was being %s when forkd was ended: it is gone", vm->name, vm->id,
+                         vm->removing ? "removed" : "made");
                 vm_delete(vm, true);
                 return;
         }
@@ -211,7 +212,7 @@ static void adopt_run(void *arg) {
 static struct vm *vm_by_id(struct daemon *d, const char *id) {
         struct vm *vm;
 
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 if (strcmp(vm->id, id) == 0)
                         return vm;
         return NULL;
@@ -280,7 +281,7 @@ static void mark_sessions(struct daemon *d) {
         struct vm *vm;
         bool any = false;
 
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 any |= vm->session;
         if (!any)
                 return;
@@ -303,7 +304,7 @@ void vms_adopt(struct daemon *d) {
         }
         a->refs = 1 + n;
         a->vmms_left = a->agents_left = n;
-        TAILQ_FOREACH(vm, &d->vms, entry) {
+        TAILQ_FOREACH (vm, &d->vms, entry) {
                 vm->busy = "taking back";
                 vm->chore = true;
                 a->vm[i++] = (struct adopting){ .a = a, .vm = vm };

@@ -127,7 +127,8 @@ static const struct api_method methods[] = {
 
 /* Answered until the end: looking changes nothing. */
 static bool is_harmless(const struct api_method *m) {
-        return m->fn == api_version || m->fn == api_info || m->fn == api_vm_list || m->fn == api_vm_inspect || m->fn == api_shutdown;
+        return m->fn == api_version || m->fn == api_info || m->fn == api_vm_list || m->fn == api_vm_inspect ||
+               m->fn == api_shutdown;
 }
 
 /* ---- parameters ---- */
@@ -135,8 +136,8 @@ static bool is_harmless(const struct api_method *m) {
 static int bad_param(const char *key, int r, struct err *e) {
         if (r == -ENOENT)
                 return err_set(e, ERR_INVALID, -EINVAL, "the parameter '%s' is missing", key);
-        return err_set(e, ERR_INVALID, -EINVAL, r == -ENAMETOOLONG ? "the parameter '%s' is too long" : "the parameter '%s' has the wrong type",
-                       key);
+        return err_set(e, ERR_INVALID, -EINVAL,
+                       r == -ENAMETOOLONG ? "the parameter '%s' is too long" : "the parameter '%s' has the wrong type", key);
 }
 
 int rq_str(struct request *rq, const char *key, char *buf, size_t size, struct err *e) {
@@ -172,7 +173,8 @@ int rq_opt_bool(struct request *rq, const char *key, bool def, bool *ret, struct
 }
 
 int rq_obj_str(const msgpack_object *o, char *buf, size_t size) {
-        if (o->type != MSGPACK_OBJECT_STR || o->via.str.size >= size || (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
+        if (o->type != MSGPACK_OBJECT_STR || o->via.str.size >= size ||
+            (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
                 return -EINVAL;
         if (o->via.str.size)
                 memcpy(buf, o->via.str.ptr, o->via.str.size);

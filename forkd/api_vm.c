@@ -126,7 +126,7 @@ int api_vm_list(struct request *rq, struct mp_buf *out, struct err *e) {
         mp_map(out, 1);
         mp_key(out, "vms");
         mp_array(out, rq->d->n_vms);
-        TAILQ_FOREACH(vm, &rq->d->vms, entry)
+        TAILQ_FOREACH (vm, &rq->d->vms, entry)
                 put_vm(out, vm);
         return 0;
 }
@@ -223,7 +223,8 @@ static int get_snap_params(struct request *rq, struct vm_snap_params *p, char *t
         if (r < 0)
                 return r;
         if (snap_codec_parse(name, &codec, &parsed) < 0 || level > 19 || (level > 0 && codec != SNAP_CODEC_ZSTD)) {
-                (void) err_set(e, ERR_INVALID, -EINVAL, "there is no compression '%s' with level %u", name, (unsigned) MIN_OF(level, 9999u));
+                (void) err_set(e, ERR_INVALID, -EINVAL, "there is no compression '%s' with level %u", name,
+                               (unsigned) MIN_OF(level, 9999u));
                 return err_hint(e, "use lz4, none, zstd, or zstd:1 … zstd:19");
         }
         p->tag = tag;
@@ -298,7 +299,8 @@ int api_vm_restore(struct request *rq, struct mp_buf *out, struct err *e) {
                 return r;
         if (vm->vmm || !vm->snapshot[0]) {
                 (void) err_set(e, ERR_STATE, -EINVAL, "'%s' is %s, not on standby", vm->name, vm_state_name(vm->state));
-                r = err_hint(e, vm->vmm ? "to make a copy of a running VM use: forkctl fork %s" : "'%s' was never saved", vm->name);
+                r = err_hint(e, vm->vmm ? "to make a copy of a running VM use: forkctl fork %s" : "'%s' was never saved",
+                             vm->name);
         } else {
                 id_str snapshot;
 
@@ -359,7 +361,8 @@ int api_vm_fork(struct request *rq, struct mp_buf *out, struct err *e) {
         return 0;
 }
 
-static int simple_op(struct request *rq, const char *what, int (*op)(struct vm *vm, struct err *e), struct mp_buf *out, struct err *e) {
+static int simple_op(struct request *rq, const char *what, int (*op)(struct vm *vm, struct err *e), struct mp_buf *out,
+                     struct err *e) {
         struct vm *vm;
         int r = rq_vm(rq, &vm, e);
 
@@ -405,7 +408,7 @@ static int rm_all(struct request *rq, struct mp_buf *names, unsigned *n, struct 
                 struct vm *vm;
                 int r;
 
-                TAILQ_FOREACH(vm, &rq->d->vms, entry)
+                TAILQ_FOREACH (vm, &rq->d->vms, entry)
                         if (!vm->busy || vm->chore)
                                 break;
                 if (!vm)
@@ -448,7 +451,8 @@ int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
                         char name[256];
 
                         if (rq_obj_str(&a->via.array.ptr[i], name, sizeof(name)) < 0)
-                                return err_set(e, ERR_INVALID, -EINVAL, "a name is a string of at most %d characters", NAME_MAX_LEN);
+                                return err_set(e, ERR_INVALID, -EINVAL, "a name is a string of at most %d characters",
+                                               NAME_MAX_LEN);
                         r = vm_find(rq->d, name, &vm, e);
                         if (r == 0 && pass == 1)
                                 r = rm_one(vm, &names, &n, e);

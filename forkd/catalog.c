@@ -51,7 +51,7 @@ struct snap_entry *catalog_first(struct catalog *c) {
 struct snap_entry *catalog_by_id(struct catalog *c, const char *id) {
         struct snap_entry *s;
 
-        TAILQ_FOREACH(s, &c->list, entry)
+        TAILQ_FOREACH (s, &c->list, entry)
                 if (strcmp(s->m.id, id) == 0)
                         return s;
         return NULL;
@@ -60,7 +60,7 @@ struct snap_entry *catalog_by_id(struct catalog *c, const char *id) {
 struct snap_entry *catalog_by_tag(struct catalog *c, const char *tag) {
         struct snap_entry *s;
 
-        TAILQ_FOREACH(s, &c->list, entry)
+        TAILQ_FOREACH (s, &c->list, entry)
                 if (s->m.tag[0] && strcmp(s->m.tag, tag) == 0)
                         return s;
         return NULL;
@@ -93,7 +93,7 @@ int catalog_claim_tag(struct catalog *c, const char *tag, struct tag_claim *clai
                 (void) err_set(e, ERR_EXISTS, -EEXIST, "a snapshot with the tag '%s' exists already", tag);
                 return err_hint(e, "take another tag, or remove it: forkctl snapshot rm %s", tag);
         }
-        LIST_FOREACH(other, &c->claims, entry)
+        LIST_FOREACH (other, &c->claims, entry)
                 if (strcmp(other->tag, tag) == 0) {
                         (void) err_set(e, ERR_EXISTS, -EEXIST, "a snapshot with the tag '%s' is being made", tag);
                         return err_hint(e, "take another tag");
@@ -116,7 +116,7 @@ int catalog_add(struct catalog *c, const struct snap_manifest *m, bool durable, 
                 return -ENOMEM;
         s->m = *m;
         s->durable = durable;
-        TAILQ_FOREACH_REVERSE(older, &c->list, snap_entries, entry)
+        TAILQ_FOREACH_REVERSE (older, &c->list, snap_entries, entry)
                 if (older->m.created_ns <= m->created_ns)
                         break;
         if (older)
@@ -154,7 +154,7 @@ int catalog_load(struct catalog *c, struct err *e) {
 static struct vm *standing_by(struct catalog *c, const struct snap_entry *s) {
         struct vm *vm;
 
-        TAILQ_FOREACH(vm, &c->d->vms, entry)
+        TAILQ_FOREACH (vm, &c->d->vms, entry)
                 if (vm->state == VM_STANDBY && strcmp(vm->snapshot, s->m.id) == 0)
                         return vm;
         return NULL;
@@ -196,7 +196,7 @@ static void became_durable(struct daemon *d, struct snap_entry *s) {
         struct vm *vm;
 
         s->durable = true;
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->state == VM_STANDBY && strcmp(vm->snapshot, s->m.id) == 0 && vm_record_save(vm, &e) < 0)
                         log_error("%s", e.message);
 }

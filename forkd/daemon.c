@@ -65,7 +65,8 @@ static int make_dir(const char *path, struct err *e) {
         if (r < 0)
                 return err_errno(e, r, "making the directory %s", path);
         if (st.st_uid != geteuid() || (st.st_mode & 022)) {
-                (void) err_set(e, ERR_INVALID, -EPERM, "the directory %s belongs to another user, or others may write to it", path);
+                (void) err_set(e, ERR_INVALID, -EPERM, "the directory %s belongs to another user, or others may write to it",
+                               path);
                 return err_hint(e, "use one of forkd's own: chmod go-w %s", path);
         }
         return 0;
@@ -198,7 +199,8 @@ int daemon_open_store(struct daemon *d, struct err *e) {
         d->reflink = io_probe_reflink(path) == 1;
         if (!d->reflink)
                 log_warning("the store %s is on a file system without reflink: every standby copies its parent's image "
-                            "('forkctl setup' makes a store that shares)", path);
+                            "('forkctl setup' makes a store that shares)",
+                            path);
         return catalog_load(d->catalog, e);
 }
 
@@ -300,7 +302,8 @@ static int recover_store(struct daemon *d, struct err *e) {
                 return r;
         (void) mp_get_u64(&a.doc.root, "removed", &removed);
         if (removed > 0)
-                log_warning("%u snapshot(s) that had not reached the disk before a crash were torn and are gone", (unsigned) removed);
+                log_warning("%u snapshot(s) that had not reached the disk before a crash were torn and are gone",
+                            (unsigned) removed);
         return 0;
 }
 
@@ -357,7 +360,7 @@ static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
         struct daemon *d = arg;
         struct vm *vm;
 
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->vmm)
                         vm_trim_console(vm);
 }
@@ -391,14 +394,14 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         d->base = event_base_new();
         if (!d->base)
                 return err_errno(e, -ENOMEM, "starting the event loop");
-        co_sem_init(&d->starts, d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts
-                                                           : (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L));
+        co_sem_init(&d->starts,
+                    d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts : (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L));
         co_sem_init(&d->scans, MAX_SCANS);
         d->sigterm = evsignal_new(d->base, SIGTERM, on_signal, d);
         d->sigint = evsignal_new(d->base, SIGINT, on_signal, d);
         d->housekeeping = event_new(d->base, -1, EV_PERSIST, on_housekeeping, d);
-        if (!d->sigterm || !d->sigint || !d->housekeeping || event_add(d->sigterm, NULL) < 0 ||
-            event_add(d->sigint, NULL) < 0 || event_add(d->housekeeping, &every) < 0)
+        if (!d->sigterm || !d->sigint || !d->housekeeping || event_add(d->sigterm, NULL) < 0 || event_add(d->sigint, NULL) < 0 ||
+            event_add(d->housekeeping, &every) < 0)
                 return err_errno(e, -ENOMEM, "catching signals");
         r = catalog_new(d, &d->catalog);
         if (r == 0)

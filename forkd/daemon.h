@@ -38,8 +38,8 @@ struct daemon {
         struct config cfg;
         char state_dir[FORKD_MAX_DIR], run_dir[FORKD_MAX_RUN_DIR + 1], cache_dir[FORKD_MAX_DIR];
         char bin_dir[FORKD_MAX_DIR], attach_lib[FORKD_MAX_DIR + 40];
-        char instance[17];       /* names this forkd's cgroup: a hash of the state directory's path */
-        char boot_id[40];        /* of the kernel: what was a process in another boot is none now */
+        char instance[17]; /* names this forkd's cgroup: a hash of the state directory's path */
+        char boot_id[40];  /* of the kernel: what was a process in another boot is none now */
         int lock_fd, run_lock_fd;
 
         struct snap_store *store; /* NULL while it is being attached */
@@ -52,14 +52,14 @@ struct daemon {
 
         struct pager *pager;
         struct worker_pool *workers;
-        struct co_sem starts;    /* VMM starts at once */
-        struct co_sem scans;     /* requests at once that read a whole snapshot */
+        struct co_sem starts; /* VMM starts at once */
+        struct co_sem scans;  /* requests at once that read a whole snapshot */
         struct api *api;
 
         struct event *sigterm, *sigint, *housekeeping;
-        bool stopping;           /* no new operation begins */
-        bool stop_all;           /* `shutdown --all`: VMs are stopped first */
-        struct co_wait *stopped; /* woken when the end begins */
+        bool stopping;                         /* no new operation begins */
+        bool stop_all;                         /* `shutdown --all`: VMs are stopped first */
+        struct co_wait *stopped;               /* woken when the end begins */
         TAILQ_HEAD(, shutdown_wait) shutdowns; /* requests that wait for the VMs' end */
         int exit_code;
 };

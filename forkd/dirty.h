@@ -13,7 +13,7 @@
 #include "snapstore/writer.h"
 
 struct dirty_stats {
-        uint64_t pages;   /* read, zero ones included */
+        uint64_t pages; /* read, zero ones included */
 };
 
 /** Pages that were read and are not yet written, at most 64 MiB. Reused from snapshot to snapshot. */

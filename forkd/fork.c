@@ -40,7 +40,8 @@ static int source_snapshot(struct daemon *d, const struct fork_params *p, id_str
         if (vm_find(d, p->source, &vm, &ignored) < 0) {
                 r = catalog_find(d->catalog, p->source, &s, e);
                 if (r < 0) {
-                        (void) err_set(e, ERR_NOT_FOUND, -ENOENT, "there is neither a VM nor a snapshot named '%.80s'", p->source);
+                        (void) err_set(e, ERR_NOT_FOUND, -ENOENT, "there is neither a VM nor a snapshot named '%.80s'",
+                                       p->source);
                         return err_hint(e, "'forkctl ps' and 'forkctl snapshot ls' list them");
                 }
                 memcpy(ret, s->m.id, sizeof(s->m.id));
@@ -129,8 +130,8 @@ static int all_live(const struct clone *clones, unsigned n, struct err *e) {
                 const struct vm *vm = clones[i].vm;
 
                 if (vm->vmm_exited || vm->lost[0])
-                        return err_set(e, ERR_VMM, -EPIPE, "clone '%s' has ended meanwhile%s%s", vm->name, vm->lost[0] ? ": " : "",
-                                       vm->lost);
+                        return err_set(e, ERR_VMM, -EPIPE, "clone '%s' has ended meanwhile%s%s", vm->name,
+                                       vm->lost[0] ? ": " : "", vm->lost);
         }
         return 0;
 }

@@ -7,8 +7,8 @@
 #define FORK_MAX_CLONES 1000
 
 struct fork_params {
-        const char *source;  /* a VM's name or id, a snapshot's id or tag */
-        const char *name;    /* "": derived from the source */
+        const char *source; /* a VM's name or id, a snapshot's id or tag */
+        const char *name;   /* "": derived from the source */
         unsigned count;
         bool paused, force;
 };

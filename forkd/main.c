@@ -8,19 +8,18 @@
 #include "forkd/daemon.h"
 #include "forkd/worker.h"
 
-static const char usage[] =
-        "Usage: forkd [--state-dir DIR] [--run-dir DIR] [--config FILE] [--log-level LEVEL]\n"
-        "\n"
-        "Snapshots, restores and forks virtual machines. Runs in the foreground and logs to stderr.\n"
-        "\n"
-        "  --state-dir DIR    snapshots and VM records (default /var/lib/forkd)\n"
-        "  --run-dir DIR      sockets, forkd.sock among them (default /run/forkd)\n"
-        "  --config FILE      settings (default /etc/forkd/forkd.conf, if it exists)\n"
-        "  --log-level LEVEL  error, warning, info (default) or debug\n"
-        "  --version, --help\n"
-        "\n"
-        "SIGTERM ends forkd and leaves its VMs running: the next forkd takes them back.\n"
-        "'forkctl shutdown --all' stops them first. See forkd(8).\n";
+static const char usage[] = "Usage: forkd [--state-dir DIR] [--run-dir DIR] [--config FILE] [--log-level LEVEL]\n"
+                            "\n"
+                            "Snapshots, restores and forks virtual machines. Runs in the foreground and logs to stderr.\n"
+                            "\n"
+                            "  --state-dir DIR    snapshots and VM records (default /var/lib/forkd)\n"
+                            "  --run-dir DIR      sockets, forkd.sock among them (default /run/forkd)\n"
+                            "  --config FILE      settings (default /etc/forkd/forkd.conf, if it exists)\n"
+                            "  --log-level LEVEL  error, warning, info (default) or debug\n"
+                            "  --version, --help\n"
+                            "\n"
+                            "SIGTERM ends forkd and leaves its VMs running: the next forkd takes them back.\n"
+                            "'forkctl shutdown --all' stops them first. See forkd(8).\n";
 
 static int run_worker(const char *log_level) {
         enum log_level level = LOG_LVL_INFO;
@@ -34,9 +33,12 @@ static int run_worker(const char *log_level) {
 
 int main(int argc, char **argv) {
         static const struct option options[] = {
-                { "state-dir", required_argument, NULL, 's' }, { "run-dir", required_argument, NULL, 'r' },
-                { "config", required_argument, NULL, 'c' },    { "log-level", required_argument, NULL, 'l' },
-                { "version", no_argument, NULL, 'v' },         { "help", no_argument, NULL, 'h' },
+                { "state-dir", required_argument, NULL, 's' },
+                { "run-dir", required_argument, NULL, 'r' },
+                { "config", required_argument, NULL, 'c' },
+                { "log-level", required_argument, NULL, 'l' },
+                { "version", no_argument, NULL, 'v' },
+                { "help", no_argument, NULL, 'h' },
                 { "worker", no_argument, NULL, 'w' }, /* forkd's own children; see worker.h */
                 { 0 },
         };

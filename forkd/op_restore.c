@@ -27,19 +27,20 @@ static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, 
 
         vm->ops = vmm_driver(m->vmm);
         if (!vm->ops)
-                return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "snapshot %s needs the VMM '%s', for which this build has no driver",
-                               m->id, m->vmm);
+                return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP,
+                               "snapshot %s needs the VMM '%s', for which this build has no driver", m->id, m->vmm);
         r = vm->ops->version(version, sizeof(version), e);
         if (r < 0)
                 return r;
         if (strcmp(version, m->vmm_version) != 0 && !force) {
-                (void) err_set(e, ERR_VERSION, -EPROTONOSUPPORT, "snapshot %s was made with %s %s, this host has %s %s", m->id, m->vmm,
-                               m->vmm_version, m->vmm, version);
+                (void) err_set(e, ERR_VERSION, -EPROTONOSUPPORT, "snapshot %s was made with %s %s, this host has %s %s", m->id,
+                               m->vmm, m->vmm_version, m->vmm, version);
                 return err_hint(e, "device state is only sure to load under the same version; --force tries all the same");
         }
         if (strcmp(vm->ops->machine, m->machine) != 0 && !force) {
-                (void) err_set(e, ERR_VERSION, -EPROTONOSUPPORT, "snapshot %s was made on the machine '%s', this forkd builds '%s'", m->id,
-                               m->machine, vm->ops->machine);
+                (void) err_set(e, ERR_VERSION, -EPROTONOSUPPORT,
+                               "snapshot %s was made on the machine '%s', this forkd builds '%s'", m->id, m->machine,
+                               vm->ops->machine);
                 return err_hint(e, "restore it with the forkd that made it; --force tries all the same");
         }
         if (m->mem_bytes < VMM_MIN_MEM || m->mem_bytes > VMM_MAX_MEM || m->vcpus < 1 || m->vcpus > VMM_MAX_VCPUS ||

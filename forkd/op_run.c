@@ -35,12 +35,13 @@ static int check_params(const struct vm_run_params *p, struct err *e) {
                 return err_hint(e, "use --vmm qemu");
         }
         if (strcmp(p->net, "none") != 0) {
-                (void) err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "this build of forkd has no network for guests (asked for '%.40s')",
-                               p->net);
+                (void) err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP,
+                               "this build of forkd has no network for guests (asked for '%.40s')", p->net);
                 return err_hint(e, "use --net none");
         }
         if (strcmp(p->on_pager_loss, "kill") != 0) {
-                (void) err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "the policy '%.40s' for a lost pager is not there", p->on_pager_loss);
+                (void) err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "the policy '%.40s' for a lost pager is not there",
+                               p->on_pager_loss);
                 return err_hint(e, "use --on-pager-loss kill");
         }
         return 0;

@@ -358,7 +358,8 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         if (vm->state != VM_RUNNING && vm->state != VM_PAUSED) {
                 (void) err_set(e, ERR_STATE, -EINVAL, "'%s' is %s: only a running or paused VM can be saved", vm->name,
                                vm_state_name(vm->state));
-                return err_hint(e, vm->state == VM_STANDBY ? "it is saved already: snapshot %s" : "see 'forkctl ps'", vm->snapshot);
+                return err_hint(e, vm->state == VM_STANDBY ? "it is saved already: snapshot %s" : "see 'forkctl ps'",
+                                vm->snapshot);
         }
         *ret = (struct vm_snap_result){ 0 };
         (void) snprintf(t.store, sizeof(t.store), "%s/store", vm->d->state_dir);

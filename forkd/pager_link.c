@@ -44,7 +44,7 @@ struct pager {
 static struct vm *vm_by_id(struct daemon *d, const char *id) {
         struct vm *vm;
 
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 if (strcmp(vm->id, id) == 0)
                         return vm;
         return NULL;
@@ -124,7 +124,7 @@ static void bury(struct pager *p) {
         best_effort(spawn_wait(p->pidfd, 0, &status));
         log_error("the pager (pid %d) has ended (wait status %d)", (int) p->pid, status);
         pager_forget(p);
-        TAILQ_FOREACH(vm, &p->d->vms, entry)
+        TAILQ_FOREACH (vm, &p->d->vms, entry)
                 if (vm->session)
                         vm_kill_lost(vm, "pager-lost");
 }
@@ -179,8 +179,8 @@ static int pager_greet(struct pager *p, int fd, struct err *e) {
         r = rpc_call_co(p->conn, "hello", &b, NULL, 0, HELLO_TIMEOUT_MS, &a, e);
         if (r < 0)
                 return err_prefix(e, "the pager does not answer");
-        if (mp_get_u64(&a.doc.root, "pid", &pid) < 0 || mp_get_u64(&a.doc.root, "protocol", &protocol) < 0 ||
-            protocol != 1 || pid == 0 || pid > INT32_MAX)
+        if (mp_get_u64(&a.doc.root, "pid", &pid) < 0 || mp_get_u64(&a.doc.root, "protocol", &protocol) < 0 || protocol != 1 ||
+            pid == 0 || pid > INT32_MAX)
                 return err_set(e, ERR_PAGER, -EPROTO, "what listens on %s is no pager of this version", p->socket_path);
         if (p->pidfd < 0) {
                 r = spawn_pidfd_open((pid_t) pid, 0, &p->pidfd);
@@ -234,8 +234,8 @@ int pager_find(struct pager *p, struct err *e) {
 
 static int pager_spawn(struct pager *p, struct err *e) {
         char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], level[16];
-        const char *argv[12] = { prog, "--control", p->socket_path, "--control-fd", "3", "--idle-image-seconds", idle,
-                                 "--log-level", level };
+        const char *argv[12] = { prog, "--control",   p->socket_path, "--control-fd", "3", "--idle-image-seconds",
+                                 idle, "--log-level", level };
         cleanup_fd int listen_fd = -1, log_fd = -1, conn_fd = -1;
         int r;
 
@@ -271,7 +271,7 @@ static int pager_spawn(struct pager *p, struct err *e) {
                 .argv = argv,
                 .fds = fds,
                 .n_fds = ARRAY_LEN(fds),
-                .cgroup_procs_fd = -1,
+                .cgroup_fd = -1,
                 .new_session = true,
         };
         r = spawn_process(&sp, &p->pid, &p->pidfd);

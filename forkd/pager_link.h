@@ -24,8 +24,8 @@ pid_t pager_pid(const struct pager *p);
 /** Opens a session for @vm on the image in @image_fd. On success *ret_memfd is the image's memory
  *  (read-only) and *ret_sock the VMM's end of the handshake's socket; both are the caller's. From here on
  *  the watchdog holds this VM responsible: it dies with the pager. */
-int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock, struct err *e)
-        attr_warn_unused;
+int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock,
+                       struct err *e) attr_warn_unused;
 /** After the VMM was reaped. No session is no error. */
 void pager_session_close(struct pager *p, struct vm *vm);
 /** Marks the VMs for which the pager has an attached session that has not failed (vm->session_known). */

@@ -9,10 +9,10 @@
 
 struct request {
         struct daemon *d;
-        struct rpc_conn *conn;      /* a reference */
+        struct rpc_conn *conn; /* a reference */
         uint32_t msgid;
         const struct api_method *method;
-        void *raw;                  /* what doc points into */
+        void *raw; /* what doc points into */
         struct mp_doc doc;
         int fds[2];
         size_t n_fds;

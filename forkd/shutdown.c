@@ -42,7 +42,7 @@ static void drain(struct daemon *d, int timeout_ms) {
                 int left = timeout_ms - (int) ms_since(start);
                 struct vm *vm;
 
-                TAILQ_FOREACH(vm, &d->vms, entry)
+                TAILQ_FOREACH (vm, &d->vms, entry)
                         if (vm->busy)
                                 break;
                 if (!vm)
@@ -74,7 +74,7 @@ static void stop_one(void *arg) {
 static void tell_stopped(struct daemon *d, const char *name) {
         struct shutdown_wait *w;
 
-        TAILQ_FOREACH(w, &d->shutdowns, entry) {
+        TAILQ_FOREACH (w, &d->shutdowns, entry) {
                 mp_str(w->names, name);
                 w->n++;
         }
@@ -90,7 +90,7 @@ static void stop_vms(struct daemon *d) {
                 log_error("out of memory: VMs are left running");
                 return;
         }
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->vmm && !vm->busy) {
                         vm->busy = "shutdown";
                         all[n++] = (struct stopper){ .vm = vm, .done = CO_WAIT_INIT };
@@ -108,7 +108,7 @@ static void stop_vms(struct daemon *d) {
 bool daemon_has_live_vms(struct daemon *d) {
         struct vm *vm;
 
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->vmm)
                         return true;
         return false;
@@ -126,7 +126,7 @@ void daemon_end(struct daemon *d) {
                 TAILQ_REMOVE(&d->shutdowns, w, entry);
                 co_wake(&w->wait, 0);
         }
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 streams_fail(vm, "forkd is about to exit");
         /* What a worker is still busy with, a verification say, or an operation that took too long, ends with an error. */
         worker_pool_cancel(d->workers);

@@ -97,7 +97,11 @@ static void on_done(const struct guest_result *res, void *arg) {
 }
 
 static const struct guest_call_handlers handlers = {
-        .on_data = on_data, .on_eof = on_eof, .on_credit = on_credit, .on_done = on_done, .on_file = on_file,
+        .on_data = on_data,
+        .on_eof = on_eof,
+        .on_credit = on_credit,
+        .on_done = on_done,
+        .on_file = on_file,
 };
 
 /* ---- from the client ---- */
@@ -109,8 +113,8 @@ static struct stream_call *find_call(struct daemon *d, struct rpc_conn *conn, co
 
         if (mp_get_u64(params, "call", &msgid) < 0)
                 return NULL;
-        TAILQ_FOREACH(vm, &d->vms, entry)
-                TAILQ_FOREACH(c, &vm->calls, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
+                TAILQ_FOREACH (c, &vm->calls, entry)
                         if (c->conn == conn && c->msgid == msgid)
                                 return c;
         return NULL;
@@ -161,7 +165,7 @@ void streams_client_gone(struct daemon *d, struct rpc_conn *conn) {
         struct stream_call *c, *next;
         struct vm *vm;
 
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 for (c = TAILQ_FIRST(&vm->calls); c; c = next) {
                         next = TAILQ_NEXT(c, entry);
                         if (c->conn != conn)
@@ -196,9 +200,10 @@ static int ready_vm(struct request *rq, struct vm **ret, struct err *e) {
                 return r;
         if (vm->state != VM_RUNNING) {
                 (void) err_set(e, ERR_STATE, -EINVAL, "'%s' is %s, not running", vm->name, vm_state_name(vm->state));
-                return err_hint(e, vm->state == VM_STANDBY  ? "bring it back with: forkctl restore %s"
-                                   : vm->state == VM_PAUSED ? "let it go on with: forkctl resume %s"
-                                                            : "see 'forkctl inspect %s'",
+                return err_hint(e,
+                                vm->state == VM_STANDBY  ? "bring it back with: forkctl restore %s"
+                                : vm->state == VM_PAUSED ? "let it go on with: forkctl resume %s"
+                                                         : "see 'forkctl inspect %s'",
                                 vm->name);
         }
         /* "try again" shall help: a connection that nobody brought back is made anew here. */
@@ -307,7 +312,8 @@ static int get_env(const msgpack_object *m, const char ***ret, struct err *e) {
 
                 v[i] = p;
                 p += sprintf(p, "%.*s=%.*s", (int) kv->key.via.str.size, kv->key.via.str.ptr, (int) kv->val.via.str.size,
-                             kv->val.via.str.ptr) + 1;
+                             kv->val.via.str.ptr) +
+                     1;
         }
         v[n] = NULL;
         *ret = v;

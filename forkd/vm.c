@@ -26,10 +26,10 @@ const char *vm_state_name(enum vm_state s) {
 static struct vm *find(struct daemon *d, const char *s) {
         struct vm *vm;
 
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 if (strcmp(vm->name, s) == 0)
                         return vm;
-        TAILQ_FOREACH(vm, &d->vms, entry)
+        TAILQ_FOREACH (vm, &d->vms, entry)
                 if (strcmp(vm->id, s) == 0)
                         return vm;
         return NULL;
@@ -60,8 +60,10 @@ int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
 
         if (!name_valid(name)) {
                 (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be the name of a VM", name);
-                return err_hint(e, "names are letters, digits, '.', '_' and '-', begin with a letter or digit, and have "
-                                   "at most %d characters", NAME_MAX_LEN);
+                return err_hint(e,
+                                "names are letters, digits, '.', '_' and '-', begin with a letter or digit, and have "
+                                "at most %d characters",
+                                NAME_MAX_LEN);
         }
         if (vm_name_taken(d, name)) {
                 (void) err_set(e, ERR_EXISTS, -EEXIST, "a VM named '%s' exists already", name);

@@ -42,39 +42,39 @@ struct vm {
         id_str id;
         char name[NAME_MAX_LEN + 1];
         enum vm_state state;
-        char reason[200];           /* of VM_FAILED, or of a VM_PAUSED that nobody asked for; else empty */
+        char reason[200]; /* of VM_FAILED, or of a VM_PAUSED that nobody asked for; else empty */
         char driver[16];
         char vmm_version[32];
         struct vmm_machine machine;
-        char on_pager_loss[8];      /* "kill" or "recover" */
+        char on_pager_loss[8]; /* "kill" or "recover" */
         char net[8];
-        id_str snapshot;            /* stands by in it, or was restored from it; "" for a VM that booted */
-        id_str parent;              /* that snapshot's parent */
-        uint32_t generation;        /* snapshots in its chain */
-        bool has_base;              /* store/vms/<id>/base.img: what its memory was restored from */
-        id_str pending_snapshot;    /* a standby under way: completed if this one is published, else undone */
-        bool needs_wake;            /* restored, but its agent has not yet been told who it is */
-        bool removing;              /* rm has begun: the next forkd finishes it */
+        id_str snapshot;         /* stands by in it, or was restored from it; "" for a VM that booted */
+        id_str parent;           /* that snapshot's parent */
+        uint32_t generation;     /* snapshots in its chain */
+        bool has_base;           /* store/vms/<id>/base.img: what its memory was restored from */
+        id_str pending_snapshot; /* a standby under way: completed if this one is published, else undone */
+        bool needs_wake;         /* restored, but its agent has not yet been told who it is */
+        bool removing;           /* rm has begun: the next forkd finishes it */
         int64_t created_ns;
         pid_t pid;
-        uint64_t start_time;        /* of the pid, /proc/<pid>/stat field 22 */
+        uint64_t start_time; /* of the pid, /proc/<pid>/stat field 22 */
 
         /* ---- living parts, gone when forkd goes ---- */
         const struct vmm_ops *ops;
         struct vmm *vmm;
         struct guest_link *link;
-        bool session;               /* the pager serves it */
-        bool session_known;         /* said a pager of an earlier forkd's (pager_mark_sessions) */
-        char lost[200];             /* why its memory is gone and it is being killed, else "" */
-        bool io_error;              /* the VMM has paused it, for a disk cannot be written */
-        bool agent_lost;            /* the agent's link broke while the VMM lives: to be made anew */
-        int uffd;                   /* duplicate of its userfaultfd: keeps its faults waiting when all others go */
-        bool vmm_exited;            /* the process has ended; the operation under way, or vm_reap, cleans up */
-        bool guest_shutdown;        /* the guest itself asked for its end */
-        const char *busy;           /* the operation under way */
-        bool chore;                 /* it is one of forkd's own */
+        bool session;                    /* the pager serves it */
+        bool session_known;              /* said a pager of an earlier forkd's (pager_mark_sessions) */
+        char lost[200];                  /* why its memory is gone and it is being killed, else "" */
+        bool io_error;                   /* the VMM has paused it, for a disk cannot be written */
+        bool agent_lost;                 /* the agent's link broke while the VMM lives: to be made anew */
+        int uffd;                        /* duplicate of its userfaultfd: keeps its faults waiting when all others go */
+        bool vmm_exited;                 /* the process has ended; the operation under way, or vm_reap, cleans up */
+        bool guest_shutdown;             /* the guest itself asked for its end */
+        const char *busy;                /* the operation under way */
+        bool chore;                      /* it is one of forkd's own */
         TAILQ_HEAD(, vm_waiter) waiters; /* for the end of a chore */
-        uint64_t regained_ns;       /* when an attempt to get the agent back ended last */
+        uint64_t regained_ns;            /* when an attempt to get the agent back ended last */
         struct co_wait *idle_waiter;
         TAILQ_HEAD(, stream_call) calls;
 };
@@ -172,11 +172,11 @@ struct vm_run_params {
         unsigned n_disks;
         const char *disks[VMM_MAX_DISKS];
 };
-int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, double *ret_boot_ms, struct err *e)
-        attr_warn_unused;
+int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, double *ret_boot_ms,
+              struct err *e) attr_warn_unused;
 
 struct vm_snap_params {
-        const char *tag;      /* NULL or "": none */
+        const char *tag; /* NULL or "": none */
         int codec, level;
         bool sync;
 };

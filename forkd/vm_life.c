@@ -147,7 +147,7 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
                 .image_fd = l->image_fd,
                 .pager_sock = l->pager_sock,
                 .attach_lib = vm->d->attach_lib,
-                .cgroup_procs_fd = -1,
+                .cgroup_fd = -1,
         };
         struct err ignored;
         int r;
@@ -170,7 +170,7 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
         r = cgroup_create(vm->d->instance, vm->id, &cgroup, &ignored);
         if (r < 0)
                 log_debug("%s runs without a cgroup of its own: %s", vm->name, ignored.message);
-        s.cgroup_procs_fd = cgroup;
+        s.cgroup_fd = cgroup;
         s.run_dir = run_dir;
         s.log_path = log_path;
         s.console_fd = console;

@@ -82,7 +82,7 @@ static void worker_free(struct worker *w, bool kill) {
 void worker_pool_cancel(struct worker_pool *p) {
         struct worker *w;
 
-        TAILQ_FOREACH(w, &p->used, entry)
+        TAILQ_FOREACH (w, &p->used, entry)
                 best_effort(spawn_kill(w->pidfd, SIGKILL));
 }
 
@@ -111,7 +111,7 @@ static int worker_start(struct worker_pool *p, struct worker **ret, struct err *
                 .argv = argv,
                 .fds = fds,
                 .n_fds = ARRAY_LEN(fds),
-                .cgroup_procs_fd = -1,
+                .cgroup_fd = -1,
                 .death_signal = SIGKILL, /* a worker without forkd has nobody to tell */
                 .new_session = true,     /* Ctrl-C is for forkd, which lets what is under way end */
         };

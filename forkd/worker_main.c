@@ -386,9 +386,9 @@ static const struct {
         const char *name;
         int (*fn)(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e);
 } methods[] = {
-        { "snap.prepare", do_prepare }, { "snap.copy", do_copy },     { "snap.publish", do_publish },
-        { "snap.durable", do_durable }, { "snap.verify", do_verify }, { "snap.memory", do_memory },
-        { "disk.copy", do_disk },       { "store.attach", do_store }, { "store.detach", do_store },
+        { "snap.prepare", do_prepare }, { "snap.copy", do_copy },        { "snap.publish", do_publish },
+        { "snap.durable", do_durable }, { "snap.verify", do_verify },    { "snap.memory", do_memory },
+        { "disk.copy", do_disk },       { "store.attach", do_store },    { "store.detach", do_store },
         { "kvm.verdict", do_kvm },      { "store.recover", do_recover },
 };
 

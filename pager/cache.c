@@ -140,8 +140,7 @@ void pager_cache_put(struct pager_cached *entry) {
         if (--entry->n_sessions > 0)
                 return;
         entry->idle_since_ns = now_ns();
-        if (entry->stale || pager_image_is_bad(entry->image) || idle.tv_sec == 0 ||
-            event_add(entry->expiry, &idle) < 0)
+        if (entry->stale || pager_image_is_bad(entry->image) || idle.tv_sec == 0 || event_add(entry->expiry, &idle) < 0)
                 drop(entry);
 }
 

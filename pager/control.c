@@ -209,8 +209,7 @@ static int do_shutdown(struct pager *p, struct rpc_msg *msg, struct err *e) {
                 return r;
         }
         if (p->n_sessions > 0)
-                log_warning("ending by force: %u sessions are open, their guests wait for pages from now on",
-                            p->n_sessions);
+                log_warning("ending by force: %u sessions are open, their guests wait for pages from now on", p->n_sessions);
         r = rpc_reply(msg->conn, msg->msgid, NULL, NULL, 0);
         pager_end(p);
         return r;

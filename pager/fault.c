@@ -96,8 +96,7 @@ typedef int range_fn(int fd, uint64_t start, uint64_t len, uint64_t *ret_done);
 
 /** Resolves [@lo, @hi), which holds the fault at @addr, with @fn. Returns 0 when the fault needs no more
  *  attention, and adds the pages that were mapped to *@count. */
-static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t hi, uint64_t addr,
-                   _Atomic uint64_t *count) {
+static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t hi, uint64_t addr, _Atomic uint64_t *count) {
         uint64_t done;
         int r = fn(s->uffd, lo, hi - lo, &done);
 
@@ -119,8 +118,8 @@ static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t 
 }
 
 /** The guest pages of [first, first + n) that lie in @g and were not removed, as addresses around @page. */
-static void clip(const struct pager_session *s, const struct pager_region *g, uint64_t page, uint64_t first,
-                 uint64_t n, uint64_t *ret_lo, uint64_t *ret_hi) {
+static void clip(const struct pager_session *s, const struct pager_region *g, uint64_t page, uint64_t first, uint64_t n,
+                 uint64_t *ret_lo, uint64_t *ret_hi) {
         uint64_t region_first = g->offset / PAGER_PAGE, region_end = region_first + g->size / PAGER_PAGE;
         uint64_t lo = page, hi = page + 1, min = MAX_OF(first, region_first), max = MIN_OF(first + n, region_end);
 

@@ -17,5 +17,5 @@ struct pager_worker_stats {
  *  0: done for now (more may have come; the descriptor is readable then); -EAGAIN: the VMM changes its
  *  memory layout, call again soon; -ESRCH: its memory is gone; others: the session has failed, with the
  *  reason in s->fail_reason, and its faults must stay unanswered. */
-int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch, struct pager_worker_stats *stats)
-        attr_warn_unused;
+int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch,
+                        struct pager_worker_stats *stats) attr_warn_unused;

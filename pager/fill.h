@@ -8,8 +8,7 @@
 struct pager_filler;
 
 /** Starts the thread. When a job ends, PAGER_FILLED with the image goes to @to_control. */
-int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, struct pager_filler **ret)
-        attr_warn_unused;
+int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, struct pager_filler **ret) attr_warn_unused;
 /** Stops it; jobs that are queued are dropped without a letter. NULL is fine. */
 void pager_filler_free(struct pager_filler *f);
 

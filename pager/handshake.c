@@ -70,8 +70,7 @@ static int check_extension(const json_t *obj, size_t i, char *why, size_t why_si
         return 0;
 }
 
-static int parse_region(const json_t *obj, size_t i, uint64_t ram_bytes, struct pager_region *ret, char *why,
-                        size_t why_size) {
+static int parse_region(const json_t *obj, size_t i, uint64_t ram_bytes, struct pager_region *ret, char *why, size_t why_size) {
         uint64_t page_size;
 
         if (!json_is_object(obj))
@@ -119,8 +118,7 @@ static int check_overlaps(struct pager_layout *l, char *why, size_t why_size) {
         return 0;
 }
 
-static int parse_regions(const json_t *root, uint64_t ram_bytes, struct pager_layout *l, char *why,
-                         size_t why_size) {
+static int parse_regions(const json_t *root, uint64_t ram_bytes, struct pager_layout *l, char *why, size_t why_size) {
         int r;
 
         l->n = json_array_size(root);
@@ -146,8 +144,7 @@ int pager_handshake_parse(const char *data, size_t len, uint64_t ram_bytes, stru
 
         /* Bounds the depth before the parser, which is recursive, sees a byte. */
         if (len > PAGER_MAX_HANDSHAKE || pager_handshake_scan(&scan, data, len, &end) != 1 || end != len) {
-                (void) snprintf(why, why_size, "the layout is not one JSON array of at most %u bytes",
-                                PAGER_MAX_HANDSHAKE);
+                (void) snprintf(why, why_size, "the layout is not one JSON array of at most %u bytes", PAGER_MAX_HANDSHAKE);
                 return -EBADMSG;
         }
         root = json_loadb(data, len, JSON_REJECT_DUPLICATES, &error);

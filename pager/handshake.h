@@ -12,7 +12,7 @@
 
 /** A part of guest memory in the VMM's address space. All in bytes, all multiples of PAGER_PAGE. */
 struct pager_region {
-        uint64_t base;   /* address in the VMM */
+        uint64_t base; /* address in the VMM */
         uint64_t size;
         uint64_t offset; /* in guest RAM */
 };
@@ -30,8 +30,7 @@ struct pager_handshake_scan {
 };
 /** Goes on from scan->pos. 1: the value ends at *ret_len; 0: more is needed; -EBADMSG: it does not begin with
  *  an array, or nests too deep. */
-int pager_handshake_scan(struct pager_handshake_scan *scan, const char *data, size_t len, size_t *ret_len)
-        attr_warn_unused;
+int pager_handshake_scan(struct pager_handshake_scan *scan, const char *data, size_t len, size_t *ret_len) attr_warn_unused;
 
 /** Parses a whole handshake for guest RAM of @ram_bytes. On failure -EBADMSG (-ENOMEM) and a sentence in
  *  @why. Every region is inside guest RAM, none overlaps another, neither by address nor by offset. */

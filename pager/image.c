@@ -35,7 +35,7 @@ struct pager_image {
         uint64_t n_pages;
 
         int memfd, readonly_fd, uffd;
-        uint8_t *map; /* PROT_NONE: an address for UFFDIO_COPY, not for us */
+        uint8_t *map;              /* PROT_NONE: an address for UFFDIO_COPY, not for us */
         _Atomic uint64_t *present; /* a bit a page */
 
         pthread_mutex_t lock;
@@ -189,8 +189,7 @@ bool pager_image_fill_cancelled(const struct pager_image *img) {
 /* ---- which pages are there ---- */
 
 bool pager_image_present(const struct pager_image *img, uint64_t page) {
-        return page < img->n_pages &&
-               atomic_load_explicit(&img->present[page / 64], memory_order_acquire) >> (page % 64) & 1;
+        return page < img->n_pages && atomic_load_explicit(&img->present[page / 64], memory_order_acquire) >> (page % 64) & 1;
 }
 
 static void mark_present(struct pager_image *img, uint64_t first, uint64_t n) {
@@ -264,8 +263,8 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
 
         while (at < n) {
                 uint64_t done;
-                int r = uffd_copy(img->uffd, (uintptr_t) img->map + (first + at) * PAGER_PAGE,
-                                  data + at * PAGER_PAGE, (n - at) * PAGER_PAGE, &done);
+                int r = uffd_copy(img->uffd, (uintptr_t) img->map + (first + at) * PAGER_PAGE, data + at * PAGER_PAGE,
+                                  (n - at) * PAGER_PAGE, &done);
 
                 (void) atomic_fetch_add_explicit(&img->decoded_bytes, done, memory_order_relaxed);
                 mark_present(img, first + at, done / PAGER_PAGE);
@@ -314,8 +313,7 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
         return found ? 0 : -EBADMSG;
 }
 
-int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page,
-                     struct pager_fill_result *ret) {
+int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page, struct pager_fill_result *ret) {
         struct snap_loc loc;
         int r;
 

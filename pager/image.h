@@ -82,18 +82,18 @@ int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *
 bool pager_image_is_bad(const struct pager_image *img);
 
 struct pager_image_stats {
-        uint64_t present_bytes;            /* memory that the memfd really has, from the kernel */
-        uint64_t decodes, decoded_bytes;   /* frames decoded, and bytes put into the memfd thereby */
-        uint64_t compressed_bytes;         /* read for that */
+        uint64_t present_bytes;          /* memory that the memfd really has, from the kernel */
+        uint64_t decodes, decoded_bytes; /* frames decoded, and bytes put into the memfd thereby */
+        uint64_t compressed_bytes;       /* read for that */
 };
 void pager_image_get_stats(const struct pager_image *img, struct pager_image_stats *ret);
 
 /* ---- background filling: fill.c runs it, the control thread starts and reaps it ---- */
 struct pager_image_fill_job {
         struct pager_letter letter;
-        struct pager_image *next;  /* in the fill queue */
-        bool running;              /* control thread: queued or running */
-        int result;                /* valid when the letter has arrived */
+        struct pager_image *next; /* in the fill queue */
+        bool running;             /* control thread: queued or running */
+        int result;               /* valid when the letter has arrived */
 };
 struct pager_image_fill_job *pager_image_job(struct pager_image *img);
 /** Tells a background fill of this image to stop early. */

@@ -5,26 +5,26 @@
 #define PAGER_PAGE 4096ull
 
 #define PAGER_MAX_WORKERS 16u
-#define PAGER_MAX_FILLERS 1u           /* background threads: one keeps the disk and one core busy */
+#define PAGER_MAX_FILLERS 1u /* background threads: one keeps the disk and one core busy */
 #define PAGER_MAX_SESSIONS 4096u
-#define PAGER_MAX_IMAGES 1024u         /* open at once, idle ones included */
-#define PAGER_MAX_CONNECTIONS 64u      /* to the control socket */
+#define PAGER_MAX_IMAGES 1024u          /* open at once, idle ones included */
+#define PAGER_MAX_CONNECTIONS 64u       /* to the control socket */
 #define PAGER_MAX_CONN_QUEUE (4u << 20) /* notifications that a connection does not read; then it is closed */
 
-#define PAGER_MAX_REGIONS 1024u        /* in one handshake */
+#define PAGER_MAX_REGIONS 1024u          /* in one handshake */
 #define PAGER_MAX_HANDSHAKE (256u << 10) /* bytes of its JSON */
 #define PAGER_MAX_HANDSHAKE_DEPTH 4u
-#define PAGER_HANDSHAKE_SECONDS 30u    /* from session.open to the whole handshake */
+#define PAGER_HANDSHAKE_SECONDS 30u /* from session.open to the whole handshake */
 
-#define PAGER_EVENT_BATCH 32u          /* messages in one read of a userfaultfd */
-#define PAGER_MAX_PENDING 128u         /* faults of one session that are read but not answered */
-#define PAGER_SERVE_ROUNDS 16u         /* reads of one session before others get their turn */
-#define PAGER_ZERO_WINDOW 64u          /* pages: zero pages are mapped so many at a time */
+#define PAGER_EVENT_BATCH 32u  /* messages in one read of a userfaultfd */
+#define PAGER_MAX_PENDING 128u /* faults of one session that are read but not answered */
+#define PAGER_SERVE_ROUNDS 16u /* reads of one session before others get their turn */
+#define PAGER_ZERO_WINDOW 64u  /* pages: zero pages are mapped so many at a time */
 
 /* A session whose process changes its layout is asked again after this long, doubling. */
 #define PAGER_RETRY_MIN_US 200u
 #define PAGER_RETRY_MAX_US 20000u
 
 #define PAGER_MAX_REASON 240u
-#define PAGER_MAX_RANGES 100000u       /* in one answer of session.removed; the rest with the next call */
-#define PAGER_SERVICE_BUCKETS 24u      /* bucket i counts faults served in less than 2^i microseconds */
+#define PAGER_MAX_RANGES 100000u  /* in one answer of session.removed; the rest with the next call */
+#define PAGER_SERVICE_BUCKETS 24u /* bucket i counts faults served in less than 2^i microseconds */

@@ -171,8 +171,7 @@ int pager_open_session(struct pager *p, const char *id, uint64_t ram_bytes, int6
         if (r < 0)
                 return r;
         if (pager_image_info(cached->image)->ram_bytes != ram_bytes) {
-                r = err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is %llu, but the image has %llu",
-                            (unsigned long long) ram_bytes,
+                r = err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is %llu, but the image has %llu", (unsigned long long) ram_bytes,
                             (unsigned long long) pager_image_info(cached->image)->ram_bytes);
                 goto put;
         }
@@ -218,8 +217,7 @@ static void on_filled(struct pager *p, struct pager_image *img) {
                 mp_buf_clear(&b);
         }
         if (job->result < 0 && job->result != -ECANCELED)
-                log_warning("image %s: filling it in the background stopped: %s", uuid,
-                            pager_image_reason(job->result));
+                log_warning("image %s: filling it in the background stopped: %s", uuid, pager_image_reason(job->result));
         pager_image_unref(img);
 }
 
@@ -281,8 +279,7 @@ void pager_end(struct pager *p) {
 
 void pager_drain(struct pager *p) {
         if (p->n_sessions > 0)
-                log_warning("asked to end while %u sessions are open: will end with the last one, and opens none",
-                            p->n_sessions);
+                log_warning("asked to end while %u sessions are open: will end with the last one, and opens none", p->n_sessions);
         p->draining = true;
         if (p->n_sessions == 0)
                 pager_end(p);

@@ -8,21 +8,20 @@
 #include "pager/limits.h"
 
 struct pager_config {
-        const char *control_path;  /* of the control socket */
-        int control_fd;            /* > 0: already listens there (whoever starts the pager can connect at once);
+        const char *control_path;   /* of the control socket */
+        int control_fd;             /* > 0: already listens there (whoever starts the pager can connect at once);
                                     * taken */
-        unsigned workers;          /* 1 … PAGER_MAX_WORKERS; 0: one per online CPU */
-        unsigned idle_seconds;     /* how long an image stays open after its last session */
+        unsigned workers;           /* 1 … PAGER_MAX_WORKERS; 0: one per online CPU */
+        unsigned idle_seconds;      /* how long an image stays open after its last session */
         unsigned handshake_seconds; /* 1 …; 0: PAGER_HANDSHAKE_SECONDS */
-        const char *version;       /* told in hello; static */
+        const char *version;        /* told in hello; static */
 };
 
 struct pager;
 
 /** Starts threads and listens. Everything else happens in @base's loop, which ends (event_base_loopbreak)
  *  when the pager has reached its end: see pager_drain and the method shutdown. */
-int pager_new(struct event_base *base, const struct pager_config *cfg, struct pager **ret, struct err *e)
-        attr_warn_unused;
+int pager_new(struct event_base *base, const struct pager_config *cfg, struct pager **ret, struct err *e) attr_warn_unused;
 /** Stops the threads, closes everything. Guests that are still there wait for their pages from now on. NULL
  *  is fine. */
 void pager_free(struct pager *p);

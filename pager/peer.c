@@ -196,13 +196,13 @@ int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned
                 (void) close_fd(fd);
                 return -ENOMEM;
         }
-        *p = (struct pager_peer){ .fd = fd, .uffd = -1, .ram_bytes = ram_bytes, .timeout_s = timeout_s,
-                                  .handlers = handlers, .arg = arg };
+        *p = (struct pager_peer){
+                .fd = fd, .uffd = -1, .ram_bytes = ram_bytes, .timeout_s = timeout_s, .handlers = handlers, .arg = arg
+        };
         r = io_set_nonblock(fd, true);
         p->readable = event_new(base, fd, EV_READ | EV_PERSIST, on_readable, p);
         p->deadline = evtimer_new(base, on_deadline, p);
-        if (r == 0 && (!p->readable || !p->deadline || event_add(p->readable, NULL) < 0 ||
-                       event_add(p->deadline, &deadline) < 0))
+        if (r == 0 && (!p->readable || !p->deadline || event_add(p->readable, NULL) < 0 || event_add(p->deadline, &deadline) < 0))
                 r = -ENOMEM;
         if (r < 0) {
                 pager_peer_free(p);

@@ -57,7 +57,7 @@ struct pager_session {
         struct pager_peer *peer;     /* the VMM's socket; NULL once closed */
         bool failed, ending, hung_up;
         char reason[PAGER_MAX_REASON];
-        struct pager_cached *cached; /* the image's place in the cache */
+        struct pager_cached *cached;      /* the image's place in the cache */
         struct pager_waiter close_waiter; /* the session.close to answer when it is released */
         struct pager_waiter sync_waiter;  /* the session.removed to answer when the worker has caught up */
         uint64_t sync_first_page;
@@ -66,19 +66,19 @@ struct pager_session {
         struct pager_letter from_worker_failed, from_worker_gone, from_worker_released;
 
         /* Shared, atomic. */
-        _Atomic bool dropping;       /* set with PAGER_DROP: serve no more */
-        _Atomic uint64_t *removed;   /* a bit a guest page: discarded, reads zero */
+        _Atomic bool dropping;     /* set with PAGER_DROP: serve no more */
+        _Atomic uint64_t *removed; /* a bit a guest page: discarded, reads zero */
         _Atomic uint64_t removed_pages;
         _Atomic uint64_t faults[PAGER_N_FAULTS];
         _Atomic uint64_t pages_installed, zero_pages;
-        _Atomic uint64_t oldest_ns;  /* when the oldest unanswered fault was read, 0: none */
+        _Atomic uint64_t oldest_ns; /* when the oldest unanswered fault was read, 0: none */
 
         /* The worker's. */
         struct pager_session *worker_next;
         struct pager_pending pending[PAGER_MAX_PENDING];
         unsigned n_pending;
-        bool served;                 /* in the epoll set */
-        uint64_t retry_at_ns;        /* 0: not waiting */
+        bool served;          /* in the epoll set */
+        uint64_t retry_at_ns; /* 0: not waiting */
         uint32_t retry_us;
         char fail_reason[PAGER_MAX_REASON]; /* written before PAGER_FAILED is posted, read after */
 };

@@ -19,9 +19,8 @@
 /** What a VMM's descriptor must have been opened with. EVENT_REMAP is asked for so that memory that moves
  *  keeps its registration and the pager hears of it: without it the moved range would silently read zeros,
  *  and put zero pages into the image that its siblings share. */
-#define UFFD_FEATURES_NEEDED                                                                            \
-        (UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP |              \
-         UFFD_FEATURE_MISSING_SHMEM)
+#define UFFD_FEATURES_NEEDED \
+        (UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_MISSING_SHMEM)
 
 /** Never switched on (registering for minor faults would end the kernel's fault-around), but a kernel that
  *  names it has UFFDIO_CONTINUE for shmem (5.14). */

@@ -77,8 +77,7 @@ static void add(struct pager_worker *w, struct pager_session *s) {
         s->worker_next = w->sessions;
         w->sessions = s;
         if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, s->uffd, &ev) < 0) {
-                (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "watching the userfaultfd: %s",
-                                strerrordesc_np(errno));
+                (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "watching the userfaultfd: %s", strerrordesc_np(errno));
                 pager_mailbox_post(w->to_control, &s->from_worker_failed, PAGER_FAILED, s);
                 return;
         }
@@ -183,8 +182,7 @@ static int start_thread(struct pager_worker *w) {
         return r;
 }
 
-int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pager_load *load,
-                     struct pager_worker **ret) {
+int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pager_load *load, struct pager_worker **ret) {
         struct pager_worker *w = calloc(1, sizeof(*w));
         struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL };
         int r;

@@ -51,8 +51,7 @@ int assets_read(const char *cache_dir, const char *id, struct assets *ret) {
         json_t *info = json_loadb(text, len, 0, NULL);
         if (json_unpack(info, "{s:s, s:I, s:I}", "release", &release, "kernel_bytes", &kernel_bytes, "initrd_bytes",
                         &initrd_bytes) < 0 ||
-            strlen(release) >= sizeof(a.release) || !whole_file(a.kernel, kernel_bytes) ||
-            !whole_file(a.initrd, initrd_bytes))
+            strlen(release) >= sizeof(a.release) || !whole_file(a.kernel, kernel_bytes) || !whole_file(a.initrd, initrd_bytes))
                 r = -EBADMSG;
         else
                 (void) snprintf(a.release, sizeof(a.release), "%s", release);

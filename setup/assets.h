@@ -16,13 +16,13 @@
 #include "common/err.h"
 
 #define ASSETS_CACHE_DEFAULT "/var/cache/forkd"
-#define ASSETS_ID_LEN 32   /* hex digits: XXH3-128 of the inputs */
+#define ASSETS_ID_LEN 32 /* hex digits: XXH3-128 of the inputs */
 #define ASSETS_MAX_PATH 512
 
 struct assets {
         char id[ASSETS_ID_LEN + 1];
-        char release[64];               /* the kernel's release, "6.1.0-56-cloud-amd64" */
-        char dir[ASSETS_MAX_PATH];      /* all three absolute if the cache's path is */
+        char release[64];          /* the kernel's release, "6.1.0-56-cloud-amd64" */
+        char dir[ASSETS_MAX_PATH]; /* all three absolute if the cache's path is */
         char kernel[ASSETS_MAX_PATH];
         char initrd[ASSETS_MAX_PATH];
 };

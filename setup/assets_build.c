@@ -57,8 +57,8 @@ static int link_kernel(const struct kernel *k, const char *dir, uint64_t *ret_si
 static int write_info(const char *dir, const char *id, const struct initramfs_inputs *in, const struct kernel *k,
                       uint64_t kernel_bytes, size_t initrd_bytes) {
         json_t *info = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I}", "id", id, "release", k->release,
-                                 "kernel_source", k->source, "kernel_hash", k->hash, "busybox", in->busybox_path,
-                                 "agent", in->agent_path, "kernel_bytes", (json_int_t) kernel_bytes, "initrd_bytes",
+                                 "kernel_source", k->source, "kernel_hash", k->hash, "busybox", in->busybox_path, "agent",
+                                 in->agent_path, "kernel_bytes", (json_int_t) kernel_bytes, "initrd_bytes",
                                  (json_int_t) initrd_bytes, "created", (json_int_t) time(NULL));
         cleanup_free char *text = info ? json_dumps(info, JSON_INDENT(2)) : NULL;
 
@@ -99,8 +99,7 @@ int assets_set_current(const char *cache_dir, const char *id, bool *ret_changed,
 }
 
 /* initrd, kernel and description into the new directory @dir. */
-static int fill(const char *dir, const char *id, const struct initramfs_inputs *in, const struct kernel *k,
-                struct err *e) {
+static int fill(const char *dir, const char *id, const struct initramfs_inputs *in, const struct kernel *k, struct err *e) {
         cleanup_free char *initrd = NULL;
         uint64_t kernel_bytes = 0;
         size_t len;

@@ -39,8 +39,7 @@ static void pad(struct cpio *c) {
         put(c, zero, (4 - c->len % 4) % 4);
 }
 
-static void entry(struct cpio *c, const char *path, unsigned mode, unsigned major, unsigned minor, const void *data,
-                  size_t len) {
+static void entry(struct cpio *c, const char *path, unsigned mode, unsigned major, unsigned minor, const void *data, size_t len) {
         size_t namelen = strlen(path) + 1;
         char head[6 + 13 * 8 + 1];
 
@@ -51,9 +50,8 @@ static void entry(struct cpio *c, const char *path, unsigned mode, unsigned majo
                 return;
         }
         /* ino mode uid gid nlink mtime filesize maj min rmaj rmin namesize check */
-        (void) snprintf(head, sizeof(head), "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X", ++c->ino,
-                        mode, 0u, 0u, S_ISDIR(mode) ? 2u : 1u, 0u, (unsigned) len, 0u, 0u, major, minor,
-                        (unsigned) namelen, 0u);
+        (void) snprintf(head, sizeof(head), "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X", ++c->ino, mode, 0u, 0u,
+                        S_ISDIR(mode) ? 2u : 1u, 0u, (unsigned) len, 0u, 0u, major, minor, (unsigned) namelen, 0u);
         put(c, head, sizeof(head) - 1);
         put(c, path, namelen);
         pad(c);

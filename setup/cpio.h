@@ -15,7 +15,7 @@ struct cpio {
         uint8_t *data;
         size_t len, cap;
         uint32_t ino;
-        int r;  /* first failure: -ENOMEM, -EFBIG, -EINVAL; later calls do nothing */
+        int r; /* first failure: -ENOMEM, -EFBIG, -EINVAL; later calls do nothing */
 };
 
 /** @path has no leading slash; parents come before their children, as the caller's duty. */

@@ -9,8 +9,8 @@
 
 #define SOCKET_DEFAULT "/run/forkd/forkd.sock"
 
-void doctor_add(struct doctor_report *rep, const char *name, enum doctor_status status, const char *hint,
-                const char *detail, ...) {
+void doctor_add(struct doctor_report *rep, const char *name, enum doctor_status status, const char *hint, const char *detail,
+                ...) {
         va_list ap;
 
         if (rep->n == DOCTOR_MAX_CHECKS)

@@ -13,21 +13,21 @@
 enum doctor_status { DOCTOR_OK, DOCTOR_WARN, DOCTOR_FAIL };
 
 struct doctor_check {
-        char name[32];               /* "userfaultfd", "kvm", … stable: scripts look for them */
+        char name[32]; /* "userfaultfd", "kvm", … stable: scripts look for them */
         enum doctor_status status;
-        char detail[240];            /* what was found, and what it is for */
-        char hint[240];              /* what to do about it; empty when ok */
+        char detail[240]; /* what was found, and what it is for */
+        char hint[240];   /* what to do about it; empty when ok */
 };
 
 struct doctor_params {
-        const char *cache_dir;   /* of the guest assets; NULL: assets_cache_dir() */
-        const char *state_dir;   /* NULL: /var/lib/forkd */
-        const char *socket;      /* forkd's; NULL: /run/forkd/forkd.sock */
-        int kvm_timeout_ms;      /* for the boot under KVM, when no verdict is cached; 0: SETUP_KVM_TIMEOUT_MS */
+        const char *cache_dir; /* of the guest assets; NULL: assets_cache_dir() */
+        const char *state_dir; /* NULL: /var/lib/forkd */
+        const char *socket;    /* forkd's; NULL: /run/forkd/forkd.sock */
+        int kvm_timeout_ms;    /* for the boot under KVM, when no verdict is cached; 0: SETUP_KVM_TIMEOUT_MS */
 };
 
 struct doctor_report {
-        bool ok;                 /* no check failed */
+        bool ok; /* no check failed */
         size_t n;
         struct doctor_check checks[DOCTOR_MAX_CHECKS];
 };

@@ -17,10 +17,10 @@
 #include "setup/setup.h"
 #include "setup/space.h"
 
-#define FREE_STORE_WARN (2ull << 30)   /* a few guests' snapshots */
-#define FREE_MEMORY_WARN (1ull << 30)  /* an image of 256 MiB and some QEMUs of 30 MiB each */
-#define MAP_COUNT_WARN 65530           /* the kernel's own default; a pager maps some areas for each session */
-#define OPEN_FILES_WARN 4096           /* about 10 descriptors for each VM, in forkd and in the pager */
+#define FREE_STORE_WARN (2ull << 30)  /* a few guests' snapshots */
+#define FREE_MEMORY_WARN (1ull << 30) /* an image of 256 MiB and some QEMUs of 30 MiB each */
+#define MAP_COUNT_WARN 65530          /* the kernel's own default; a pager maps some areas for each session */
+#define OPEN_FILES_WARN 4096          /* about 10 descriptors for each VM, in forkd and in the pager */
 
 void doctor_qemu(struct doctor_report *rep) {
         static const char *const hint = "apt-get install qemu-system-x86";
@@ -46,8 +46,9 @@ void doctor_accel(struct doctor_report *rep, const struct doctor_params *p) {
                 doctor_add(rep, "kvm", DOCTOR_WARN, "run 'forkctl setup', which tries it",
                            "/dev/kvm opens, but without guest assets it cannot be tried; guests would run at full speed");
         else
-                doctor_add(rep, "kvm", DOCTOR_WARN, "not needed; for speed enable virtualization in the firmware, or "
-                                                    "nested virtualization of the host's own hypervisor",
+                doctor_add(rep, "kvm", DOCTOR_WARN,
+                           "not needed; for speed enable virtualization in the firmware, or "
+                           "nested virtualization of the host's own hypervisor",
                            "%.150s; guests run under TCG instead", e.message);
         /* QEMU's own emulation needs nothing of the host; that QEMU has it was asked with its version. */
         doctor_add(rep, "tcg", DOCTOR_OK, "", "QEMU's emulation always works%s",
@@ -81,21 +82,24 @@ void doctor_store(struct doctor_report *rep, const struct doctor_params *p) {
         }
         switch (info.kind) {
         case STORE_NATIVE:
-                doctor_add(rep, "reflink", DOCTOR_OK, "", "%.120s is on a file system with reflink; snapshots share their extents",
-                           info.path);
+                doctor_add(rep, "reflink", DOCTOR_OK, "",
+                           "%.120s is on a file system with reflink; snapshots share their extents", info.path);
                 return;
         case STORE_LOOP:
                 doctor_add(rep, "reflink", info.reflink ? DOCTOR_OK : DOCTOR_WARN, "remove store.img and run 'forkctl setup'",
-                           "store.img of %s, %s; snapshots share their extents",
-                           size_format(info.size_bytes, size, sizeof(size)), info.attached ? "mounted" : "forkd mounts it");
+                           "store.img of %s, %s; snapshots share their extents", size_format(info.size_bytes, size, sizeof(size)),
+                           info.attached ? "mounted" : "forkd mounts it");
                 return;
         case STORE_COPYING:
-                doctor_add(rep, "reflink", DOCTOR_WARN, "stop forkd, move the store's content away, run 'forkctl setup', move it back",
+                doctor_add(rep, "reflink", DOCTOR_WARN,
+                           "stop forkd, move the store's content away, run 'forkctl setup', move it back",
                            "%.120s has no reflink: every snapshot copies its parent's", info.path);
                 return;
         case STORE_NONE:
-                doctor_add(rep, "reflink", DOCTOR_WARN, "forkctl setup", "no store yet in %.100s (%s reflink there); snapshots "
-                           "share extents in it", p->state_dir, info.reflink ? "the file system has" : "no");
+                doctor_add(rep, "reflink", DOCTOR_WARN, "forkctl setup",
+                           "no store yet in %.100s (%s reflink there); snapshots "
+                           "share extents in it",
+                           p->state_dir, info.reflink ? "the file system has" : "no");
                 return;
         }
 }
@@ -107,8 +111,9 @@ void doctor_loop(struct doctor_report *rep) {
         if (nr >= 0)
                 doctor_add(rep, "loop", DOCTOR_OK, "", "/dev/loop%d is free; a store that is a file is mounted by one", nr);
         else
-                doctor_add(rep, "loop", DOCTOR_WARN, "run as root, load the module 'loop'; not needed where the state "
-                                                     "directory's own file system has reflink",
+                doctor_add(rep, "loop", DOCTOR_WARN,
+                           "run as root, load the module 'loop'; not needed where the state "
+                           "directory's own file system has reflink",
                            "/dev/loop-control: %s", strerror(errno));
 }
 

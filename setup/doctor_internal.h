@@ -4,8 +4,8 @@
 
 #include "setup/doctor.h"
 
-void doctor_add(struct doctor_report *rep, const char *name, enum doctor_status status, const char *hint,
-                const char *detail, ...) attr_printf(5, 6);
+void doctor_add(struct doctor_report *rep, const char *name, enum doctor_status status, const char *hint, const char *detail, ...)
+        attr_printf(5, 6);
 
 /* doctor_kernel.c: what the running kernel can do */
 void doctor_userfaultfd(struct doctor_report *rep);

@@ -30,8 +30,8 @@
 #endif
 #ifndef PAGEMAP_SCAN
 struct pm_scan_arg {
-        __u64 size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted, category_mask,
-                category_anyof_mask, return_mask;
+        __u64 size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted, category_mask, category_anyof_mask,
+                return_mask;
 };
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #define PAGE_IS_PRESENT (1 << 3)
@@ -104,9 +104,8 @@ void doctor_userfaultfd(struct doctor_report *rep) {
                 return;
         }
         if ((api.features & UFFD_NEEDED) != UFFD_NEEDED) {
-                doctor_add(rep, "userfaultfd", DOCTOR_FAIL, "a kernel 5.13 or newer",
-                           "features %#llx lack %#llx; %s", (unsigned long long) api.features,
-                           (unsigned long long) (UFFD_NEEDED & ~api.features), purpose);
+                doctor_add(rep, "userfaultfd", DOCTOR_FAIL, "a kernel 5.13 or newer", "features %#llx lack %#llx; %s",
+                           (unsigned long long) api.features, (unsigned long long) (UFFD_NEEDED & ~api.features), purpose);
                 return;
         }
         int r = try_continue(fd);
@@ -115,8 +114,8 @@ void doctor_userfaultfd(struct doctor_report *rep) {
                            "pages of a memfd cannot be continued into a private mapping: %s; %s", strerror(-r), purpose);
         else
                 doctor_add(rep, "userfaultfd", DOCTOR_OK, "", "by %s, features %#llx%s; %s", how,
-                           (unsigned long long) api.features,
-                           api.features & UFFD_FEATURE_WP_ASYNC ? " (with WP_ASYNC)" : "", purpose);
+                           (unsigned long long) api.features, api.features & UFFD_FEATURE_WP_ASYNC ? " (with WP_ASYNC)" : "",
+                           purpose);
 }
 
 void doctor_pagemap_scan(struct doctor_report *rep) {
@@ -165,8 +164,7 @@ void doctor_memfd(struct doctor_report *rep) {
                 doctor_add(rep, "memfd", DOCTOR_FAIL, "mount /proc", "cannot be reopened read-only by /proc: %s",
                            strerror(errno));
         else if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096) < 0)
-                doctor_add(rep, "memfd", DOCTOR_FAIL, "a kernel with CONFIG_SHMEM", "cannot punch holes: %s",
-                           strerror(errno));
+                doctor_add(rep, "memfd", DOCTOR_FAIL, "a kernel with CONFIG_SHMEM", "cannot punch holes: %s", strerror(errno));
         else
                 doctor_add(rep, "memfd", DOCTOR_OK, "", "works; holds the decoded memory that clones share");
 }
@@ -180,8 +178,7 @@ static int find_cgroup2(char *buf, size_t size) {
                 return -errno;
         while (fgets(line, sizeof(line), f)) {
                 const char *type = strstr(line, " - ");
-                if (type && strncmp(type, " - cgroup2 ", 11) == 0 &&
-                    sscanf(line, "%*s %*s %*s %*s %511s", where) == 1) {
+                if (type && strncmp(type, " - cgroup2 ", 11) == 0 && sscanf(line, "%*s %*s %*s %*s %511s", where) == 1) {
                         (void) snprintf(buf, size, "%s", where);
                         return 0;
                 }
@@ -201,8 +198,8 @@ void doctor_cgroup(struct doctor_report *rep) {
         }
         (void) snprintf(path, sizeof(path), "%s/forkd-doctor.%u", mount, (unsigned) pid);
         if (mkdir(path, 0755) < 0) {
-                doctor_add(rep, "cgroup2", DOCTOR_WARN, hint, "cannot make a group in %.100s: %s; groups VMs, to end them at once",
-                           mount, strerror(errno));
+                doctor_add(rep, "cgroup2", DOCTOR_WARN, hint,
+                           "cannot make a group in %.100s: %s; groups VMs, to end them at once", mount, strerror(errno));
                 return;
         }
         char kill[620];
@@ -223,8 +220,8 @@ void doctor_bpf(struct doctor_report *rep) {
         if (access("/sys/kernel/btf/vmlinux", R_OK) == 0)
                 doctor_add(rep, "bpf", DOCTOR_OK, "", "type information (BTF) is there; %s", purpose);
         else
-                doctor_add(rep, "bpf", DOCTOR_WARN, "a kernel with CONFIG_DEBUG_INFO_BTF",
-                           "no /sys/kernel/btf/vmlinux; %s", purpose);
+                doctor_add(rep, "bpf", DOCTOR_WARN, "a kernel with CONFIG_DEBUG_INFO_BTF", "no /sys/kernel/btf/vmlinux; %s",
+                           purpose);
 }
 
 /* In a child of its own, for a network namespace cannot be left again: 0, or the errno of what failed. */

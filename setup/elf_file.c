@@ -57,8 +57,7 @@ int elf_section(const void *data, size_t len, const char *name, const char **ret
         int r = header(data, len, &eh);
         if (r < 0)
                 return r;
-        if (eh.e_shentsize != sizeof(Elf64_Shdr) ||
-            !inside(len, eh.e_shoff, (uint64_t) eh.e_shnum * sizeof(Elf64_Shdr)))
+        if (eh.e_shentsize != sizeof(Elf64_Shdr) || !inside(len, eh.e_shoff, (uint64_t) eh.e_shnum * sizeof(Elf64_Shdr)))
                 return -EBADMSG;
         r = section_at(data, len, &eh, eh.e_shstrndx, &strings);
         if (r < 0 || strings.sh_type != SHT_STRTAB)

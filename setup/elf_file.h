@@ -12,8 +12,7 @@
 int elf_is_static(const void *data, size_t len) attr_warn_unused;
 
 /** Finds section @name. -ENOENT, -EBADMSG. */
-int elf_section(const void *data, size_t len, const char *name, const char **ret_data, size_t *ret_len)
-        attr_warn_unused;
+int elf_section(const void *data, size_t len, const char *name, const char **ret_data, size_t *ret_len) attr_warn_unused;
 
 /** The value of "@key=" in a module's .modinfo, a string inside @data. -ENOENT, -EBADMSG. */
 int elf_modinfo(const void *data, size_t len, const char *key, const char **ret) attr_warn_unused;

@@ -34,8 +34,7 @@ static int read_program(const char *path, const char *what, char **ret, size_t *
         if (r < 0)
                 return err_set(e, ERR_CORRUPT, r, "%s %s is no x86-64 program", what, path);
         if (r == 0)
-                return err_set(e, ERR_UNSUPPORTED, -ENOEXEC, "%s %s is not statically linked, a guest cannot run it",
-                               what, path);
+                return err_set(e, ERR_UNSUPPORTED, -ENOEXEC, "%s %s is not statically linked, a guest cannot run it", what, path);
         *ret = TAKE_PTR(data);
         *ret_len = len;
         return 0;
@@ -122,9 +121,33 @@ void initramfs_id(const struct initramfs_inputs *in, const struct kernel *k, cha
 static void add_tree(struct cpio *c) {
         static const char *const dirs[] = {
                 ".", /* the root itself, which would be 01777 */
-                "bin", "sbin", "usr", "usr/bin", "usr/sbin", "usr/local", "usr/local/bin", "usr/local/sbin",
-                "etc", "etc/forkd", "etc/forkd/resume.d", "lib", "lib/dev", "lib/dev/pts", "lib/modules",
-                "dev", "proc", "sys", "run", "mnt", "home", "opt", "srv", "var", "var/log", "var/lib", "var/cache",
+                "bin",
+                "sbin",
+                "usr",
+                "usr/bin",
+                "usr/sbin",
+                "usr/local",
+                "usr/local/bin",
+                "usr/local/sbin",
+                "etc",
+                "etc/forkd",
+                "etc/forkd/resume.d",
+                "lib",
+                "lib/dev",
+                "lib/dev/pts",
+                "lib/modules",
+                "dev",
+                "proc",
+                "sys",
+                "run",
+                "mnt",
+                "home",
+                "opt",
+                "srv",
+                "var",
+                "var/log",
+                "var/lib",
+                "var/cache",
         };
 
         for (size_t i = 0; i < ARRAY_LEN(dirs); i++)
@@ -225,8 +248,7 @@ static int add_modules(struct cpio *c, const struct kernel *k, struct err *e) {
         return 0;
 }
 
-int initramfs_build(const struct initramfs_inputs *in, const struct kernel *k, char **ret, size_t *ret_len,
-                    struct err *e) {
+int initramfs_build(const struct initramfs_inputs *in, const struct kernel *k, char **ret, size_t *ret_len, struct err *e) {
         cleanup_cpio struct cpio c = { 0 };
 
         add_tree(&c);

@@ -22,8 +22,7 @@
 
 /* What a guest needs, in the order of need: the bus, the agent's channel, disks, network, entropy. ext4 is
  * built in; so is everything else that busybox wants. */
-static const char *const wanted_modules[] = { "virtio_mmio", "virtio_console", "virtio_blk", "virtio_net",
-                                              "?virtio_rng", NULL };
+static const char *const wanted_modules[] = { "virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "?virtio_rng", NULL };
 
 #define INFO_MAX_BYTES (64u << 10)
 #define KERNEL_FORMAT 1 /* of the directory; another one is not used, and removed by the next import */
@@ -47,9 +46,8 @@ static int write_info(const char *dir, const struct kernel *k, size_t vmlinux_le
         json_t *modules = json_array();
         for (size_t i = 0; i < k->n_modules; i++)
                 json_array_append_new(modules, json_string(k->modules[i]));
-        json_t *info = json_pack("{s:i, s:s, s:s, s:s, s:I, s:o}", "format", KERNEL_FORMAT, "release", k->release,
-                                 "source", k->source, "hash", k->hash, "vmlinux_bytes", (json_int_t) vmlinux_len,
-                                 "modules", modules);
+        json_t *info = json_pack("{s:i, s:s, s:s, s:s, s:I, s:o}", "format", KERNEL_FORMAT, "release", k->release, "source",
+                                 k->source, "hash", k->hash, "vmlinux_bytes", (json_int_t) vmlinux_len, "modules", modules);
         cleanup_free char *text = info ? json_dumps(info, JSON_INDENT(2)) : NULL;
 
         json_decref(info);
@@ -74,8 +72,8 @@ static int read_dir(const char *dir, struct kernel *ret) {
         if (r < 0)
                 return r;
         json_t *info = json_loadb(text, len, 0, NULL);
-        if (json_unpack(info, "{s:i, s:s, s:s, s:s, s:I, s:o}", "format", &format, "release", &release, "source",
-                        &source, "hash", &hash, "vmlinux_bytes", &bytes, "modules", &modules) < 0 ||
+        if (json_unpack(info, "{s:i, s:s, s:s, s:s, s:I, s:o}", "format", &format, "release", &release, "source", &source, "hash",
+                        &hash, "vmlinux_bytes", &bytes, "modules", &modules) < 0 ||
             format != KERNEL_FORMAT || strlen(release) >= sizeof(k.release) || strlen(hash) != sizeof(k.hash) - 1 ||
             json_array_size(modules) > KERNEL_MAX_MODULES)
                 r = -EBADMSG;
@@ -87,7 +85,7 @@ static int read_dir(const char *dir, struct kernel *ret) {
                 (void) snprintf(path, sizeof(path), "%s/vmlinux", dir);
                 if (stat(path, &st) < 0 || st.st_size != bytes)
                         r = -EBADMSG;
-                json_array_foreach(modules, i, name) {
+                json_array_foreach (modules, i, name) {
                         if (r < 0 || !json_is_string(name) || json_string_length(name) >= sizeof(k.modules[0])) {
                                 r = -EBADMSG;
                                 break;
@@ -138,8 +136,7 @@ int kernel_cached(const char *cache_dir, struct kernel *ret) {
         return found ? 0 : -ENOENT;
 }
 
-static int save_modules(const char *dir, const struct module_set *set, XXH3_state_t *hash, struct kernel *k,
-                        struct err *e) {
+static int save_modules(const char *dir, const struct module_set *set, XXH3_state_t *hash, struct kernel *k, struct err *e) {
         char sub[PATH_MAX];
 
         (void) snprintf(sub, sizeof(sub), "%s/modules", dir);
@@ -214,8 +211,8 @@ static void remove_others(const char *kernels, const char *key) {
         (void) closedir(d);
 }
 
-int kernel_get(const char *cache_dir, const char *tmp_dir, kernel_progress_fn *progress, void *arg,
-               struct kernel *ret, struct err *e) {
+int kernel_get(const char *cache_dir, const char *tmp_dir, kernel_progress_fn *progress, void *arg, struct kernel *ret,
+               struct err *e) {
         char kernels[KERNEL_MAX_PATH], tmp[KERNEL_MAX_PATH], final[PATH_MAX];
         struct kernel_source s;
         int r = 0;

@@ -15,9 +15,9 @@
 
 struct kernel {
         char release[64];
-        char source[192];  /* "package linux-image-… 6.1.192-2", "host /boot/vmlinuz-…" */
+        char source[192]; /* "package linux-image-… 6.1.192-2", "host /boot/vmlinuz-…" */
         char dir[KERNEL_MAX_PATH];
-        char hash[33];     /* of vmlinux and the modules */
+        char hash[33]; /* of vmlinux and the modules */
         size_t n_modules;
         char modules[KERNEL_MAX_MODULES][56]; /* names in load order: dependencies before dependents */
 };
@@ -31,8 +31,8 @@ typedef void kernel_progress_fn(const char *text, int percent, void *arg);
 /** Gets one: imports the host's, or downloads the package. Works in @tmp_dir, a directory on the cache's file
  *  system that the caller removes; the result is published in the cache and older ones are removed.
  *  Needs KERNEL_WORK_BYTES free. */
-int kernel_get(const char *cache_dir, const char *tmp_dir, kernel_progress_fn *progress, void *arg,
-               struct kernel *ret, struct err *e) attr_warn_unused;
+int kernel_get(const char *cache_dir, const char *tmp_dir, kernel_progress_fn *progress, void *arg, struct kernel *ret,
+               struct err *e) attr_warn_unused;
 
 /** Room that kernel_get takes at its worst: package 26 MiB, unpacked 110 MiB, ELF kernel 51 MiB (6.1). */
 #define KERNEL_WORK_BYTES (256ull << 20)

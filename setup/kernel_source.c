@@ -64,8 +64,7 @@ int kernel_source_installed(const char *root, struct kernel_source *ret) {
                 struct kernel_source s = { 0 };
 
                 if (len <= prefix + suffix || len >= sizeof(s.release) + prefix ||
-                    strncmp(de->d_name, IMAGE_PREFIX, prefix) != 0 ||
-                    strcmp(de->d_name + len - suffix, IMAGE_SUFFIX) != 0)
+                    strncmp(de->d_name, IMAGE_PREFIX, prefix) != 0 || strcmp(de->d_name + len - suffix, IMAGE_SUFFIX) != 0)
                         continue;
                 if (fill_source(root, de->d_name + prefix, &s) == 0 &&
                     (!best.release[0] || strverscmp(s.release, best.release) > 0))
@@ -177,8 +176,8 @@ static void download_tick(void *arg) {
 static int download(struct download *d, struct err *e) {
         /* env -C: apt-get download writes into its working directory. */
         const struct run_params rp = {
-                .argv = (const char *[]){ "env", "-C", d->dir, "LC_ALL=C", "apt-get", "-q", "-o",
-                                          "APT::Sandbox::User=root", "download", d->package->name, NULL },
+                .argv = (const char *[]){ "env", "-C", d->dir, "LC_ALL=C", "apt-get", "-q", "-o", "APT::Sandbox::User=root",
+                                          "download", d->package->name, NULL },
                 .timeout_ms = DOWNLOAD_TIMEOUT_MS,
                 .tick = d->progress ? download_tick : NULL,
                 .tick_arg = d,
@@ -199,8 +198,7 @@ static int update_lists(kernel_progress_fn *progress, void *arg, struct err *e) 
 }
 
 /* Once with the lists as they are, once more with fresh ones. */
-static int find_and_download(const char *dir, kernel_progress_fn *progress, void *arg, struct package *ret,
-                             struct err *e) {
+static int find_and_download(const char *dir, kernel_progress_fn *progress, void *arg, struct package *ret, struct err *e) {
         struct package p;
 
         for (int attempt = 0;; attempt++) {

@@ -46,8 +46,7 @@ static int cache_read(const char *cache_dir, const char *key, struct err *e) {
         if (io_read_file(AT_FDCWD, path, KVM_CACHE_MAX, &text, &len) < 0)
                 return r;
         json_t *j = json_loadb(text, len, 0, NULL);
-        if (json_unpack(j, "{s:s, s:b, s:s}", "key", &k, "works", &works, "reason", &reason) == 0 &&
-            strcmp(k, key) == 0) {
+        if (json_unpack(j, "{s:s, s:b, s:s}", "key", &k, "works", &works, "reason", &reason) == 0 && strcmp(k, key) == 0) {
                 if (!works)
                         err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "%.300s", reason);
                 r = works != 0;
@@ -79,8 +78,7 @@ static int device_works(struct err *e) {
         }
         int version = ioctl(fd, KVM_GET_API_VERSION, 0);
         if (version != KVM_API_VERSION) {
-                err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "/dev/kvm has API version %d instead of %d", version,
-                        KVM_API_VERSION);
+                err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "/dev/kvm has API version %d instead of %d", version, KVM_API_VERSION);
                 return 0;
         }
         return 1;

@@ -24,8 +24,8 @@ struct index {
         struct index_entry {
                 char name[56];
                 char *path;
-        } *e;
-        char *builtin;   /* modules.builtin: a path a line; NULL if the file is not there */
+        } * e;
+        char *builtin; /* modules.builtin: a path a line; NULL if the file is not there */
 };
 
 static void index_clear(struct index *x) {
@@ -115,8 +115,7 @@ static int add_module(const struct index *x, struct module_set *set, const char 
                       struct err *e);
 
 /* "virtio,virtio_ring" */
-static int add_depends(const struct index *x, struct module_set *set, const char *depends, unsigned depth,
-                       struct err *e) {
+static int add_depends(const struct index *x, struct module_set *set, const char *depends, unsigned depth, struct err *e) {
         while (*depends) {
                 size_t len = strcspn(depends, ",");
                 char name[56];

@@ -11,8 +11,8 @@
 #define MODULES_MAX_FILES 20000
 
 struct module {
-        char name[56];     /* with underscores, as the kernel says it */
-        char *data;        /* uncompressed */
+        char name[56]; /* with underscores, as the kernel says it */
+        char *data;    /* uncompressed */
         size_t len;
 };
 
@@ -24,7 +24,6 @@ struct module_set {
 /** Adds each of @wanted (NULL-terminated) with its dependencies before it, from the tree below @dir
  *  (…/lib/modules/<release>). A wanted module that is built into the kernel (modules.builtin), or that starts
  *  with '?' and does not exist, is left out; any other missing one is -ENOENT. */
-int modules_collect(const char *dir, const char *const *wanted, struct module_set *ret, struct err *e)
-        attr_warn_unused;
+int modules_collect(const char *dir, const char *const *wanted, struct module_set *ret, struct err *e) attr_warn_unused;
 void module_set_clear(struct module_set *s);
 #define cleanup_module_set attr_cleanup(module_set_clear)

@@ -17,8 +17,7 @@
 #define TICK_MS 250
 
 int run_find(const char *name, char *buf, size_t size) {
-        static const char *const dirs[] = { "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin",
-                                            "/usr/local/bin" };
+        static const char *const dirs[] = { "/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin" };
 
         if (strchr(name, '/')) {
                 if (access(name, X_OK) < 0)
@@ -67,8 +66,7 @@ static int describe(struct err *e, const char *name, int status, int err_fd) {
         }
         if (WIFSIGNALED(status))
                 return err_set(e, ERR_IO, -EIO, "%s was killed by signal %d", name, WTERMSIG(status));
-        return err_set(e, ERR_IO, -EIO, "%s failed (exit %d)%s%.200s", name, WEXITSTATUS(status), *line ? ": " : "",
-                       line);
+        return err_set(e, ERR_IO, -EIO, "%s failed (exit %d)%s%.200s", name, WEXITSTATUS(status), *line ? ": " : "", line);
 }
 
 static int wait_ticking(const struct run_params *p, int pidfd, int *ret_status) {
@@ -112,7 +110,7 @@ int run_program(const struct run_params *params, char **ret_output, struct err *
                 .argv = argv,
                 .fds = fds,
                 .n_fds = ARRAY_LEN(fds),
-                .cgroup_procs_fd = -1,
+                .cgroup_fd = -1,
                 .death_signal = SIGKILL, /* a setup that is interrupted leaves no apt behind */
         };
         cleanup_fd int pidfd = -1;

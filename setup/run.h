@@ -9,10 +9,10 @@
 #define RUN_MAX_OUTPUT (4u << 20)
 
 struct run_params {
-        const char *const *argv;   /* argv[0]: a name that run_find finds, or a path */
+        const char *const *argv; /* argv[0]: a name that run_find finds, or a path */
         int timeout_ms;
-        int stdout_fd;             /* where its output goes instead of *ret_output; 0: capture */
-        void (*tick)(void *arg);   /* called about four times a second while it runs; may be NULL */
+        int stdout_fd;           /* where its output goes instead of *ret_output; 0: capture */
+        void (*tick)(void *arg); /* called about four times a second while it runs; may be NULL */
         void *tick_arg;
 };
 

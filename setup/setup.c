@@ -170,8 +170,7 @@ static void try_kvm(const struct setup_run *s, bool skip, struct setup_result *r
         }
         res->kvm = r > 0;
         if (!res->kvm)
-                (void) snprintf(res->kvm_reason, sizeof(res->kvm_reason), "%.*s", (int) sizeof(res->kvm_reason) - 1,
-                                why.message);
+                (void) snprintf(res->kvm_reason, sizeof(res->kvm_reason), "%.*s", (int) sizeof(res->kvm_reason) - 1, why.message);
 }
 
 static int run_locked(struct setup_run *s, struct setup_result *res, struct err *e) {
@@ -194,8 +193,7 @@ static int run_locked(struct setup_run *s, struct setup_result *res, struct err 
         return r;
 }
 
-int setup_run(const struct setup_params *params, setup_progress_fn *fn, void *arg, struct setup_result *ret,
-              struct err *e) {
+int setup_run(const struct setup_params *params, setup_progress_fn *fn, void *arg, struct setup_result *ret, struct err *e) {
         attr_cleanup(setup_run_clear) struct setup_run s = {
                 .cache_dir = params->cache_dir ? params->cache_dir : assets_cache_dir(),
                 .state_dir = params->state_dir ? params->state_dir : SETUP_STATE_DEFAULT,

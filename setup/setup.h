@@ -18,12 +18,12 @@
 #define SETUP_KVM_TIMEOUT_MS 20000 /* a guest boots in under 2 s even with TCG; a KVM that hangs is cut off */
 
 struct setup_params {
-        const char *cache_dir;   /* NULL: assets_cache_dir() */
-        const char *state_dir;   /* NULL: SETUP_STATE_DEFAULT */
-        uint64_t store_bytes;    /* size of a store image if one must be made; 0: STORE_DEFAULT_BYTES */
-        const char *agent_path;  /* the guest's agent; NULL: forkd-agent as found beside this program */
-        bool check_only;         /* change nothing: tell what is missing */
-        bool skip_kvm;           /* do not try KVM: result.kvm is then the cached verdict, or false */
+        const char *cache_dir;  /* NULL: assets_cache_dir() */
+        const char *state_dir;  /* NULL: SETUP_STATE_DEFAULT */
+        uint64_t store_bytes;   /* size of a store image if one must be made; 0: STORE_DEFAULT_BYTES */
+        const char *agent_path; /* the guest's agent; NULL: forkd-agent as found beside this program */
+        bool check_only;        /* change nothing: tell what is missing */
+        bool skip_kvm;          /* do not try KVM: result.kvm is then the cached verdict, or false */
 };
 
 /** Called at each step, and several times a second during a download. @step is a stable word ("wait",
@@ -31,13 +31,13 @@ struct setup_params {
 typedef void setup_progress_fn(const char *step, const char *text, int percent, void *arg);
 
 struct setup_result {
-        struct assets assets;       /* id empty when missing (check_only) */
+        struct assets assets; /* id empty when missing (check_only) */
         struct store_info store;
         bool assets_changed;
         bool store_created;
-        bool waited;                /* somebody else held the lock first */
-        bool kvm;                   /* a Linux guest really booted under KVM here */
-        char kvm_reason[240];       /* why not */
+        bool waited;          /* somebody else held the lock first */
+        bool kvm;             /* a Linux guest really booted under KVM here */
+        char kvm_reason[240]; /* why not */
         /* check_only: one sentence for each thing that setup would make */
         size_t n_missing;
         char missing[SETUP_MAX_MISSING][160];

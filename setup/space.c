@@ -29,8 +29,8 @@ int space_existing_parent(const char *path, char *buf, size_t size) {
 static int no_room(const struct space_need *need, uint64_t total, uint64_t avail, struct err *e) {
         char a[32], b[32], c[32];
 
-        err_set(e, ERR_NO_SPACE, -ENOSPC, "no room for %s in %s: %s needed on that file system, %s free, %s missing",
-                need->what, need->path, size_format(total, a, sizeof(a)), size_format(avail, b, sizeof(b)),
+        err_set(e, ERR_NO_SPACE, -ENOSPC, "no room for %s in %s: %s needed on that file system, %s free, %s missing", need->what,
+                need->path, size_format(total, a, sizeof(a)), size_format(avail, b, sizeof(b)),
                 size_format(total - avail, c, sizeof(c)));
         return err_hint(e, "%s", need->advice);
 }

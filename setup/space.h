@@ -9,7 +9,7 @@
 #include "common/err.h"
 
 struct space_need {
-        const char *path;   /* where it will be written; need not exist yet */
+        const char *path; /* where it will be written; need not exist yet */
         uint64_t bytes;
         const char *what;   /* "the guest kernel and initramfs" */
         const char *advice; /* what to delete or to pass */

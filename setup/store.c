@@ -172,8 +172,8 @@ static int make_image(const char *state_dir, uint64_t size, struct err *e) {
 
         /* 4 KiB sectors let the loop device bypass the host's page cache. -K: there is nothing to discard. */
         const struct run_params rp = {
-                .argv = (const char *[]){ "mkfs.xfs", "-q", "-K", "-m", "reflink=1", "-s", "size=4096", "-L",
-                                          "forkd-store", tmp, NULL },
+                .argv = (const char *[]){ "mkfs.xfs", "-q", "-K", "-m", "reflink=1", "-s", "size=4096", "-L", "forkd-store", tmp,
+                                          NULL },
                 .timeout_ms = MKFS_TIMEOUT_MS,
         };
         if (ftruncate(fd, (off_t) size) < 0)

@@ -12,10 +12,10 @@
 
 #include "common/err.h"
 
-#define STORE_IMAGE "store.img"          /* in the state directory */
+#define STORE_IMAGE "store.img" /* in the state directory */
 #define STORE_DIR "store"
 #define STORE_DEFAULT_BYTES (8ull << 30)
-#define STORE_MIN_BYTES (512ull << 20)   /* mkfs.xfs refuses below 300 MiB; a store that small holds no guest */
+#define STORE_MIN_BYTES (512ull << 20) /* mkfs.xfs refuses below 300 MiB; a store that small holds no guest */
 #define STORE_MAX_BYTES (64ull << 40)
 #define STORE_MAX_PATH 512
 
@@ -28,10 +28,10 @@ enum store_kind {
 
 struct store_info {
         enum store_kind kind;
-        bool reflink;             /* of store/ as it is now, or will be when mounted */
-        bool attached;            /* STORE_LOOP: mounted at this moment; STORE_NATIVE: true */
-        uint64_t size_bytes;      /* STORE_LOOP: of the image; else 0 */
-        uint64_t free_bytes;      /* what can still be written to it */
+        bool reflink;              /* of store/ as it is now, or will be when mounted */
+        bool attached;             /* STORE_LOOP: mounted at this moment; STORE_NATIVE: true */
+        uint64_t size_bytes;       /* STORE_LOOP: of the image; else 0 */
+        uint64_t free_bytes;       /* what can still be written to it */
         char path[STORE_MAX_PATH]; /* <state-dir>/store */
 };
 

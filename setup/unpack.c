@@ -142,8 +142,7 @@ static int unpack_plain(const void *data, size_t len, size_t max, char **ret, si
         return 0;
 }
 
-int unpack_any(const void *data, size_t len, size_t max, const char *what, char **ret, size_t *ret_len,
-               struct err *e) {
+int unpack_any(const void *data, size_t len, size_t max, const char *what, char **ret, size_t *ret_len, struct err *e) {
         int r = -EBADMSG;
 
         if (len >= 6) {
@@ -151,7 +150,10 @@ int unpack_any(const void *data, size_t len, size_t max, const char *what, char 
                         r = unpack_lz4(data, len, max, ret, ret_len);
                 else if (get_le32(data) == ZSTD_MAGICNUMBER)
                         r = unpack_zstd(data, len, max, ret, ret_len);
-                else if (memcmp(data, "\xfd" "7zXZ", 6) == 0)
+                else if (memcmp(data,
+                                "\xfd"
+                                "7zXZ",
+                                6) == 0)
                         r = unpack_busybox("unxz", data, len, max, ret, ret_len, e);
                 else if (memcmp(data, "\x1f\x8b", 2) == 0)
                         r = unpack_busybox("gunzip", data, len, max, ret, ret_len, e);

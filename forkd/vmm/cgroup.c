@@ -22,15 +22,14 @@
 #define EMPTY_TIMEOUT_MS 5000
 #define MAX_PROCS_FILE (256u << 10) /* cgroup.procs: a number a line */
 #define MAX_MOUNTINFO (4u << 20)
-#define KILL_ROUNDS 64              /* without cgroup.kill: a group that forks faster than that wins */
+#define KILL_ROUNDS 64 /* without cgroup.kill: a group that forks faster than that wins */
 
 /* /proc/self/mountinfo escapes space, tab, newline and backslash as three octal digits. */
 static void unescape(char *s) {
         char *w = s;
 
         for (; *s; s++) {
-                if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' &&
-                    s[3] <= '7') {
+                if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' && s[3] <= '7') {
                         *w++ = (char) ((s[1] - '0') << 6 | (s[2] - '0') << 3 | (s[3] - '0'));
                         s += 3;
                 } else {
@@ -227,8 +226,7 @@ int cgroup_create(const char *instance, const char *id, int *ret_fd, struct err 
         if (r < 0)
                 return err_errno(e, r, "emptying the cgroup %s", path);
         if (faccessat(dirfd, "cgroup.procs", W_OK, AT_EACCESS) < 0)
-                return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "%s/cgroup.procs cannot be written: %s", path,
-                               strerror(errno));
+                return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "%s/cgroup.procs cannot be written: %s", path, strerror(errno));
         *ret_fd = TAKE_FD(dirfd);
         return 0;
 }

@@ -120,8 +120,13 @@ int vmm_kvm_probe(const char *kernel, const char *initrd, int timeout_ms, struct
         wr = p[1];
         out[0] = (struct spawn_fd){ .parent_fd = wr, .child_fd = 1 };
         out[1] = (struct spawn_fd){ .parent_fd = wr, .child_fd = 2 };
-        r = spawn_process(&(struct spawn_params){ .argv = args.argv, .env = env, .fds = out, .n_fds = 2, .cgroup_procs_fd = -1,
-                                                  .death_signal = SIGKILL, .new_session = true },
+        r = spawn_process(&(struct spawn_params){ .argv = args.argv,
+                                                  .env = env,
+                                                  .fds = out,
+                                                  .n_fds = 2,
+                                                  .cgroup_fd = -1,
+                                                  .death_signal = SIGKILL,
+                                                  .new_session = true },
                           &pid, &pidfd);
         if (r < 0)
                 return err_errno(e, r, "starting %s", qemu);

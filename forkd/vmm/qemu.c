@@ -154,8 +154,9 @@ static struct vmm *object_new(struct event_base *base, const char *run_dir, cons
 
         if (!v)
                 return NULL;
-        *v = (struct vmm){ .ops = &vmm_qemu, .base = base, .machine = *machine, .events = ev, .arg = arg, .pidfd = -1,
-                           .quiet = true };
+        *v = (struct vmm){
+                .ops = &vmm_qemu, .base = base, .machine = *machine, .events = ev, .arg = arg, .pidfd = -1, .quiet = true
+        };
         TAILQ_INIT(&v->exit_waits);
         v->log_path = strdup(log_path);
         if (!v->log_path || join(run_dir, QEMU_AGENT_SOCKET, &v->agent_path) < 0 ||
@@ -353,8 +354,12 @@ static int spawn_qemu(struct vmm *v, const struct vmm_start *s, const struct lau
         pass(&list, s->image_fd, QEMU_FD_IMAGE);
         pass(&list, s->image_fd >= 0 ? s->pager_sock : -1, QEMU_FD_PAGER);
         pass(&list, l->uffd_dev, QEMU_FD_UFFD_DEV);
-        r = spawn_process(&(struct spawn_params){ .argv = args->argv, .env = env->list, .fds = list.fds, .n_fds = list.n,
-                                                  .cgroup_procs_fd = s->cgroup_procs_fd, .new_session = true },
+        r = spawn_process(&(struct spawn_params){ .argv = args->argv,
+                                                  .env = env->list,
+                                                  .fds = list.fds,
+                                                  .n_fds = list.n,
+                                                  .cgroup_fd = s->cgroup_fd,
+                                                  .new_session = true },
                           &v->pid, &v->pidfd);
         return r < 0 ? err_errno(e, r, "starting %s", args->argv[0]) : 0;
 }
@@ -368,8 +373,7 @@ static void remove_files(const char *run_dir) {
                 (void) unlinkat(dir, files[i], 0);
 }
 
-static int build_args(const struct vmm_start *s, struct qemu_args *ret, char *qemu, char *firmware, size_t size,
-                      struct err *e) {
+static int build_args(const struct vmm_start *s, struct qemu_args *ret, char *qemu, char *firmware, size_t size, struct err *e) {
         bool has_firmware;
         char extra[64] = "";
         int r;

@@ -40,8 +40,8 @@ struct vmm {
         int pidfd;
         struct event *ev_exit;
         bool exited;
-        bool quiet;       /* nobody is told of its end: it is being started or killed */
-        int status;       /* wait status once exited, -1 unknown */
+        bool quiet; /* nobody is told of its end: it is being started or killed */
+        int status; /* wait status once exited, -1 unknown */
         TAILQ_HEAD(, qemu_exit_wait) exit_waits;
 
         struct qmp *qmp;

@@ -88,8 +88,7 @@ void qemu_args_machine(struct qemu_args *a, const struct vmm_machine *m, const c
         qemu_args_addf(a, "-M",
                        "microvm,acpi=on,rtc=on,pit=on,pic=off,usb=off,pcie=off,ioapic2=%s,x-option-roms=off,"
                        "isa-serial=on,dump-guest-core=off%s%s",
-                       small ? "off" : "on", memory_backend ? ",memory-backend=" : "",
-                       memory_backend ? memory_backend : "");
+                       small ? "off" : "on", memory_backend ? ",memory-backend=" : "", memory_backend ? memory_backend : "");
         if (m->accel == VMM_ACCEL_KVM) {
                 qemu_args_add(a, "-accel", "kvm");
                 qemu_args_add(a, "-cpu", CPU_KVM);
@@ -114,10 +113,9 @@ static void add_disks(struct qemu_args *a, const struct vmm_start *s) {
                 (void) snprintf(node, sizeof(node), "disk%u", i);
                 /* raw, always: a guest that writes another format's header into its disk gets nothing by it */
                 add_json(a, "-blockdev",
-                         json_pack("{s:s, s:s, s:s, s:{s:s, s:s, s:s, s:s, s:{s:b, s:b}}}", "driver", "raw",
-                                   "node-name", node, "discard", "unmap", "file", "driver", "file", "filename",
-                                   s->disks[i], "aio", "threads", "discard", "unmap", "cache", "direct", 0,
-                                   "no-flush", 0));
+                         json_pack("{s:s, s:s, s:s, s:{s:s, s:s, s:s, s:s, s:{s:b, s:b}}}", "driver", "raw", "node-name", node,
+                                   "discard", "unmap", "file", "driver", "file", "filename", s->disks[i], "aio", "threads",
+                                   "discard", "unmap", "cache", "direct", 0, "no-flush", 0));
                 qemu_args_addf(a, "-device", "virtio-blk-device,drive=%s,id=vd%u", node, i);
         }
 }
@@ -127,7 +125,8 @@ static void add_memory(struct qemu_args *a, const struct vmm_machine *m) {
          * private, under this mapping before QEMU sees it. */
         qemu_args_addf(a, "-object",
                        "memory-backend-file,id=ram,size=%" PRIu64 "B,share=on,merge=off,dump=off,"
-                       "mem-path=/proc/self/fd/%d", m->mem_bytes, QEMU_FD_RAM);
+                       "mem-path=/proc/self/fd/%d",
+                       m->mem_bytes, QEMU_FD_RAM);
 }
 
 static void add_devices(struct qemu_args *a) {
@@ -167,8 +166,8 @@ int qemu_args_build(const char *qemu, const char *firmware, const struct vmm_sta
         if (s->initrd)
                 qemu_args_add(&a, "-initrd", s->initrd);
         if (s->kernel && (s->cmdline || cmdline_extra))
-                qemu_args_addf(&a, "-append", "%s%s%s", s->cmdline ? s->cmdline : "",
-                               s->cmdline && cmdline_extra ? " " : "", cmdline_extra ? cmdline_extra : "");
+                qemu_args_addf(&a, "-append", "%s%s%s", s->cmdline ? s->cmdline : "", s->cmdline && cmdline_extra ? " " : "",
+                               cmdline_extra ? cmdline_extra : "");
         if (s->incoming)
                 qemu_args_add(&a, "-incoming", "defer");
         if (a.r < 0) {

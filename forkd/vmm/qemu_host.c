@@ -92,8 +92,12 @@ static int ask_version(const char *qemu, char *text, size_t size) {
         rd = p[0];
         wr = p[1];
         out = (struct spawn_fd){ .parent_fd = wr, .child_fd = 1 };
-        r = spawn_process(&(struct spawn_params){ .argv = argv, .env = env, .fds = &out, .n_fds = 1,
-                                                  .cgroup_procs_fd = -1, .death_signal = SIGKILL },
+        r = spawn_process(&(struct spawn_params){ .argv = argv,
+                                                  .env = env,
+                                                  .fds = &out,
+                                                  .n_fds = 1,
+                                                  .cgroup_fd = -1,
+                                                  .death_signal = SIGKILL },
                           &pid, &pidfd);
         if (r < 0)
                 return r;

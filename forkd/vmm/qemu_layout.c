@@ -40,8 +40,7 @@ static bool overlap(const struct vmm_region *a, const struct vmm_region *b) {
                (a->host_addr < b->host_addr + b->size && b->host_addr < a->host_addr + a->size);
 }
 
-int qemu_layout_parse(const char *text, size_t len, uint64_t mem_bytes, struct vmm_region *ret, size_t max,
-                      size_t *ret_n) {
+int qemu_layout_parse(const char *text, size_t len, uint64_t mem_bytes, struct vmm_region *ret, size_t max, size_t *ret_n) {
         uint64_t total = 0;
         size_t n = 0;
 

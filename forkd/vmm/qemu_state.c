@@ -32,8 +32,7 @@
 #define STATE_MAX (64u << 20) /* 13 KB in truth */
 #define COPY_CHUNK 65536u
 
-static int step(struct vmm *v, const char *command, json_t *args, int timeout_ms, const char *what, json_t **ret,
-                struct err *e) {
+static int step(struct vmm *v, const char *command, json_t *args, int timeout_ms, const char *what, json_t **ret, struct err *e) {
         int r = qmp_call(v->qmp, command, args, timeout_ms, ret, e);
 
         return r < 0 ? qemu_step_failed(v, r, what, e) : 0;
@@ -83,8 +82,8 @@ int qemu_pause(struct vmm *v, struct err *e) {
 int qemu_state_setup(struct vmm *v, struct err *e) {
         /* only for the MIGRATION events of a load */
         return qmp_call(v->qmp, "migrate-set-capabilities",
-                        json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "events", "state", 1),
-                        QEMU_START_TIMEOUT_MS, NULL, e);
+                        json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "events", "state", 1), QEMU_START_TIMEOUT_MS,
+                        NULL, e);
 }
 
 int qemu_state_recover(struct vmm *v, struct err *e) {
@@ -173,8 +172,7 @@ static int copy_out(int from, int to) {
                 int r = io_pread_full(from, buf, n, off);
 
                 if (r == 0)
-                        r = S_ISFIFO(dst.st_mode) || S_ISSOCK(dst.st_mode) ? write_slowly(to, buf, n)
-                                                                           : io_write_full(to, buf, n);
+                        r = S_ISFIFO(dst.st_mode) || S_ISSOCK(dst.st_mode) ? write_slowly(to, buf, n) : io_write_full(to, buf, n);
                 if (r < 0)
                         return r;
                 off += n;

@@ -196,7 +196,7 @@ static void handle_answer(struct qmp *q, const struct qmp_msg *m) {
                 broken(q, "an answer without an id");
                 return;
         }
-        TAILQ_FOREACH(c, &q->calls, entry)
+        TAILQ_FOREACH (c, &q->calls, entry)
                 if (c->id == m->id)
                         break;
         if (!c) {
@@ -206,8 +206,7 @@ static void handle_answer(struct qmp *q, const struct qmp_msg *m) {
         }
         TAILQ_REMOVE(&q->calls, c, entry);
         if (m->kind == QMP_ERROR) {
-                (void) err_set(&c->e, ERR_VMM, -EREMOTEIO, "%s",
-                               qmp_printable(m->desc, strlen(m->desc), text, sizeof(text)));
+                (void) err_set(&c->e, ERR_VMM, -EREMOTEIO, "%s", qmp_printable(m->desc, strlen(m->desc), text, sizeof(text)));
                 co_wake(&c->wait, -EREMOTEIO);
                 return;
         }
@@ -384,7 +383,8 @@ void qmp_free(struct qmp *q) {
 
 /* Not inlined: gcc would see that a local variable's address is kept and warn, though qmp_finish always takes it
  * out of the list. */
-__attribute__((noinline)) int qmp_begin(struct qmp *q, struct qmp_call *c, const char *command, json_t *args, int fd, struct err *e) {
+__attribute__((noinline)) int qmp_begin(struct qmp *q, struct qmp_call *c, const char *command, json_t *args, int fd,
+                                        struct err *e) {
         cleanup_json json_t *msg = NULL;
         uint64_t id = q->next_id;
         int r;

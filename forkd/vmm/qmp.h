@@ -31,7 +31,7 @@ enum qmp_kind { QMP_GREETING, QMP_RETURN, QMP_ERROR, QMP_EVENT };
 struct qmp_msg {
         json_t *root;
         enum qmp_kind kind;
-        bool has_id;       /* of a return or an error */
+        bool has_id; /* of a return or an error */
         uint64_t id;
         json_t *value;     /* what a return brings; an event's data, NULL if it has none */
         const char *event; /* its name */
@@ -64,8 +64,7 @@ struct qmp_handlers {
 };
 
 /** Takes @fd (made non-blocking), which is or will be connected to a QMP server. */
-int qmp_new(struct event_base *base, int fd, const struct qmp_handlers *handlers, void *arg, struct qmp **ret)
-        attr_warn_unused;
+int qmp_new(struct event_base *base, int fd, const struct qmp_handlers *handlers, void *arg, struct qmp **ret) attr_warn_unused;
 /** Waits for the greeting and leaves negotiation mode. */
 int qmp_handshake(struct qmp *q, int timeout_ms, struct err *e) attr_warn_unused;
 bool qmp_is_open(const struct qmp *q);
@@ -87,15 +86,13 @@ struct qmp_call {
 
 /** Sends @command with @args (taken, also on failure; NULL: none) and descriptor @fd (-1: none; stays the
  *  caller's). On success qmp_finish must follow, on failure it must not. */
-int qmp_begin(struct qmp *q, struct qmp_call *c, const char *command, json_t *args, int fd, struct err *e)
-        attr_warn_unused;
+int qmp_begin(struct qmp *q, struct qmp_call *c, const char *command, json_t *args, int fd, struct err *e) attr_warn_unused;
 /** Waits for the answer. *ret_result (may be NULL) owns it. -ETIMEDOUT: an answer that comes later is
  *  dropped. -EREMOTEIO: QEMU refused, with its sentence in @e. -EPIPE: QEMU hung up. -EBADMSG: no QMP. */
-int qmp_finish(struct qmp *q, struct qmp_call *c, int timeout_ms, json_t **ret_result, struct err *e)
-        attr_warn_unused;
+int qmp_finish(struct qmp *q, struct qmp_call *c, int timeout_ms, json_t **ret_result, struct err *e) attr_warn_unused;
 /** Both at once. */
-int qmp_call(struct qmp *q, const char *command, json_t *args, int timeout_ms, json_t **ret_result, struct err *e)
-        attr_warn_unused;
+int qmp_call(struct qmp *q, const char *command, json_t *args, int timeout_ms, json_t **ret_result,
+             struct err *e) attr_warn_unused;
 
 /** Waits for the first event @event whose data @match accepts (NULL: any); on its coroutine's stack. */
 struct qmp_watch {

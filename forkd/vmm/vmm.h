@@ -32,13 +32,13 @@ struct vmm_machine {
 /** Everything to start a VMM with. Paths and descriptors stay the caller's. */
 struct vmm_start {
         const struct vmm_machine *machine;
-        const char *run_dir;    /* private directory of this VM (0700): control and agent sockets go there */
-        const char *log_path;   /* the VMM's own stdout and stderr, appended */
-        int console_fd;         /* the guest's serial console goes there: a file open O_APPEND */
+        const char *run_dir;  /* private directory of this VM (0700): control and agent sockets go there */
+        const char *log_path; /* the VMM's own stdout and stderr, appended */
+        int console_fd;       /* the guest's serial console goes there: a file open O_APPEND */
         const char *disks[VMM_MAX_DISKS];
-        int cgroup_procs_fd;    /* the cgroup it is born in, see spawn.h; -1: none */
+        int cgroup_fd;                         /* the cgroup it is born in, see spawn.h; -1: none */
         const char *kernel, *initrd, *cmdline; /* for a boot; NULL when device state will be loaded */
-        bool incoming;          /* wait for load_state */
+        bool incoming;                         /* wait for load_state */
 
         /* Guest memory. A fresh VM has image_fd -1: its RAM is private anonymous memory. Else image_fd is
          * the image's memfd (read-only) and pager_sock the VMM's end of the handshake's socketpair. */
@@ -73,13 +73,12 @@ struct vmm_ops {
 
         /** Spawns the process and waits until its control channel answers. The guest's vCPUs do not run yet.
          *  On failure nothing is left behind. */
-        int (*start)(struct event_base *base, const struct vmm_start *s, const struct vmm_events *ev, void *arg,
-                     struct vmm **ret, struct err *e);
+        int (*start)(struct event_base *base, const struct vmm_start *s, const struct vmm_events *ev, void *arg, struct vmm **ret,
+                     struct err *e);
 
         /** Takes back a VMM that an earlier forkd started (pidfd is taken on success). */
         int (*adopt)(struct event_base *base, const char *run_dir, const char *log_path, pid_t pid, int pidfd,
-                     const struct vmm_machine *machine, const struct vmm_events *ev, void *arg, struct vmm **ret,
-                     struct err *e);
+                     const struct vmm_machine *machine, const struct vmm_events *ev, void *arg, struct vmm **ret, struct err *e);
 
         int (*resume)(struct vmm *v, struct err *e); /* vCPUs run when it returns */
         int (*pause)(struct vmm *v, struct err *e);  /* vCPUs stopped, disks drained when it returns */

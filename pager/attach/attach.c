@@ -41,7 +41,12 @@
 #define LINE_MAX_LEN 512
 
 struct attach attach_state = {
-        .ram_fd = -1, .image_fd = -1, .sock_fd = -1, .layout_fd = -1, .dev_fd = -1, .uffd = -1,
+        .ram_fd = -1,
+        .image_fd = -1,
+        .sock_fd = -1,
+        .layout_fd = -1,
+        .dev_fd = -1,
+        .uffd = -1,
 };
 
 /* ---- saying things without stdio ---- */
@@ -119,8 +124,7 @@ bool attach_overlaps(const void *addr, size_t len) {
 bool attach_contains(const void *addr, size_t len) {
         uintptr_t start = (uintptr_t) addr, base = attach_state.base;
 
-        return attach_overlaps(addr, len) && start >= base && len <= attach_state.len &&
-               start - base <= attach_state.len - len;
+        return attach_overlaps(addr, len) && start >= base && len <= attach_state.len && start - base <= attach_state.len - len;
 }
 
 /* ---- what forkd passed ---- */
@@ -250,7 +254,10 @@ static void send_layout(int sock, const struct line *msg, int uffd) {
         } control = { 0 };
         struct iovec iov = { .iov_base = (void *) msg->s, .iov_len = msg->n };
         struct msghdr mh = {
-                .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.buf, .msg_controllen = sizeof(control.buf),
+                .msg_iov = &iov,
+                .msg_iovlen = 1,
+                .msg_control = control.buf,
+                .msg_controllen = sizeof(control.buf),
         };
         struct cmsghdr *cm = CMSG_FIRSTHDR(&mh);
 

@@ -76,8 +76,7 @@ static int discard(void *addr, size_t len) {
 
         if (a->uffd < 0) /* anonymous already: the kernel's own DONTNEED does it */
                 return attach_raw_madvise(addr, len, MADV_DONTNEED);
-        void *p = attach_raw_mmap(addr, len, a->prot,
-                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        void *p = attach_raw_mmap(addr, len, a->prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         if (p == MAP_FAILED) {
                 zap((uintptr_t) addr, len);
                 return 0;
@@ -154,8 +153,7 @@ EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flags, ...) 
         if (flags & MREMAP_FIXED)
                 target = va_arg(ap, void *);
         va_end(ap);
-        if (attach_overlaps(addr, old_len ? old_len : 1) ||
-            (flags & MREMAP_FIXED && attach_overlaps(target, new_len))) {
+        if (attach_overlaps(addr, old_len ? old_len : 1) || (flags & MREMAP_FIXED && attach_overlaps(target, new_len))) {
                 errno = EINVAL;
                 return MAP_FAILED;
         }

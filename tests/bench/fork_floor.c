@@ -82,7 +82,7 @@ static int start(struct round *c) {
                 .run_dir = f->dir,
                 .log_path = f->log_path,
                 .console_fd = f->console_fd,
-                .cgroup_procs_fd = -1,
+                .cgroup_fd = -1,
                 .incoming = true,
                 .image_fd = f->ram_fd,
                 .pager_sock = f->null_fd, /* the driver wants one; libfloor-map does not look at it */

@@ -15,7 +15,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 /* The payload that unpack_vmlinux would look at may be any kind too. */
 static int needs_busybox(const uint8_t *data, size_t size) {
         for (size_t i = 0; i + 6 <= size; i++)
-                if (memcmp(data + i, "\xfd" "7zXZ", 6) == 0 || memcmp(data + i, "\x1f\x8b", 2) == 0)
+                if (memcmp(data + i,
+                           "\xfd"
+                           "7zXZ",
+                           6) == 0 ||
+                    memcmp(data + i, "\x1f\x8b", 2) == 0)
                         return 1;
         return 0;
 }

@@ -23,7 +23,7 @@ static int agent_spawn(const char *const *args, pid_t *ret_pid, int *ret_pidfd) 
 
         for (size_t i = 0; args[i]; i++)
                 argv[i + 1] = args[i];
-        return spawn_process(&(struct spawn_params){ .argv = argv, .cgroup_procs_fd = -1, .death_signal = SIGKILL }, ret_pid,
+        return spawn_process(&(struct spawn_params){ .argv = argv, .cgroup_fd = -1, .death_signal = SIGKILL }, ret_pid,
                              ret_pidfd);
 }
 

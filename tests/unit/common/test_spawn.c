@@ -129,7 +129,7 @@ static unsigned count_words(const char *s) {
 
 /* What is not listed is closed, also what is not CLOEXEC; streams that are not listed are /dev/null. */
 static void test_only_what_is_listed(void **state) {
-        struct spawn_params p = { .cgroup_procs_fd = -1 };
+        struct spawn_params p = { .cgroup_fd = -1 };
         int leak[20], null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
         char out[4096];
 
@@ -150,7 +150,7 @@ static void test_shuffles(void **state) {
         struct rng r = { 5 };
 
         for (unsigned round = 0; round < 40; round++) {
-                struct spawn_params p = { .cgroup_procs_fd = -1 };
+                struct spawn_params p = { .cgroup_fd = -1 };
                 struct spawn_fd fds[10];
                 int files[6];
                 char out[4096];
@@ -183,7 +183,7 @@ static void test_shuffles(void **state) {
 /* A parent without standard streams: the descriptors it makes meanwhile have their numbers. */
 static int spawn_without_streams(void) {
         const char *const argv[] = { self, "--child", "exit7", NULL };
-        struct spawn_params p = { .argv = argv, .cgroup_procs_fd = -1 };
+        struct spawn_params p = { .argv = argv, .cgroup_fd = -1 };
         int status = -1, pidfd;
         pid_t pid;
 
@@ -213,7 +213,7 @@ static void test_exec_failures(void **state) {
 
         for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
                 const char *const argv[] = { bad[i].path, NULL };
-                struct spawn_params p = { .argv = argv, .cgroup_procs_fd = -1 };
+                struct spawn_params p = { .argv = argv, .cgroup_fd = -1 };
                 pid_t pid = -5;
                 int pidfd = -5;
 
@@ -231,7 +231,7 @@ static void test_setup_failures(void **state) {
         const char *const argv[] = { "/bin/true", NULL };
         struct spawn_fd bad = { 900, 5 };
         struct spawn_fd many[SPAWN_MAX_FDS + 1] = { { 0 } };
-        struct spawn_params p = { .argv = argv, .fds = &bad, .n_fds = 1, .cgroup_procs_fd = -1 };
+        struct spawn_params p = { .argv = argv, .fds = &bad, .n_fds = 1, .cgroup_fd = -1 };
         int pidfd;
         pid_t pid;
 
@@ -240,16 +240,16 @@ static void test_setup_failures(void **state) {
         p.n_fds = ARRAY_LEN(many);
         assert_fails(spawn_process(&p, &pid, &pidfd), EINVAL);
         p.n_fds = 0;
-        p.cgroup_procs_fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+        p.cgroup_fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
         assert_fails(spawn_process(&p, &pid, &pidfd), EBADF);
-        (void) close(p.cgroup_procs_fd);
+        (void) close(p.cgroup_fd);
 }
 
 /* The child has descriptors left for what it shall get, but none for its report: that is a failure, too. */
 static void test_no_descriptor_for_the_report(void **state) {
         const char *const argv[] = { "/bin/true", NULL };
         struct spawn_fd fd = { 0, 98 };
-        struct spawn_params p = { .argv = argv, .fds = &fd, .n_fds = 1, .cgroup_procs_fd = -1 };
+        struct spawn_params p = { .argv = argv, .fds = &fd, .n_fds = 1, .cgroup_fd = -1 };
         struct rlimit old, low;
         int pidfd = -1, r;
         pid_t pid;
@@ -268,7 +268,7 @@ static void on_signal(int sig) {
 }
 
 static void test_signals_are_reset(void **state) {
-        struct spawn_params p = { .cgroup_procs_fd = -1 };
+        struct spawn_params p = { .cgroup_fd = -1 };
         sigset_t all, old;
         char out[128];
 
@@ -289,7 +289,7 @@ static void test_signals_are_reset(void **state) {
 
 static void test_session_and_env(void **state) {
         static const char *const env[] = { "A=1", "B=two", NULL };
-        struct spawn_params p = { .cgroup_procs_fd = -1, .new_session = true };
+        struct spawn_params p = { .cgroup_fd = -1, .new_session = true };
         char out[4096];
 
         run_child("session", &p, NULL, 0, out, sizeof(out));
@@ -313,7 +313,7 @@ static int start_waiting(pid_t *ret_pid, int *ret_pidfd, int death_signal) {
 
         assert_int_equal(pipe2(p, O_CLOEXEC), 0);
         struct spawn_fd fds[] = { { p[0], 0 } };
-        struct spawn_params sp = { .argv = argv, .fds = fds, .n_fds = 1, .cgroup_procs_fd = -1, .death_signal = death_signal };
+        struct spawn_params sp = { .argv = argv, .fds = fds, .n_fds = 1, .cgroup_fd = -1, .death_signal = death_signal };
         assert_ok(spawn_process(&sp, ret_pid, ret_pidfd));
         (void) close(p[0]);
         return p[1];

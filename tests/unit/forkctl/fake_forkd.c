@@ -288,7 +288,7 @@ static void spawn(struct run *r, const char *const *argv, int in, int out, int e
                                                                .env = env,
                                                                .fds = fds,
                                                                .n_fds = 3,
-                                                               .cgroup_procs_fd = -1,
+                                                               .cgroup_fd = -1,
                                                                .death_signal = SIGKILL,
                                                                .new_session = r->tty > 0 },
                                        &r->pid, &r->pidfd),

@@ -18,11 +18,11 @@
 
 static char instance[32];
 
-#define TEST(name)                                            \
-        static void name##_body(struct vmm_test *t);          \
-        static void name(void **state) {                      \
-                vmm_test_run(*state, name##_body);            \
-        }                                                     \
+#define TEST(name)                                   \
+        static void name##_body(struct vmm_test *t); \
+        static void name(void **state) {             \
+                vmm_test_run(*state, name##_body);   \
+        }                                            \
         static void name##_body(struct vmm_test *t)
 
 static bool group_exists(const char *id) {
@@ -39,7 +39,7 @@ static int spawn_sleeper(struct vmm_test *t, int procs_fd) {
         int pidfd = -1;
         pid_t pid;
 
-        check_ok(spawn_process(&(struct spawn_params){ .argv = argv, .cgroup_procs_fd = procs_fd }, &pid, &pidfd));
+        check_ok(spawn_process(&(struct spawn_params){ .argv = argv, .cgroup_fd = procs_fd }, &pid, &pidfd));
         return pidfd;
 }
 
@@ -127,7 +127,7 @@ int main(void) {
         int fd = -1;
 
         (void) snprintf(instance, sizeof(instance), "test%d", (int) getpid());
-        if (cgroup_create(instance, "probe", &fd, &e) < 0) 
+        if (cgroup_create(instance, "probe", &fd, &e) < 0)
                 return vmm_test_skip_all(e.message);
         (void) close(fd);
         if (cgroup_remove(instance, "probe", &e) < 0)

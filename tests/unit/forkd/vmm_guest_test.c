@@ -20,9 +20,16 @@ static struct vmm_machine machine;
 static char run_dir[96], console_path[96];
 
 static struct vmm_start prepare(struct vmm_test *t, const char *cmdline) {
-        struct vmm_start s = { .machine = &machine, .run_dir = run_dir, .log_path = t->log, .console_fd = -1,
-                               .cgroup_procs_fd = -1, .image_fd = -1, .pager_sock = -1, .cmdline = cmdline,
-                               .kernel = vmm_test_kernel(), .initrd = vmm_test_initrd(),
+        struct vmm_start s = { .machine = &machine,
+                               .run_dir = run_dir,
+                               .log_path = t->log,
+                               .console_fd = -1,
+                               .cgroup_fd = -1,
+                               .image_fd = -1,
+                               .pager_sock = -1,
+                               .cmdline = cmdline,
+                               .kernel = vmm_test_kernel(),
+                               .initrd = vmm_test_initrd(),
                                .attach_lib = vmm_test_attach_lib() };
 
         machine = (struct vmm_machine){ .mem_bytes = 256ull << 20, .vcpus = 1, .accel = VMM_ACCEL_TCG };
@@ -51,11 +58,11 @@ static void finish(struct vmm_test *t, struct vmm *v) {
         vmm_qemu.free(v);
 }
 
-#define TEST(name)                                            \
-        static void name##_body(struct vmm_test *t);          \
-        static void name(void **state) {                      \
-                vmm_test_run(*state, name##_body);            \
-        }                                                     \
+#define TEST(name)                                   \
+        static void name##_body(struct vmm_test *t); \
+        static void name(void **state) {             \
+                vmm_test_run(*state, name##_body);   \
+        }                                            \
         static void name##_body(struct vmm_test *t)
 
 TEST(boots_pauses_and_runs_on) {

@@ -35,13 +35,13 @@ static void layout_bad(void **state) {
                 "{}\n",
                 "[]\n",
                 "no\n",
-                "{\"host_addr\":4096,\"size\":65536,\"offset\":0}",  /* cut */
+                "{\"host_addr\":4096,\"size\":65536,\"offset\":0}", /* cut */
                 LINE(4096, 65536, 0) "{\"host",
-                LINE(4096, 65536, 0) LINE(4096, 65536, 0),          /* overlap */
-                LINE(4096, 32768, 0) LINE(8192, 32768, 32768),      /* overlap in the host's addresses only */
-                LINE(4096, 32768, 0),                               /* not all of it */
-                LINE(4096, 131072, 0),                              /* more than all of it */
-                LINE(4096, 65536, 4096),                            /* beyond the end */
+                LINE(4096, 65536, 0) LINE(4096, 65536, 0),     /* overlap */
+                LINE(4096, 32768, 0) LINE(8192, 32768, 32768), /* overlap in the host's addresses only */
+                LINE(4096, 32768, 0),                          /* not all of it */
+                LINE(4096, 131072, 0),                         /* more than all of it */
+                LINE(4096, 65536, 4096),                       /* beyond the end */
                 LINE(4096, 0, 0),
                 LINE(4097, 65536, 0),
                 LINE(-4096, 65536, 0),
@@ -136,8 +136,9 @@ static bool has(const struct qemu_args *a, const char *option) {
 
 static void command_lines(void **state) {
         struct vmm_machine m = { .mem_bytes = 256u << 20, .vcpus = 2, .accel = VMM_ACCEL_TCG, .n_disks = 1 };
-        struct vmm_start s = { .machine = &m, .kernel = "/k", .initrd = "/i", .cmdline = "a=b", .image_fd = -1,
-                               .disks = { "/d,1\"" } };
+        struct vmm_start s = {
+                .machine = &m, .kernel = "/k", .initrd = "/i", .cmdline = "a=b", .image_fd = -1, .disks = { "/d,1\"" }
+        };
         struct qemu_args a;
 
         assert_int_equal(qemu_args_build("/q", "/fw", &s, "tsc_early_khz=1", &a), 0);
@@ -154,8 +155,9 @@ static void command_lines(void **state) {
         assert_false(has(&a, "-incoming"));
         qemu_args_clear(&a);
 
-        m = (struct vmm_machine){ .mem_bytes = 256u << 20, .vcpus = VMM_MAX_VCPUS, .accel = VMM_ACCEL_KVM,
-                                  .n_disks = VMM_MAX_DISKS };
+        m = (struct vmm_machine){
+                .mem_bytes = 256u << 20, .vcpus = VMM_MAX_VCPUS, .accel = VMM_ACCEL_KVM, .n_disks = VMM_MAX_DISKS
+        };
         s = (struct vmm_start){ .machine = &m, .incoming = true, .image_fd = -1 };
         for (unsigned i = 0; i < VMM_MAX_DISKS; i++)
                 s.disks[i] = "/d";
@@ -181,12 +183,8 @@ static void the_counter(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(layout_good),
-                cmocka_unit_test(layout_bad),
-                cmocka_unit_test(log_reasons),
-                cmocka_unit_test(log_of_this_life_only),
-                cmocka_unit_test(versions),
-                cmocka_unit_test(command_lines),
+                cmocka_unit_test(layout_good),           cmocka_unit_test(layout_bad), cmocka_unit_test(log_reasons),
+                cmocka_unit_test(log_of_this_life_only), cmocka_unit_test(versions),   cmocka_unit_test(command_lines),
                 cmocka_unit_test(the_counter),
         };
 

@@ -26,8 +26,13 @@ static char run_dir[96], console_path[96];
 
 /* A start without attach library: guest memory is then the dummy itself, which does for a VM that never runs. */
 static struct vmm_start prepare(struct vmm_test *t) {
-        struct vmm_start s = { .machine = &machine, .run_dir = run_dir, .log_path = t->log, .console_fd = -1,
-                               .cgroup_procs_fd = -1, .image_fd = -1, .pager_sock = -1 };
+        struct vmm_start s = { .machine = &machine,
+                               .run_dir = run_dir,
+                               .log_path = t->log,
+                               .console_fd = -1,
+                               .cgroup_fd = -1,
+                               .image_fd = -1,
+                               .pager_sock = -1 };
 
         machine = (struct vmm_machine){ .mem_bytes = MEM, .vcpus = 1, .accel = VMM_ACCEL_TCG };
         (void) snprintf(run_dir, sizeof(run_dir), "%s/run", t->dir);
@@ -79,11 +84,11 @@ static off_t size_of(int fd) {
         return st.st_size;
 }
 
-#define TEST(name)                                            \
-        static void name##_body(struct vmm_test *t);          \
-        static void name(void **state) {                      \
-                vmm_test_run(*state, name##_body);            \
-        }                                                     \
+#define TEST(name)                                   \
+        static void name##_body(struct vmm_test *t); \
+        static void name(void **state) {             \
+                vmm_test_run(*state, name##_body);   \
+        }                                            \
         static void name##_body(struct vmm_test *t)
 
 /* ---- start and stop ---- */
@@ -634,14 +639,14 @@ TEST(adopted_in_the_middle_of_a_save) {
 /* ---- the attach library ---- */
 
 /* A skip jumps, so it must be decided before the coroutine runs. */
-#define TEST_IF(name, reason)                                 \
-        static void name##_body(struct vmm_test *t);          \
-        static void name(void **state) {                      \
-                const char *why = reason;                     \
-                if (why)                                      \
-                        vmm_test_skip(why);                   \
-                vmm_test_run(*state, name##_body);            \
-        }                                                     \
+#define TEST_IF(name, reason)                        \
+        static void name##_body(struct vmm_test *t); \
+        static void name(void **state) {             \
+                const char *why = reason;            \
+                if (why)                             \
+                        vmm_test_skip(why);          \
+                vmm_test_run(*state, name##_body);   \
+        }                                            \
         static void name##_body(struct vmm_test *t)
 
 static const char *no_attach_lib(void) {
@@ -756,9 +761,9 @@ TEST_IF(in_a_cgroup_of_its_own, no_cgroups()) {
         char path[64], *text;
         struct vmm *v;
 
-        check_ok(cgroup_create("vmmtest", "vm1", &s.cgroup_procs_fd, &t->e));
+        check_ok(cgroup_create("vmmtest", "vm1", &s.cgroup_fd, &t->e));
         v = start_with(t, &s);
-        (void) close(s.cgroup_procs_fd);
+        (void) close(s.cgroup_fd);
         (void) close(s.console_fd);
         (void) snprintf(path, sizeof(path), "/proc/%d/cgroup", (int) vmm_qemu.pid(v));
         text = vmm_test_read(path);

@@ -132,11 +132,11 @@ static struct qmp *connect_to(struct vmm_test *t, void (*script)(struct server *
         return connect_with(t, &handlers, script);
 }
 
-#define TEST(name)                                            \
-        static void name##_body(struct vmm_test *t);          \
-        static void name(void **state) {                      \
-                vmm_test_run(*state, name##_body);            \
-        }                                                     \
+#define TEST(name)                                   \
+        static void name##_body(struct vmm_test *t); \
+        static void name(void **state) {             \
+                vmm_test_run(*state, name##_body);   \
+        }                                            \
         static void name##_body(struct vmm_test *t)
 
 /* ---- a server that behaves ---- */

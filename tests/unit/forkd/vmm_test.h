@@ -19,8 +19,8 @@ struct vmm_test {
         struct event_base *base;
         char dir[64];
         char log[96];
-        int n_fds;        /* open at the start */
-        struct err e;     /* for whoever needs one */
+        int n_fds;    /* open at the start */
+        struct err e; /* for whoever needs one */
 
         /* what the VMM's callbacks were told */
         int exits, exit_status;

@@ -23,8 +23,8 @@ static void measure(struct harness *h, const char *what, struct vmm *v, uint64_t
         unsigned long long ns = 0;
 
         assert_int_equal(sscanf(vmm_cmd(v, "time"), "ok %llu", &ns), 1);
-        printf("%-28s %8.2f us/page   faults: missing %.0f zero %.0f present %.0f\n", what,
-               (double) ns / 1000 / (double) pages, harness_status(h, "sessions", v->session, "faults.missing"),
+        printf("%-28s %8.2f us/page   faults: missing %.0f zero %.0f present %.0f\n", what, (double) ns / 1000 / (double) pages,
+               harness_status(h, "sessions", v->session, "faults.missing"),
                harness_status(h, "sessions", v->session, "faults.zero"),
                harness_status(h, "sessions", v->session, "faults.present"));
 }

@@ -135,8 +135,7 @@ static void turn(struct harness *h, uint64_t start) {
         (void) event_base_loop(h->base, EVLOOP_ONCE);
 }
 
-struct answer harness_call(struct harness *h, const char *method, const struct mp_buf *params, const int *fds,
-                           size_t n_fds) {
+struct answer harness_call(struct harness *h, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds) {
         struct answer a = { 0 };
         struct waiting w = { .a = &a };
         uint64_t start = now_ns();
@@ -301,13 +300,17 @@ void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
 }
 
 static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
-        static const char *env_image[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
-                                           "FORKD_ATTACH_IMAGE_FD=11", "FORKD_ATTACH_SOCK_FD=12",
-                                           "FORKD_ATTACH_UFFD_DEV_FD=14", NULL };
-        static const char *env_no_dev[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
+        static const char *env_image[] = { "LD_PRELOAD=" ATTACH_LIB,
+                                           "FORKD_ATTACH_RAM_FD=10",
+                                           "FORKD_ATTACH_LAYOUT_FD=13",
+                                           "FORKD_ATTACH_IMAGE_FD=11",
+                                           "FORKD_ATTACH_SOCK_FD=12",
+                                           "FORKD_ATTACH_UFFD_DEV_FD=14",
+                                           NULL };
+        static const char *env_no_dev[] = { "LD_PRELOAD=" ATTACH_LIB,   "FORKD_ATTACH_RAM_FD=10",  "FORKD_ATTACH_LAYOUT_FD=13",
                                             "FORKD_ATTACH_IMAGE_FD=11", "FORKD_ATTACH_SOCK_FD=12", NULL };
-        static const char *env_fresh[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10",
-                                           "FORKD_ATTACH_LAYOUT_FD=13", NULL };
+        static const char *env_fresh[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
+                                           NULL };
         int in[2], out[2], err[2];
 
         v->ram_fd = memfd_create("test-ram", MFD_CLOEXEC);
@@ -316,13 +319,25 @@ static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
         assert_int_equal(ftruncate(v->ram_fd, (off_t) v->ram_bytes), 0);
         assert_int_equal(pipe2(in, O_CLOEXEC) | pipe2(out, O_CLOEXEC) | pipe2(err, O_CLOEXEC), 0);
         struct spawn_fd fds[] = {
-                { in[0], 0 }, { out[1], 1 }, { err[1], 2 }, { v->ram_fd, PROBE_RAM_FD },
-                { v->layout_fd, PROBE_LAYOUT_FD }, { v->memfd, PROBE_IMAGE_FD }, { v->sock, PROBE_SOCK_FD },
+                { in[0], 0 },
+                { out[1], 1 },
+                { err[1], 2 },
+                { v->ram_fd, PROBE_RAM_FD },
+                { v->layout_fd, PROBE_LAYOUT_FD },
+                { v->memfd, PROBE_IMAGE_FD },
+                { v->sock, PROBE_SOCK_FD },
                 { v->uffd_dev, PROBE_UFFD_DEV_FD },
         };
         struct spawn_params sp = {
-                .argv = argv, .env = fresh ? env_fresh : v->uffd_dev >= 0 ? env_image : env_no_dev, .fds = fds,
-                .n_fds = fresh ? 5 : v->uffd_dev >= 0 ? ARRAY_LEN(fds) : ARRAY_LEN(fds) - 1, .cgroup_procs_fd = -1,
+                .argv = argv,
+                .env = fresh              ? env_fresh
+                       : v->uffd_dev >= 0 ? env_image
+                                          : env_no_dev,
+                .fds = fds,
+                .n_fds = fresh              ? 5
+                         : v->uffd_dev >= 0 ? ARRAY_LEN(fds)
+                                            : ARRAY_LEN(fds) - 1,
+                .cgroup_fd = -1,
         };
         assert_int_equal(spawn_process(&sp, &v->pid, &v->pidfd), 0);
         (void) close_fd(in[0]);
@@ -344,8 +359,14 @@ void vmm_spawn(struct vmm *v) {
 }
 
 void vmm_spawn_fresh(struct vmm *v, uint64_t ram_bytes) {
-        *v = (struct vmm){ .memfd = -1, .sock = -1, .pidfd = -1, .err_fd = -1, .layout_fd = -1,
-                            .ram_fd = -1, .uffd_dev = -1, .ram_bytes = ram_bytes };
+        *v = (struct vmm){ .memfd = -1,
+                           .sock = -1,
+                           .pidfd = -1,
+                           .err_fd = -1,
+                           .layout_fd = -1,
+                           .ram_fd = -1,
+                           .uffd_dev = -1,
+                           .ram_bytes = ram_bytes };
         spawn(v, (const char *[]){ VMM_PROBE, "10", "fresh", NULL }, true);
 }
 

@@ -59,8 +59,7 @@ struct answer {
         size_t n_fds;
 };
 /** Calls and waits. Free the answer with answer_clear. */
-struct answer harness_call(struct harness *h, const char *method, const struct mp_buf *params, const int *fds,
-                           size_t n_fds);
+struct answer harness_call(struct harness *h, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds);
 void answer_clear(struct answer *a);
 /** Waits until a notification of @method about @session (NULL: any) has come, and takes it. */
 const struct note *harness_note(struct harness *h, const char *method, const char *session);
@@ -91,7 +90,7 @@ struct vmm {
         int pidfd;
         FILE *in, *out; /* of the probe */
         int err_fd, layout_fd, ram_fd;
-        int uffd_dev;   /* an open /dev/userfaultfd to hand to the probe, -1: none; stays the test's */
+        int uffd_dev; /* an open /dev/userfaultfd to hand to the probe, -1: none; stays the test's */
         uint64_t ram_bytes;
 };
 /** session.open. */

@@ -121,8 +121,8 @@ static void test_inherited_device(void **state) {
 }
 
 static void test_advice(void **state) {
-        static const int ignored[] = { MADV_HUGEPAGE, MADV_MERGEABLE, 22 /* POPULATE_READ */, 23 /* POPULATE_WRITE */,
-                                       25 /* COLLAPSE */, MADV_DOFORK };
+        static const int ignored[] = { MADV_HUGEPAGE,           MADV_MERGEABLE,    22 /* POPULATE_READ */,
+                                       23 /* POPULATE_WRITE */, 25 /* COLLAPSE */, MADV_DOFORK };
         static const int discards[] = { MADV_DONTNEED, MADV_FREE, MADV_REMOVE };
         struct vmm v;
 
@@ -130,7 +130,7 @@ static void test_advice(void **state) {
         for (unsigned i = 0; i < ARRAY_LEN(ignored); i++)
                 assert_string_equal(vmm_cmd(&v, "advise 0 %llu %d", PAGES, ignored[i]), "ok");
         assert_int_equal(harness_status(&h, "images", NULL, "decodes"), 0); /* nothing was populated */
-        assert_string_equal(vmm_cmd(&v, "fork 0"), "ok");                    /* nor handed to children */
+        assert_string_equal(vmm_cmd(&v, "fork 0"), "ok");                   /* nor handed to children */
         assert_string_equal(vmm_cmd(&v, "advise 0 %llu %d", PAGES, MADV_RANDOM), "ok");
         assert_string_equal(vmm_cmd(&v, "advise 0 1 12345"), "errno 22");
         for (unsigned i = 0; i < ARRAY_LEN(discards); i++) {

@@ -96,7 +96,8 @@ static void test_hello_and_unknown(void **state) {
 }
 
 static void test_open_refusals(void **state) {
-        cleanup_fd int null = open("/dev/null", O_RDONLY | O_CLOEXEC), garbage = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        cleanup_fd int null = open("/dev/null", O_RDONLY | O_CLOEXEC),
+                       garbage = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
         uint64_t ram = PAGES * TEST_PAGE;
         struct vmm v;
         int fds;
@@ -239,7 +240,7 @@ static void test_shutdown_refused(void **state) {
 static void test_sigterm(void **state) {
         struct harness own = { .base = h.base };
         const char *argv[] = { UFFD_PAGER, "--control", own.path, "--workers", "1", "--log-level", "error", NULL };
-        struct spawn_params sp = { .argv = argv, .cgroup_procs_fd = -1 };
+        struct spawn_params sp = { .argv = argv, .cgroup_fd = -1 };
         int pidfd, status, fd;
         struct vmm v;
         pid_t pid;

@@ -25,14 +25,15 @@ static int parse(const char *json) {
 static int parse_one(const char *base, const char *size, const char *offset, const char *rest) {
         char json[512];
 
-        (void) snprintf(json, sizeof(json), "[{\"base_host_virt_addr\":%s,\"size\":%s,\"offset\":%s%s}]", base, size,
-                        offset, rest);
+        (void) snprintf(json, sizeof(json), "[{\"base_host_virt_addr\":%s,\"size\":%s,\"offset\":%s%s}]", base, size, offset,
+                        rest);
         return parse(json);
 }
 
 static void test_good(void **state) {
         assert_int_equal(parse("[{\"base_host_virt_addr\":1048576,\"size\":67108864,\"offset\":0,\"page_size\":4096,"
-                               "\"page_size_kib\":4096" EXT "}]"), 0);
+                               "\"page_size_kib\":4096" EXT "}]"),
+                         0);
         assert_int_equal(layout.n, 1);
         assert_int_equal(layout.region[0].base, 1048576);
         assert_int_equal(layout.region[0].size, RAM);
@@ -41,7 +42,8 @@ static void test_good(void **state) {
         /* the old name alone; regions in any order come out by address */
         assert_int_equal(parse(" [ {\"base_host_virt_addr\":8388608,\"size\":4096,\"offset\":0,\"page_size_kib\":4096" EXT
                                "},\n{\"base_host_virt_addr\":4194304,\"size\":8192,\"offset\":4096,\"page_size\":4096" EXT
-                               ",\"unknown\":[]}]"), 0);
+                               ",\"unknown\":[]}]"),
+                         0);
         assert_int_equal(layout.n, 2);
         assert_int_equal(layout.region[0].base, 4194304);
         assert_int_equal(layout.region[1].base, 8388608);
@@ -105,8 +107,13 @@ static void test_overlaps(void **state) {
 }
 
 static void test_bad_json(void **state) {
-        static const char *const cases[] = { "", "[", "{}", "[]", "[1]", "[[]]", "[{}]", "[{\"a\":1]}", "x[]", "[]x", "[null]",
-                                             "[[[[[[]]]]]]", "[\"\\\"]", "[{\"base_host_virt_addr\":1}" };
+        static const char *const cases[] = { "",         "[",
+                                             "{}",       "[]",
+                                             "[1]",      "[[]]",
+                                             "[{}]",     "[{\"a\":1]}",
+                                             "x[]",      "[]x",
+                                             "[null]",   "[[[[[[]]]]]]",
+                                             "[\"\\\"]", "[{\"base_host_virt_addr\":1}" };
 
         for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
                 assert_int_equal(parse(cases[i]), -EBADMSG);
@@ -166,8 +173,8 @@ static void test_scan_by_bytes(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_good),       cmocka_unit_test(test_bad_regions), cmocka_unit_test(test_overlaps),
-                cmocka_unit_test(test_bad_json),   cmocka_unit_test(test_too_many),    cmocka_unit_test(test_scan_by_bytes),
+                cmocka_unit_test(test_good),     cmocka_unit_test(test_bad_regions), cmocka_unit_test(test_overlaps),
+                cmocka_unit_test(test_bad_json), cmocka_unit_test(test_too_many),    cmocka_unit_test(test_scan_by_bytes),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -32,10 +32,25 @@ static int teardown(void **state) {
 
 static void spawn_qemu(struct vmm *v) {
         static const char *const argv[] = {
-                QEMU, "-M", "microvm,acpi=on,rtc=on,x-option-roms=off,memory-backend=ram", "-object",
-                "memory-backend-file,id=ram,size=64M,share=on,mem-path=/proc/self/fd/10", "-m", "64M", "-nodefaults",
-                "-no-user-config", "-display", "none", "-accel", "tcg", "-sandbox",
-                "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny", "-S", "-qmp", "stdio", NULL,
+                QEMU,
+                "-M",
+                "microvm,acpi=on,rtc=on,x-option-roms=off,memory-backend=ram",
+                "-object",
+                "memory-backend-file,id=ram,size=64M,share=on,mem-path=/proc/self/fd/10",
+                "-m",
+                "64M",
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-accel",
+                "tcg",
+                "-sandbox",
+                "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+                "-S",
+                "-qmp",
+                "stdio",
+                NULL,
         };
 
         vmm_spawn_program(v, argv);
@@ -50,8 +65,10 @@ static void check_memory(struct vmm *v) {
         cleanup_fd int fd = -1;
 
         (void) snprintf(path, sizeof(path), "%s/memory", h.dir);
-        assert_non_null(strstr(vmm_cmd(v, "{\"execute\":\"pmemsave\",\"arguments\":{\"val\":%llu,\"size\":%llu,\"filename\":\"%s\"}}",
-                                       FROM, RAM - FROM, path), "return"));
+        assert_non_null(
+                strstr(vmm_cmd(v, "{\"execute\":\"pmemsave\",\"arguments\":{\"val\":%llu,\"size\":%llu,\"filename\":\"%s\"}}",
+                               FROM, RAM - FROM, path),
+                       "return"));
         fd = open(path, O_RDONLY | O_CLOEXEC);
         assert_true(fd >= 0);
         assert_int_equal(unlink(path), 0);

@@ -62,11 +62,37 @@ static int share_kernel(const char *cache) {
 static void boot(const char *qemu, const struct assets *a) {
         char cmdline[256];
         const char *argv[] = {
-                qemu, "-M", "microvm,acpi=on,rtc=on,x-option-roms=off", "-accel", "tcg", "-cpu",
-                "max", "-m", "128", "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio",
-                "-device", "virtio-serial-device", "-chardev", "null,id=agent", "-device",
-                "virtserialport,chardev=agent,name=forkd.agent", "-device", "virtio-rng-device", "-kernel", a->kernel,
-                "-initrd", a->initrd, "-append", cmdline, "-no-reboot", NULL,
+                qemu,
+                "-M",
+                "microvm,acpi=on,rtc=on,x-option-roms=off",
+                "-accel",
+                "tcg",
+                "-cpu",
+                "max",
+                "-m",
+                "128",
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-serial",
+                "stdio",
+                "-device",
+                "virtio-serial-device",
+                "-chardev",
+                "null,id=agent",
+                "-device",
+                "virtserialport,chardev=agent,name=forkd.agent",
+                "-device",
+                "virtio-rng-device",
+                "-kernel",
+                a->kernel,
+                "-initrd",
+                a->initrd,
+                "-append",
+                cmdline,
+                "-no-reboot",
+                NULL,
         };
         static char log[256 << 10];
         int out[2];
@@ -77,7 +103,11 @@ static void boot(const char *qemu, const struct assets *a) {
         assert_int_equal(pipe2(out, O_CLOEXEC), 0);
         const struct spawn_fd fds[] = { { out[1], STDOUT_FILENO }, { out[1], STDERR_FILENO } };
         const struct spawn_params sp = {
-                .argv = argv, .fds = fds, .n_fds = ARRAY_LEN(fds), .cgroup_procs_fd = -1, .death_signal = SIGKILL,
+                .argv = argv,
+                .fds = fds,
+                .n_fds = ARRAY_LEN(fds),
+                .cgroup_fd = -1,
+                .death_signal = SIGKILL,
         };
         cleanup_fd int pidfd = -1;
         assert_int_equal(spawn_process(&sp, &pid, &pidfd), 0);
@@ -109,7 +139,10 @@ static void test_boot(void **state) {
         (void) snprintf(cache, sizeof(cache), "%s/cache", dir);
         (void) snprintf(state_dir, sizeof(state_dir), "%s/state", dir);
         const struct setup_params params = {
-                .cache_dir = cache, .state_dir = state_dir, .store_bytes = STORE_MIN_BYTES, .agent_path = FORKD_AGENT,
+                .cache_dir = cache,
+                .state_dir = state_dir,
+                .store_bytes = STORE_MIN_BYTES,
+                .agent_path = FORKD_AGENT,
                 .skip_kvm = true,
         };
         if (run_find("qemu-system-x86_64", qemu, sizeof(qemu)) < 0 || share_kernel(cache) < 0)

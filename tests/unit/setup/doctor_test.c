@@ -65,9 +65,10 @@ static void examine(struct doctor_report *rep) {
 
 static void test_report(void **state) {
         static const char *const expected[] = {
-                "userfaultfd", "pagemap-scan", "memfd", "qemu", "kvm", "tcg", "assets", "busybox", "reflink", "loop",
-                "space-store", "space-cache", "memory", "max_map_count", "open-files", "cgroup2", "uffd-pager",
-                "libuffd-attach", "bpf", "netns-tap", "nftables", "vhost-vsock", "forkd",
+                "userfaultfd", "pagemap-scan",  "memfd",      "qemu",        "kvm",         "tcg",
+                "assets",      "busybox",       "reflink",    "loop",        "space-store", "space-cache",
+                "memory",      "max_map_count", "open-files", "cgroup2",     "uffd-pager",  "libuffd-attach",
+                "bpf",         "netns-tap",     "nftables",   "vhost-vsock", "forkd",
         };
         static struct doctor_report rep;
         struct stat st;
@@ -113,7 +114,10 @@ static void test_forkd(void **state) {
 
 static void test_kvm_verdict(void **state) {
         const struct setup_params params = {
-                .cache_dir = cache, .state_dir = state_dir, .store_bytes = STORE_MIN_BYTES, .agent_path = agent,
+                .cache_dir = cache,
+                .state_dir = state_dir,
+                .store_bytes = STORE_MIN_BYTES,
+                .agent_path = agent,
                 .skip_kvm = true,
         };
         static const char *const modules[] = { "virtio", NULL };
@@ -130,7 +134,7 @@ static void test_kvm_verdict(void **state) {
         assert_false(res.kvm);
 
         assert_int_equal(setup_kvm_verdict(cache, 0, &e), -ENODATA); /* 0: only looks */
-        fake_vmm.probe_result = -ENOMEM; /* could not be tried: no verdict */
+        fake_vmm.probe_result = -ENOMEM;                             /* could not be tried: no verdict */
         assert_int_equal(setup_kvm_verdict(cache, 1000, &e), -ENOMEM);
         assert_int_equal(setup_kvm_verdict(cache, 0, &e), -ENODATA);
 

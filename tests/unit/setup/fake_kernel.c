@@ -41,7 +41,8 @@ void fake_kernel(const char *cache, const char *release, const char *const *modu
         put_file(path, vmlinux, sizeof(vmlinux));
         int n = snprintf(info, sizeof(info),
                          "{\"format\":1,\"release\":\"%s\",\"source\":\"test\",\"hash\":\"%032d\","
-                         "\"vmlinux_bytes\":%zu,\"modules\":[", release, 7, sizeof(vmlinux));
+                         "\"vmlinux_bytes\":%zu,\"modules\":[",
+                         release, 7, sizeof(vmlinux));
         for (; *modules; modules++, comma = ",") {
                 char *m = make_module("depends=", 9, &len);
 

@@ -3,8 +3,8 @@
 #pragma once
 
 struct fake_vmm {
-        const char *version;   /* NULL: no QEMU */
-        int probe_result;      /* 1, 0 or -errno */
-        unsigned probes;       /* how often it was tried */
+        const char *version; /* NULL: no QEMU */
+        int probe_result;    /* 1, 0 or -errno */
+        unsigned probes;     /* how often it was tried */
 };
 extern struct fake_vmm fake_vmm;

@@ -239,7 +239,8 @@ static void test_busybox_formats(void **state) {
                 0x48, 0xcd, 0xc9, 0xc9, 0xe7, 0x02, 0x00, 0x5b, 0x48, 0xdf, 0xe1, 0x0b, 0x00, 0x00, 0x00,
         };
         char path[256];
-        char junk[] = "\xfd" "7zXZ\0 and then nothing of the kind";
+        char junk[] = "\xfd"
+                      "7zXZ\0 and then nothing of the kind";
         cleanup_free char *out = NULL;
         size_t len;
         struct err e;
@@ -307,11 +308,9 @@ static void test_vmlinux(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_cpio),           cmocka_unit_test(test_cpio_refuses),
-                cmocka_unit_test(test_elf_static),     cmocka_unit_test(test_elf_modinfo),
-                cmocka_unit_test(test_elf_damaged),    cmocka_unit_test(test_lz4_round_trip),
-                cmocka_unit_test(test_limits),         cmocka_unit_test(test_busybox_formats),
-                cmocka_unit_test(test_vmlinux),
+                cmocka_unit_test(test_cpio),        cmocka_unit_test(test_cpio_refuses),    cmocka_unit_test(test_elf_static),
+                cmocka_unit_test(test_elf_modinfo), cmocka_unit_test(test_elf_damaged),     cmocka_unit_test(test_lz4_round_trip),
+                cmocka_unit_test(test_limits),      cmocka_unit_test(test_busybox_formats), cmocka_unit_test(test_vmlinux),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

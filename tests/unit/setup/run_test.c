@@ -13,7 +13,10 @@
 #include "setup/run.h"
 #include "setup/space.h"
 
-#define SH(script) (const char *[]){ "sh", "-c", script, NULL }
+#define SH(script)                       \
+        (const char *[]) {               \
+                "sh", "-c", script, NULL \
+        }
 
 static void test_output(void **state) {
         const struct run_params p = { .argv = SH("echo out; echo err >&2"), .timeout_ms = 10000 };

@@ -40,7 +40,10 @@ static int make(void **state) {
         (void) snprintf(f->cache, sizeof(f->cache), "%s/cache", f->dir);
         (void) snprintf(f->state, sizeof(f->state), "%s/state", f->dir);
         f->params = (struct setup_params){
-                .cache_dir = f->cache, .state_dir = f->state, .store_bytes = STORE_MIN_BYTES, .agent_path = f->agent,
+                .cache_dir = f->cache,
+                .state_dir = f->state,
+                .store_bytes = STORE_MIN_BYTES,
+                .agent_path = f->agent,
                 .skip_kvm = true,
         };
         *state = f;
@@ -177,8 +180,8 @@ static void test_repairs(void **state) {
 /* The second process is forked before the first one takes the lock, which it would inherit otherwise. */
 struct together {
         struct fixture *f;
-        int go[2];     /* pipe: the second one is to begin */
-        int told[2];   /* pipe: it says that it waits */
+        int go[2];   /* pipe: the second one is to begin */
+        int told[2]; /* pipe: it says that it waits */
         pid_t second;
 };
 
@@ -352,9 +355,9 @@ static void test_no_space(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                WITH_FIXTURE(test_idempotent),   WITH_FIXTURE(test_content_addressed), WITH_FIXTURE(test_repairs),
-                WITH_FIXTURE(test_two_at_once),  WITH_FIXTURE(test_interrupted),       WITH_FIXTURE(test_check),
-                WITH_FIXTURE(test_refuses),      WITH_FIXTURE(test_no_space),
+                WITH_FIXTURE(test_idempotent),  WITH_FIXTURE(test_content_addressed), WITH_FIXTURE(test_repairs),
+                WITH_FIXTURE(test_two_at_once), WITH_FIXTURE(test_interrupted),       WITH_FIXTURE(test_check),
+                WITH_FIXTURE(test_refuses),     WITH_FIXTURE(test_no_space),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

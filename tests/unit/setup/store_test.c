@@ -42,8 +42,8 @@ static int drop(void **state) {
 static void need_loop_store(void) {
         char mkfs[64];
 
-        if (geteuid() != 0 || access("/dev/loop-control", R_OK | W_OK) < 0 ||
-            run_find("mkfs.xfs", mkfs, sizeof(mkfs)) < 0 || io_probe_reflink(dir) != 0)
+        if (geteuid() != 0 || access("/dev/loop-control", R_OK | W_OK) < 0 || run_find("mkfs.xfs", mkfs, sizeof(mkfs)) < 0 ||
+            io_probe_reflink(dir) != 0)
                 skip_because("needs root, loop devices, mkfs.xfs, and a /tmp without reflink");
 }
 
