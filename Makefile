@@ -12,13 +12,13 @@ deps:
 
 # A VM boots, goes on standby, and comes back as eight clones.
 demo: all
-	@python3 tools/demo.py
+	@/usr/bin/python3 tools/demo.py
 
 test: all
 	@cd build/release && ctest --output-on-failure -j 2 $(CTEST_ARGS)
 
 bench: all
-	@python3 tests/bench/run.py
+	@/usr/bin/python3 tests/bench/run.py
 
 # Every parser under libFuzzer, SECONDS each.
 fuzz: deps
