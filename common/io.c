@@ -116,6 +116,20 @@ int io_read_file(int dirfd, const char *path, size_t max, char **ret_data, size_
         return 0;
 }
 
+int io_opendir(int dirfd, DIR **ret) {
+        cleanup_fd int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        DIR *dir;
+
+        if (fd < 0)
+                return -errno;
+        dir = fdopendir(fd);
+        if (!dir)
+                return -errno;
+        (void) TAKE_FD(fd);
+        *ret = dir;
+        return 0;
+}
+
 int io_fsync_dir(int dirfd, const char *path) {
         cleanup_fd int fd = openat(dirfd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 

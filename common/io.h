@@ -3,6 +3,7 @@
  * unix sockets. All functions return 0 (or a count) or -errno. */
 #pragma once
 
+#include <dirent.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -28,6 +29,10 @@ int io_write_file_atomic(int dirfd, const char *path, const void *data, size_t l
 /** Makes @tmp visible as @path: renameat2(RENAME_NOREPLACE), so an existing @path is -EEXIST; with @sync
  *  the directories are fsynced afterwards. Both are relative to @dirfd and on one file system. */
 int io_publish(int dirfd, const char *tmp, const char *path, bool sync) attr_warn_unused;
+
+/** Opens the directory that @dirfd is (which stays the caller's) for reading, with a position of its own: duplicates of
+ *  a descriptor would share one. */
+int io_opendir(int dirfd, DIR **ret) attr_warn_unused;
 
 /** fsync of the directory @path itself. */
 int io_fsync_dir(int dirfd, const char *path) attr_warn_unused;

@@ -39,11 +39,9 @@ static int api_version(struct request *rq, struct mp_buf *out, struct err *e) {
 
 static int api_info(struct request *rq, struct mp_buf *out, struct err *e) {
         struct daemon *d = rq->d;
-        char store[PATH_MAX];
         uint64_t free_bytes = 0;
 
-        (void) snprintf(store, sizeof(store), "%s/store", d->state_dir);
-        best_effort(io_free_bytes(store, &free_bytes));
+        best_effort(io_free_bytes(d->store_dir, &free_bytes));
         mp_map(out, 9);
         mp_kv_str(out, "version", FORKD_VERSION);
         mp_kv_u64(out, "protocol", FORKD_PROTOCOL);
@@ -53,7 +51,7 @@ static int api_info(struct request *rq, struct mp_buf *out, struct err *e) {
         mp_kv_str(out, "cache_dir", d->cache_dir);
         mp_key(out, "store");
         mp_map(out, 3);
-        mp_kv_str(out, "path", store);
+        mp_kv_str(out, "path", d->store_dir);
         mp_kv_bool(out, "reflink", d->reflink);
         mp_kv_u64(out, "free_bytes", free_bytes);
         mp_kv_u64(out, "vms", d->n_vms);
@@ -66,14 +64,12 @@ static int api_pager_status(struct request *rq, struct mp_buf *out, struct err *
 }
 
 static int api_store_attach(struct request *rq, struct mp_buf *out, struct err *e) {
-        char store[PATH_MAX];
         int r = daemon_attach_store(rq->d, e);
 
         if (r < 0)
                 return r;
-        (void) snprintf(store, sizeof(store), "%s/store", rq->d->state_dir);
         mp_map(out, 2);
-        mp_kv_str(out, "path", store);
+        mp_kv_str(out, "path", rq->d->store_dir);
         mp_kv_bool(out, "reflink", rq->d->reflink);
         return 0;
 }

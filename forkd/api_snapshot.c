@@ -89,16 +89,14 @@ static int in_worker(struct request *rq, const char *method, struct mp_buf *out,
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct snap_entry *s;
-        char store[PATH_MAX];
         int r;
 
         mp_buf_init(&b);
         r = rq_snapshot(rq, &s, e);
         if (r < 0)
                 return r;
-        (void) snprintf(store, sizeof(store), "%s/store", rq->d->state_dir);
         mp_map(&b, 3);
-        mp_kv_str(&b, "store", store);
+        mp_kv_str(&b, "store", rq->d->store_dir);
         mp_kv_str(&b, "id", s->m.id);
         mp_kv_u64(&b, "fds", rq->n_fds > 0);
         s->users++;

@@ -205,16 +205,14 @@ static void sync_later(void *arg) {
         cleanup_free struct sync_job *j = arg;
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct snap_entry *s;
-        char store[PATH_MAX];
         struct err e;
         int r;
 
         mp_buf_init(&b);
         if (!catalog_by_id(j->d->catalog, j->id) || j->d->stopping)
                 return;
-        (void) snprintf(store, sizeof(store), "%s/store", j->d->state_dir);
         mp_map(&b, 2);
-        mp_kv_str(&b, "store", store);
+        mp_kv_str(&b, "store", j->d->store_dir);
         mp_kv_str(&b, "id", j->id);
         r = worker_do(j->d->workers, "snap.durable", &b, NULL, 0, SYNC_TIMEOUT_MS, NULL, &e);
         /* It may be removed meanwhile: that is no reason to keep anybody from it. */

@@ -163,6 +163,7 @@ static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct 
                 r = absolute(opt->run_dir ? opt->run_dir : RUN_DIR_DEFAULT, d->run_dir, sizeof(d->run_dir), e);
         if (r == 0)
                 r = absolute(assets_cache_dir(), d->cache_dir, sizeof(d->cache_dir), e);
+        (void) snprintf(d->store_dir, sizeof(d->store_dir), "%s/store", d->state_dir);
         if (r == 0)
                 r = make_dir(d->state_dir, e);
         if (r == 0)
@@ -184,23 +185,21 @@ static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct 
 /* ---- the store ---- */
 
 int daemon_open_store(struct daemon *d, struct err *e) {
-        char path[PATH_MAX];
         int r;
 
-        (void) snprintf(path, sizeof(path), "%s/store", d->state_dir);
-        r = snap_store_open(path, &d->store);
+        r = snap_store_open(d->store_dir, &d->store);
         if (r == 0)
                 r = snap_store_sweep(d->store, NULL);
         if (r < 0)
-                return err_errno(e, r, "opening the store %s", path);
-        r = make_sub(path, "vms", e);
+                return err_errno(e, r, "opening the store %s", d->store_dir);
+        r = make_sub(d->store_dir, "vms", e);
         if (r < 0)
                 return r;
-        d->reflink = io_probe_reflink(path) == 1;
+        d->reflink = io_probe_reflink(d->store_dir) == 1;
         if (!d->reflink)
                 log_warning("the store %s is on a file system without reflink: every standby copies its parent's image "
                             "('forkctl setup' makes a store that shares)",
-                            path);
+                            d->store_dir);
         return catalog_load(d->catalog, e);
 }
 
@@ -289,14 +288,12 @@ static void notify(const char *state) {
 static int recover_store(struct daemon *d, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_mp_buf struct mp_buf b = { 0 };
-        char path[PATH_MAX];
         uint64_t removed = 0;
         int r;
 
         mp_buf_init(&b);
-        (void) snprintf(path, sizeof(path), "%s/store", d->state_dir);
         mp_map(&b, 1);
-        mp_kv_str(&b, "store", path);
+        mp_kv_str(&b, "store", d->store_dir);
         r = worker_do(d->workers, "store.recover", &b, NULL, 0, RECOVER_TIMEOUT_MS, &a, e);
         if (r < 0)
                 return r;

@@ -37,6 +37,7 @@ struct daemon {
         struct event_base *base;
         struct config cfg;
         char state_dir[FORKD_MAX_DIR], run_dir[FORKD_MAX_RUN_DIR + 1], cache_dir[FORKD_MAX_DIR];
+        char store_dir[FORKD_MAX_DIR + 8]; /* <state>/store */
         char bin_dir[FORKD_MAX_DIR], attach_lib[FORKD_MAX_DIR + 40];
         char instance[17]; /* names this forkd's cgroup: a hash of the state directory's path */
         char boot_id[40];  /* of the kernel: what was a process in another boot is none now */

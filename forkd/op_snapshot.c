@@ -45,7 +45,6 @@ struct taking {
         int base_fd, vmstate_fd;
         struct vmm_region regions[MAX_REGIONS]; /* of guest RAM in the VMM; found before the pause */
         size_t n_regions;
-        char store[PATH_MAX];
         bool paused_by_us;
         uint64_t t0, t_pause;
         struct stages stages;
@@ -112,7 +111,7 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         mp_buf_init(&b);
         r = fill_manifest(t, e);
         if (r == 0)
-                r = host_check_disk(t->store, MIN_FREE_BYTES, "a snapshot", e);
+                r = host_check_disk(t->vm->d->store_dir, MIN_FREE_BYTES, "a snapshot", e);
         if (r == 0)
                 r = t->vm->ops->ram_regions(t->vm->vmm, t->regions, MAX_REGIONS, &t->n_regions, e);
         if (r < 0)
@@ -130,7 +129,7 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         if (r < 0)
                 return r;
         mp_map(&b, 6);
-        mp_kv_str(&b, "store", t->store);
+        mp_kv_str(&b, "store", t->vm->d->store_dir);
         mp_kv_str(&b, "id", t->m->id);
         mp_kv_u64(&b, "ram_bytes", t->vm->machine.mem_bytes);
         mp_kv_u64(&b, "codec", (uint64_t) t->p->codec);
@@ -362,7 +361,6 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
                                 vm->snapshot);
         }
         *ret = (struct vm_snap_result){ 0 };
-        (void) snprintf(t.store, sizeof(t.store), "%s/store", vm->d->state_dir);
         stages_begin(&t.stages);
         r = take(&t, keep_running, &s, e);
         if (r < 0)

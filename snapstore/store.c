@@ -109,18 +109,12 @@ static int sweep_one(struct snap_store *s, const char *name) {
 
 int snap_store_sweep(struct snap_store *s, unsigned *ret_removed) {
         unsigned removed = 0;
-        int fd, r = 0;
         DIR *dir;
+        int r;
 
-        fd = openat(s->tmp_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0)
-                return -errno;
-        dir = fdopendir(fd);
-        if (!dir) {
-                r = -errno;
-                (void) close_fd(fd);
+        r = io_opendir(s->tmp_fd, &dir);
+        if (r < 0)
                 return r;
-        }
         for (struct dirent *de; r >= 0 && (errno = 0, de = readdir(dir));) {
                 if (strcmp(de->d_name, ".") == 0 || strcmp(de->d_name, "..") == 0)
                         continue;
@@ -167,18 +161,12 @@ static int list_add(struct snap_list *l, size_t *cap, const char *id) {
 int snap_store_list(struct snap_store *s, struct snap_list *ret) {
         cleanup_snap_list struct snap_list l = {};
         size_t cap = 0;
-        int fd, r = 0;
         DIR *dir;
+        int r;
 
-        fd = openat(s->snapshots_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0)
-                return -errno;
-        dir = fdopendir(fd);
-        if (!dir) {
-                r = -errno;
-                (void) close_fd(fd);
+        r = io_opendir(s->snapshots_fd, &dir);
+        if (r < 0)
                 return r;
-        }
         for (struct dirent *de; r == 0 && (errno = 0, de = readdir(dir));)
                 if (id_valid(de->d_name))
                         r = list_add(&l, &cap, de->d_name);
@@ -403,21 +391,15 @@ static int file_unique_bytes(int fd, uint64_t *ret) {
 int snap_store_unique_bytes(struct snap_store *s, const char *id, uint64_t *ret) {
         cleanup_fd int dir_fd = -1;
         uint64_t total = 0;
-        int fd, r;
         DIR *dir;
+        int r;
 
         r = snap_store_open_dir(s, id, &dir_fd);
         if (r < 0)
                 return r;
-        fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0)
-                return -errno;
-        dir = fdopendir(fd);
-        if (!dir) {
-                r = -errno;
-                (void) close_fd(fd);
+        r = io_opendir(dir_fd, &dir);
+        if (r < 0)
                 return r;
-        }
         for (struct dirent *de; r == 0 && (errno = 0, de = readdir(dir));) {
                 cleanup_fd int file = -1;
                 uint64_t n;

@@ -45,19 +45,12 @@ static bool is_xfs(int fd) {
 
 /* sync_file_range with @flags on every regular file of the directory. A range of length 0 is the whole file. */
 static int each_file_range(int dir_fd, unsigned flags) {
-        int fd, r = 0;
         DIR *dir;
+        int r;
 
-        /* A descriptor of its own: readdir moves the position that duplicates would share. */
-        fd = openat(dir_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fd < 0)
-                return -errno;
-        dir = fdopendir(fd);
-        if (!dir) {
-                r = -errno;
-                (void) close_fd(fd);
+        r = io_opendir(dir_fd, &dir);
+        if (r < 0)
                 return r;
-        }
         for (struct dirent *de; r == 0 && (errno = 0, de = readdir(dir));) {
                 cleanup_fd int file = -1;
 

@@ -22,7 +22,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-#define MAX_INPUT (256u << 10)
+#define MAX_IMAGE_INPUT (256u << 10)
 #define MAX_RECORDS 64u
 #define RAM_PAGES (2 * SNAP_REGION_PAGES + 9)
 
@@ -146,7 +146,7 @@ static void use_image(int fd) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         int fd;
 
-        if (size < 1 || size > MAX_INPUT)
+        if (size < 1 || size > MAX_IMAGE_INPUT)
                 return 0;
         if (!good.bytes)
                 make_good();
