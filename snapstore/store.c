@@ -198,7 +198,8 @@ static bool file_name_ok(const char *file) {
         if (strncmp(file, "disk-", 5) == 0)
                 return file[5] >= '0' && file[5] < '0' + (int) SNAP_MAX_DISKS && strcmp(file + 6, ".img") == 0;
         return strcmp(file, SNAP_FILE_MANIFEST) == 0 || strcmp(file, SNAP_FILE_MEMORY) == 0 ||
-               strcmp(file, SNAP_FILE_VMSTATE) == 0 || strcmp(file, SNAP_FILE_DURABLE) == 0;
+               strcmp(file, SNAP_FILE_VMSTATE) == 0 || strcmp(file, SNAP_FILE_DURABLE) == 0 ||
+               strcmp(file, SNAP_FILE_WORKINGSET) == 0;
 }
 
 static int open_file_at(int dir_fd, const char *file, int *ret_fd) {
@@ -496,7 +497,9 @@ int snap_store_remove(struct snap_store *s, const char *id) {
         snap_tmp_name_new("rm", id, name);
         if (renameat2(s->snapshots_fd, id, s->tmp_fd, name, RENAME_NOREPLACE) < 0)
                 return -errno;
-        return io_remove_tree(s->tmp_fd, name);
+        r = io_remove_tree(s->tmp_fd, name);
+        /* A working set may have come in the last moment; after the rename above only one that was on its way. */
+        return r == -ENOTEMPTY ? io_remove_tree(s->tmp_fd, name) : r;
 }
 
 int snap_store_make_durable(struct snap_store *s, const char *id) {

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* The snapshot store, a directory:
  *
- *      <store>/snapshots/<id>/   manifest, memory.img, vmstate, disk-<n>.img, durable
+ *      <store>/snapshots/<id>/   manifest, memory.img, vmstate, disk-<n>.img, durable, workingset
  *      <store>/tmp/              transactions under way and directories being removed
  *
- * A published snapshot never changes (but for the marker `durable`, which appears when it has been synced).
+ * A published snapshot never changes, but for the marker `durable`, which appears when it has been synced, and
+ * for `workingset`, a hint that may appear and be replaced (atomically) at any time.
  * Functions take ids, never paths; an id that is malformed is -EINVAL, one that is not there -ENOENT.
  * A store may be used by several threads and processes at once. */
 #pragma once
@@ -17,11 +18,13 @@
 #include "common/cleanup.h"
 #include "common/ids.h"
 #include "snapstore/manifest.h"
+#include "snapstore/workingset.h"
 
 #define SNAP_FILE_MANIFEST "manifest"
 #define SNAP_FILE_MEMORY "memory.img"
 #define SNAP_FILE_VMSTATE "vmstate"
 #define SNAP_FILE_DURABLE "durable"
+#define SNAP_FILE_WORKINGSET "workingset"
 #define SNAP_STORE_MAX_SNAPSHOTS 65536u
 
 struct snap_store;
@@ -65,6 +68,10 @@ int snap_store_open_image(struct snap_store *s, const char *id, const struct sna
  *  position). -ENODATA: the snapshot has none; -EBADMSG: corrupt. */
 int snap_store_read_vmstate(struct snap_store *s, const char *id, int out_fd) attr_warn_unused;
 
+/** The recorded working set, of the snapshot that @m describes. -ENODATA: none was recorded; -EBADMSG, -ESTALE,
+ *  -EPROTONOSUPPORT as snap_workingset_decode: there is one, and it is of no use. */
+int snap_store_read_workingset(struct snap_store *s, const struct snap_manifest *m, struct snap_workingset *ret) attr_warn_unused;
+
 /** Bytes that would be free if the snapshot were removed: extents no other file shares. Where the file
  *  system cannot tell, all of its bytes. */
 int snap_store_unique_bytes(struct snap_store *s, const char *id, uint64_t *ret) attr_warn_unused;
@@ -84,6 +91,14 @@ int snap_store_make_durable(struct snap_store *s, const char *id) attr_warn_unus
 /** After a crash of the host: every snapshot without the marker `durable` is verified, made durable if
  *  it is sound and removed if it is torn. *ret_removed may be NULL. */
 int snap_store_recover(struct snap_store *s, unsigned *ret_removed) attr_warn_unused;
+
+/** Merges a new recording, @n_runs runs in the order of need, into the snapshot's working set (snap_workingset_merge)
+ *  and replaces the file, or leaves it alone if nothing new was learned: *ret_new (may be NULL) is the number of pages
+ *  that were. A file that is of no use is replaced. The new content is on disk before it has the name: a reader sees
+ *  the old one or the new one, also after a crash. Two at the same time: one of them is lost.
+ *  -ENOENT: the snapshot is gone; -EINVAL: a page outside its RAM; -ENOSPC, -EROFS … */
+int snap_store_learn_workingset(struct snap_store *s, const char *id, const struct snap_run *run, size_t n_runs,
+                                uint64_t *ret_new) attr_warn_unused;
 
 struct snap_txn;
 
