@@ -5,9 +5,6 @@
 #include <jansson.h>
 #include <string.h>
 
-/* Above every user address of 64-bit Linux, and far from overflow. */
-#define MAX_ADDRESS (1ull << 57)
-
 int pager_handshake_scan(struct pager_handshake_scan *s, const char *data, size_t len, size_t *ret_len) {
         for (; s->pos < len && !s->done; s->pos++) {
                 char c = data[s->pos];
@@ -56,85 +53,112 @@ static bool get_u64(const json_t *obj, const char *key, uint64_t *ret) {
         return true;
 }
 
-static int check_extension(const json_t *obj, size_t i, char *why, size_t why_size) {
+/** Which mode the region asks for. */
+static int get_mode(const json_t *obj, size_t i, enum pager_mode *ret, char *why, size_t why_size) {
         const json_t *ext = json_object_get(obj, "forkd");
         const char *mode = json_string_value(json_object_get(ext, "mode"));
         uint64_t version = 0;
 
-        if (!ext)
-                return bad(why, why_size, "has no \"forkd\" extension, and copy mode is not served here", i);
+        if (!ext) {
+                *ret = PAGER_MODE_COPY;
+                return 0;
+        }
         if (!json_is_object(ext) || !mode || strcmp(mode, "memfd") != 0)
                 return bad(why, why_size, "its mode is not \"memfd\"", i);
         if (!get_u64(ext, "version", &version) || version != 1)
                 return bad(why, why_size, "its version is not 1", i);
+        *ret = PAGER_MODE_MEMFD;
         return 0;
 }
 
-static int parse_region(const json_t *obj, size_t i, uint64_t ram_bytes, struct pager_region *ret, char *why, size_t why_size) {
+/* What Firecracker tells of the page size, in its own words in struct GuestRegionUffdMapping of src/vmm/src/persist.rs:
+ * up to 1.6 nothing, and all pages are of the ordinary size; from 1.7 (its pull request 4449) page_size_kib, which
+ * despite its name is in bytes; later page_size, in bytes, with the same number still under the old name. */
+static int get_page_size(const json_t *obj, size_t i, enum pager_mode mode, uint64_t *ret, char *why, size_t why_size) {
+        bool has_new = json_object_get(obj, "page_size"), has_old = json_object_get(obj, "page_size_kib");
+        uint64_t size = PAGER_PAGE, old;
+
+        if (has_new && !get_u64(obj, "page_size", &size))
+                return bad(why, why_size, "its page_size is not a number of bytes", i);
+        if (has_old && !get_u64(obj, "page_size_kib", &old))
+                return bad(why, why_size, "its page_size_kib is not a number of bytes", i);
+        if (has_new && has_old && old != size)
+                return bad(why, why_size, "its page_size and page_size_kib, which are both bytes, differ", i);
+        if (!has_new && has_old)
+                size = old;
+        if (!has_new && !has_old && mode == PAGER_MODE_MEMFD)
+                return bad(why, why_size, "has no page_size", i);
+        if (mode == PAGER_MODE_MEMFD && size != PAGER_PAGE)
+                return bad(why, why_size, "its pages are not of 4096 bytes", i);
+        if (size != PAGER_PAGE && size != PAGER_HUGE_PAGE)
+                return bad(why, why_size, "its pages are neither of 4096 nor of 2097152 bytes", i);
+        *ret = size;
+        return 0;
+}
+
+/** Parses the region and, if it is the first, what all of them must agree on. */
+static int parse_region(const json_t *obj, size_t i, uint64_t ram_bytes, struct pager_layout *l, char *why, size_t why_size) {
+        struct pager_region *g = &l->region[i];
         uint64_t page_size;
+        enum pager_mode mode;
+        int r;
 
         if (!json_is_object(obj))
                 return bad(why, why_size, "is not an object", i);
-        if (!get_u64(obj, "base_host_virt_addr", &ret->base) || !get_u64(obj, "size", &ret->size) ||
-            !get_u64(obj, "offset", &ret->offset))
+        if (!get_u64(obj, "base_host_virt_addr", &g->base) || !get_u64(obj, "size", &g->size) ||
+            !get_u64(obj, "offset", &g->offset))
                 return bad(why, why_size, "base_host_virt_addr, size or offset is not a number of bytes", i);
-        /* Firecracker sends both, and bytes in both: page_size_kib is an old name that it keeps. */
-        if (!get_u64(obj, "page_size", &page_size) && !get_u64(obj, "page_size_kib", &page_size))
-                return bad(why, why_size, "has no page_size", i);
-        if (page_size != PAGER_PAGE)
-                return bad(why, why_size, "its pages are not of 4096 bytes", i);
-        if (ret->base % PAGER_PAGE || ret->size % PAGER_PAGE || ret->offset % PAGER_PAGE)
+        r = get_mode(obj, i, &mode, why, why_size);
+        if (r == 0)
+                r = get_page_size(obj, i, mode, &page_size, why, why_size);
+        if (r < 0)
+                return r;
+        if (i == 0) {
+                l->mode = mode;
+                l->page_size = page_size;
+        }
+        if (mode != l->mode)
+                return bad(why, why_size, "some regions have the \"forkd\" extension, others have not", i);
+        if (page_size != l->page_size)
+                return bad(why, why_size, "its page size is another than that of the first region", i);
+        if (g->base % page_size || g->size % page_size || g->offset % page_size)
                 return bad(why, why_size, "is not aligned to pages", i);
-        if (ret->size == 0)
+        if (g->size == 0)
                 return bad(why, why_size, "is empty", i);
-        if (ret->base < PAGER_PAGE || ret->base >= MAX_ADDRESS || ret->size > MAX_ADDRESS - ret->base)
+        if (g->base < PAGER_PAGE || g->base >= PAGER_MAX_ADDRESS || g->size > PAGER_MAX_ADDRESS - g->base)
                 return bad(why, why_size, "is no address range of a process", i);
-        if (ret->offset > ram_bytes || ret->size > ram_bytes - ret->offset)
+        if (g->offset > ram_bytes || g->size > ram_bytes - g->offset)
                 return bad(why, why_size, "lies outside of guest memory", i);
-        return check_extension(obj, i, why, why_size);
-}
-
-static int by_base(const void *a, const void *b) {
-        const struct pager_region *x = a, *y = b;
-
-        return (x->base > y->base) - (x->base < y->base);
-}
-
-static int by_offset(const void *a, const void *b) {
-        const struct pager_region *x = a, *y = b;
-
-        return (x->offset > y->offset) - (x->offset < y->offset);
-}
-
-static int check_overlaps(struct pager_layout *l, char *why, size_t why_size) {
-        qsort(l->region, l->n, sizeof(l->region[0]), by_offset);
-        for (size_t i = 1; i < l->n; i++)
-                if (l->region[i].offset < l->region[i - 1].offset + l->region[i - 1].size)
-                        return bad(why, why_size, "holds guest memory that another region holds too", i);
-        qsort(l->region, l->n, sizeof(l->region[0]), by_base);
-        for (size_t i = 1; i < l->n; i++)
-                if (l->region[i].base < l->region[i - 1].base + l->region[i - 1].size)
-                        return bad(why, why_size, "overlaps another region", i);
         return 0;
 }
 
-static int parse_regions(const json_t *root, uint64_t ram_bytes, struct pager_layout *l, char *why, size_t why_size) {
+static int parse_regions(const json_t *root, uint64_t ram_bytes, struct pager_layout **ret, char *why, size_t why_size) {
+        cleanup_free struct pager_layout *l = NULL;
+        size_t n = json_array_size(root);
         int r;
 
-        l->n = json_array_size(root);
-        if (l->n == 0 || l->n > PAGER_MAX_REGIONS) {
-                (void) snprintf(why, why_size, "%zu regions; 1 to %u are served", l->n, PAGER_MAX_REGIONS);
+        if (n == 0 || n > PAGER_MAX_REGIONS) {
+                (void) snprintf(why, why_size, "%zu regions; 1 to %u are served", n, PAGER_MAX_REGIONS);
                 return -EBADMSG;
         }
-        for (size_t i = 0; i < l->n; i++) {
-                r = parse_region(json_array_get(root, i), i, ram_bytes, &l->region[i], why, why_size);
+        l = pager_layout_new(n);
+        if (!l) {
+                (void) snprintf(why, why_size, "out of memory");
+                return -ENOMEM;
+        }
+        for (; l->n < n; l->n++) {
+                r = parse_region(json_array_get(root, l->n), l->n, ram_bytes, l, why, why_size);
                 if (r < 0)
                         return r;
         }
-        return check_overlaps(l, why, why_size);
+        r = pager_layout_finish(l, why, why_size);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(l);
+        return 0;
 }
 
-int pager_handshake_parse(const char *data, size_t len, uint64_t ram_bytes, struct pager_layout *ret, char *why,
+int pager_handshake_parse(const char *data, size_t len, uint64_t ram_bytes, struct pager_layout **ret, char *why,
                           size_t why_size) {
         struct pager_handshake_scan scan = { 0 };
         json_error_t error;
@@ -155,20 +179,4 @@ int pager_handshake_parse(const char *data, size_t len, uint64_t ram_bytes, stru
         r = parse_regions(root, ram_bytes, ret, why, why_size);
         json_decref(root);
         return r;
-}
-
-const struct pager_region *pager_layout_find(const struct pager_layout *l, uint64_t addr) {
-        size_t lo = 0, hi = l->n;
-
-        while (lo < hi) {
-                size_t mid = lo + (hi - lo) / 2;
-
-                if (addr < l->region[mid].base)
-                        hi = mid;
-                else if (addr - l->region[mid].base >= l->region[mid].size)
-                        lo = mid + 1;
-                else
-                        return &l->region[mid];
-        }
-        return NULL;
 }

@@ -8,19 +8,8 @@
 #include <stdint.h>
 
 #include "common/cleanup.h"
+#include "pager/layout.h"
 #include "pager/limits.h"
-
-/** A part of guest memory in the VMM's address space. All in bytes, all multiples of PAGER_PAGE. */
-struct pager_region {
-        uint64_t base; /* address in the VMM */
-        uint64_t size;
-        uint64_t offset; /* in guest RAM */
-};
-
-struct pager_layout {
-        size_t n;
-        struct pager_region region[PAGER_MAX_REGIONS]; /* ascending by base */
-};
 
 /** Where the JSON value ends, found as its bytes arrive: start with { 0 } and feed each byte once. */
 struct pager_handshake_scan {
@@ -33,9 +22,7 @@ struct pager_handshake_scan {
 int pager_handshake_scan(struct pager_handshake_scan *scan, const char *data, size_t len, size_t *ret_len) attr_warn_unused;
 
 /** Parses a whole handshake for guest RAM of @ram_bytes. On failure -EBADMSG (-ENOMEM) and a sentence in
- *  @why. Every region is inside guest RAM, none overlaps another, neither by address nor by offset. */
-int pager_handshake_parse(const char *data, size_t len, uint64_t ram_bytes, struct pager_layout *ret, char *why,
+ *  @why. Every region is inside guest RAM, none overlaps another, neither by address nor by offset. The caller
+ *  frees *ret. */
+int pager_handshake_parse(const char *data, size_t len, uint64_t ram_bytes, struct pager_layout **ret, char *why,
                           size_t why_size) attr_warn_unused;
-
-/** The region that holds @addr, or NULL. */
-const struct pager_region *pager_layout_find(const struct pager_layout *l, uint64_t addr);

@@ -3,6 +3,7 @@
 #pragma once
 
 #define PAGER_PAGE 4096ull
+#define PAGER_HUGE_PAGE (2ull << 20) /* of a VMM in copy mode whose memory is hugetlbfs */
 
 #define PAGER_MAX_WORKERS 16u
 #define PAGER_MAX_FILLERS 1u /* background threads: one keeps the disk and one core busy */
@@ -11,8 +12,9 @@
 #define PAGER_MAX_CONNECTIONS 64u       /* to the control socket */
 #define PAGER_MAX_CONN_QUEUE (4u << 20) /* notifications that a connection does not read; then it is closed */
 
-#define PAGER_MAX_REGIONS 1024u          /* in one handshake */
-#define PAGER_MAX_HANDSHAKE (256u << 10) /* bytes of its JSON */
+#define PAGER_MAX_REGIONS 1024u                  /* in one handshake */
+#define PAGER_MAX_PIECES (4 * PAGER_MAX_REGIONS) /* of a layout whose VMM moves its memory */
+#define PAGER_MAX_HANDSHAKE (256u << 10)         /* bytes of its JSON */
 #define PAGER_MAX_HANDSHAKE_DEPTH 4u
 #define PAGER_HANDSHAKE_SECONDS 30u /* from session.open to the whole handshake */
 

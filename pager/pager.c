@@ -130,6 +130,10 @@ static int on_attach(struct pager_layout *layout, int uffd, char *why, size_t wh
                 (void) snprintf(why, why_size, "the session has failed");
                 return -EIO;
         }
+        if (layout->mode == PAGER_MODE_COPY) {
+                (void) snprintf(why, why_size, "its regions have no \"forkd\" extension, and copy mode is not served here");
+                return -EOPNOTSUPP;
+        }
         s->layout = layout;
         s->uffd = uffd;
         pager_worker_add(idlest_worker(p), s);

@@ -75,12 +75,7 @@ static int attach(struct pager_peer *p, size_t json_len, char *why, size_t why_s
                 (void) snprintf(why, why_size, "no userfaultfd came with the layout");
                 return -EBADMSG;
         }
-        layout = calloc(1, sizeof(*layout));
-        if (!layout) {
-                (void) snprintf(why, why_size, "out of memory");
-                return -ENOMEM;
-        }
-        r = pager_handshake_parse(p->buf, json_len, p->ram_bytes, layout, why, why_size);
+        r = pager_handshake_parse(p->buf, json_len, p->ram_bytes, &layout, why, why_size);
         if (r < 0)
                 return r;
         r = uffd_check(p->uffd, layout->region[0].base);

@@ -17,10 +17,11 @@ static void check(bool ok) {
 
 static void check_layout(const struct pager_layout *l) {
         check(l->n >= 1 && l->n <= PAGER_MAX_REGIONS);
+        check(l->page_size == PAGER_PAGE || (l->page_size == PAGER_HUGE_PAGE && l->mode == PAGER_MODE_COPY));
         for (size_t i = 0; i < l->n; i++) {
                 const struct pager_region *g = &l->region[i];
 
-                check(g->size > 0 && (g->base | g->size | g->offset) % PAGER_PAGE == 0);
+                check(g->size > 0 && (g->base | g->size | g->offset) % l->page_size == 0);
                 check(g->offset <= RAM && g->size <= RAM - g->offset);
                 check(g->base + g->size > g->base);
                 check(i == 0 || l->region[i - 1].base + l->region[i - 1].size <= g->base);
@@ -35,7 +36,7 @@ static void check_layout(const struct pager_layout *l) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-        static struct pager_layout layout;
+        cleanup_free struct pager_layout *layout = NULL;
         struct pager_handshake_scan once = { 0 }, steps = { 0 };
         size_t end_once = 0, end_steps = 0;
         char why[256] = "";
@@ -48,7 +49,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
         r = pager_handshake_parse((const char *) data, size, RAM, &layout, why, sizeof(why));
         if (r == 0)
-                check_layout(&layout);
+                check_layout(layout);
         else
                 check(why[0] != '\0');
         return 0;
