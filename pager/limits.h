@@ -27,6 +27,12 @@
 #define PAGER_RETRY_MIN_US 200u
 #define PAGER_RETRY_MAX_US 20000u
 
+#define PAGER_CHUNK_PAGES 16u            /* what is punched out of a memfd at a time; divides a region */
+#define PAGER_MIN_BUDGET (4ull << 20)    /* bytes of decoded pages: less would be given back before it is used */
+#define PAGER_BUDGET_FLOOR (64ull << 20) /* pressure takes no more, unless the budget is of that size itself */
+#define PAGER_PRESSURE_PAUSE_MS 500u     /* between two answers to pressure: the first must have its effect */
+#define PAGER_PRESSURE_CALM_SECONDS 5u   /* without pressure, before the budget grows again */
+
 #define PAGER_MAX_REASON 240u
 #define PAGER_MAX_RANGES 100000u  /* in one answer of session.removed; the rest with the next call */
 #define PAGER_SERVICE_BUCKETS 24u /* bucket i counts faults served in less than 2^i microseconds */
