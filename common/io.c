@@ -420,9 +420,16 @@ ssize_t io_send_fds(int sock, const void *buf, size_t len, const int *fds, size_
 }
 
 ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds) {
+        struct ucred ignored;
+
+        return io_recv_fds_from(sock, buf, len, fds, n_fds, &ignored);
+}
+
+ssize_t io_recv_fds_from(int sock, void *buf, size_t len, int *fds, size_t *n_fds, struct ucred *ret_sender) {
         union {
                 struct cmsghdr align;
-                char space[CMSG_SPACE(sizeof(int) * 253)]; /* SCM_MAX_FD: nothing is ever truncated */
+                /* SCM_MAX_FD: nothing is ever truncated */
+                char space[CMSG_SPACE(sizeof(int) * 253) + CMSG_SPACE(sizeof(struct ucred))];
         } control;
         struct iovec iov = { .iov_base = buf, .iov_len = len };
         struct msghdr msg = {
@@ -431,6 +438,7 @@ ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds) {
                 .msg_control = control.space,
                 .msg_controllen = sizeof(control.space),
         };
+        struct ucred sender = { .uid = (uid_t) -1, .gid = (gid_t) -1 };
         size_t got = 0, room = *n_fds;
         int failed = 0;
         ssize_t n;
@@ -443,6 +451,8 @@ ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds) {
         for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
                 size_t count;
 
+                if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS && c->cmsg_len == CMSG_LEN(sizeof(sender)))
+                        memcpy(&sender, CMSG_DATA(c), sizeof(sender));
                 if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
                         continue;
                 count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -468,6 +478,7 @@ ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds) {
                 return failed;
         }
         *n_fds = got;
+        *ret_sender = sender;
         return n;
 }
 

@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #include "common/cleanup.h"
@@ -66,6 +67,10 @@ ssize_t io_send_fds(int sock, const void *buf, size_t len, const int *fds, size_
  *  and owned by the caller; when the peer sent more than fit, all are closed and the result is -EMSGSIZE, or
  *  -EMFILE when this process can hold no more. The bytes are lost then: close the socket. */
 ssize_t io_recv_fds(int sock, void *buf, size_t len, int *fds, size_t *n_fds) attr_warn_unused;
+/** The same on a unix socket with SO_PASSCRED: *ret_sender is the process that sent these bytes, as seen from here.
+ *  What two processes sent comes in two calls. A pid of 0: not visible from this pid namespace, or sent before the
+ *  option was set. */
+ssize_t io_recv_fds_from(int sock, void *buf, size_t len, int *fds, size_t *n_fds, struct ucred *ret_sender) attr_warn_unused;
 
 /** Listens on a unix stream socket at @path (mode @mode); a stale socket file is removed, a live one
  *  (something listens) is -EADDRINUSE, any other file -EEXIST. CLOEXEC, non-blocking. */

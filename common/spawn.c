@@ -243,6 +243,28 @@ int spawn_pidfd_open(pid_t pid, uint64_t start_time, int *ret_pidfd) {
         return 0;
 }
 
+int spawn_pidfd_pid(int pidfd, pid_t *ret) {
+        struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+        cleanup_free char *info = NULL;
+        char path[64], *at;
+        size_t len;
+        int r;
+
+        (void) snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", pidfd);
+        r = io_read_file(AT_FDCWD, path, 4096, &info, &len);
+        if (r < 0)
+                return r == -ENOENT ? -EBADF : r;
+        at = strstr(info, "\nPid:\t");
+        if (!at)
+                return -EINVAL;
+        /* 0: beyond our pid namespace. -1: reaped; before that, only the descriptor's readiness tells. */
+        long pid = strtol(at + 6, NULL, 10);
+        if (pid <= 0 || pid > INT32_MAX || poll(&ended, 1, 0) != 0)
+                return -ESRCH;
+        *ret = (pid_t) pid;
+        return 0;
+}
+
 int spawn_kill(int pidfd, int sig) {
         return syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0u) < 0 ? -errno : 0;
 }

@@ -34,6 +34,9 @@ int spawn_process(const struct spawn_params *params, pid_t *ret_pid, int *ret_pi
 int spawn_pidfd_open(pid_t pid, uint64_t start_time, int *ret_pidfd) attr_warn_unused;
 /** Field 22 of /proc/pid/stat, clock ticks since boot: with the pid it names a process for good. */
 int spawn_start_time(pid_t pid, uint64_t *ret) attr_warn_unused;
+/** The pid behind @pidfd, as seen from here, while the process lives. -ESRCH: it has ended, or cannot be seen from this
+ *  pid namespace; -EINVAL: no pidfd. */
+int spawn_pidfd_pid(int pidfd, pid_t *ret) attr_warn_unused;
 int spawn_kill(int pidfd, int sig) attr_warn_unused;
 /** Waits for the end of a process by its pidfd, child of ours or not, at most @timeout_ms (-1: for ever).
  *  Reaps it if it is our child. -ETIMEDOUT. *ret_status (may be NULL): wait status, or -1 if unknown. */

@@ -111,8 +111,8 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         char uuid[2 * SNAP_UUID_LEN + 1];
         struct pager_image_stats stats;
+        struct pager_opening o = { 0 };
         struct pager_session *s;
-        uint64_t ram_bytes;
         int64_t vm_pid = 0;
         id_str id;
         int fd, r;
@@ -120,12 +120,22 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         mp_buf_init(&b);
         if (mp_get_str(msg->params, "session", id, sizeof(id)) < 0 || !id_valid(id))
                 return err_set(e, ERR_INVALID, -EINVAL, "session is not an id of %d hex digits", ID_LEN);
-        if (mp_get_u64(msg->params, "ram_bytes", &ram_bytes) < 0)
+        o.id = id;
+        if (mp_get_u64(msg->params, "ram_bytes", &o.ram_bytes) < 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is missing or no number");
         if (msg->n_fds != 2)
                 return err_set(e, ERR_INVALID, -EINVAL, "%zu descriptors came, not two: memory.img, a socket", msg->n_fds);
-        (void) mp_get_i64(msg->params, "vm_pid", &vm_pid);
-        r = pager_open_session(p, id, ram_bytes, vm_pid, TAKE_FD(msg->fds[0]), TAKE_FD(msg->fds[1]), &s, e);
+        r = mp_get_i64(msg->params, "vm_pid", &vm_pid);
+        if (r != -ENOENT && (r < 0 || vm_pid <= 0 || vm_pid > INT32_MAX))
+                return err_set(e, ERR_INVALID, -EINVAL, "vm_pid is no process id");
+        o.vm_pid = (pid_t) vm_pid;
+        if (mp_get_bool(msg->params, "expect", &o.expect) == -EBADMSG)
+                return err_set(e, ERR_INVALID, -EINVAL, "expect is neither true nor false");
+        if (o.expect && o.vm_pid > 0)
+                return err_set(e, ERR_INVALID, -EINVAL, "vm_pid names the VMM, so there is nothing to expect");
+        o.image_fd = TAKE_FD(msg->fds[0]);
+        o.vmm_sock = TAKE_FD(msg->fds[1]);
+        r = pager_open_session(p, &o, &s, e);
         if (r < 0)
                 return r;
         log_info("session %s: opened", s->id);
@@ -134,7 +144,7 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         pager_image_get_stats(s->image, &stats);
         mp_map(&b, 4);
         mp_kv_str(&b, "image", uuid);
-        mp_kv_u64(&b, "ram_bytes", ram_bytes);
+        mp_kv_u64(&b, "ram_bytes", o.ram_bytes);
         mp_kv_u64(&b, "present_bytes", stats.present_bytes);
         mp_kv_u64(&b, "fds", 1);
         fd = pager_image_readonly_fd(s->image);
@@ -145,6 +155,22 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
                 return err_errno(e, r, "handing out the image's memory");
         }
         return 0;
+}
+
+static int do_expect(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        struct pager_session *s;
+        int r = find_session(p, msg, &s, e);
+
+        if (r < 0)
+                return r;
+        if (msg->n_fds != 1)
+                return err_set(e, ERR_INVALID, -EINVAL, "%zu descriptors came, not one: the VMM's pidfd", msg->n_fds);
+        r = pager_expect_vmm(s, TAKE_FD(msg->fds[0]), e);
+        if (r < 0)
+                return r;
+        r = rpc_reply(msg->conn, msg->msgid, NULL, NULL, 0);
+        pager_peer_go_on(s->peer); /* may be the end of the session */
+        return r;
 }
 
 static int do_close(struct pager *p, struct rpc_msg *msg, struct err *e) {
@@ -219,13 +245,9 @@ static const struct {
         const char *name;
         int (*fn)(struct pager *p, struct rpc_msg *msg, struct err *e);
 } methods[] = {
-        { "hello", do_hello },
-        { "session.open", do_open },
-        { "session.close", do_close },
-        { "session.removed", do_removed },
-        { "image.prefetch", do_prefetch },
-        { "status", do_status },
-        { "shutdown", do_shutdown },
+        { "hello", do_hello },         { "session.open", do_open },       { "session.expect", do_expect },
+        { "session.close", do_close }, { "session.removed", do_removed }, { "image.prefetch", do_prefetch },
+        { "status", do_status },       { "shutdown", do_shutdown },
 };
 
 /* ---- connections ---- */

@@ -20,6 +20,7 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "common/spawn.h"
 #include "pager/pager_internal.h"
 
 struct pager_session *pager_find_session(struct pager *p, const char *id) {
@@ -158,47 +159,85 @@ static void on_peer_gone(void *arg) {
 
 static const struct pager_peer_handlers peer_handlers = { on_attach, on_peer_failed, on_peer_gone };
 
-int pager_open_session(struct pager *p, const char *id, uint64_t ram_bytes, int64_t vm_pid, int image_fd, int vmm_sock,
-                       struct pager_session **ret, struct err *e) {
-        cleanup_fd int image = image_fd, sock = vmm_sock;
+int pager_expect_vmm(struct pager_session *s, int pidfd, struct err *e) {
+        cleanup_fd int fd = pidfd;
+        pid_t pid;
+        int r;
+
+        if (!s->peer)
+                return err_set(e, ERR_STATE, -EPIPE, "session %s has no VMM: %s", s->id, s->reason);
+        r = pager_peer_expect(s->peer, fd, &pid);
+        if (r == -EALREADY)
+                return err_set(e, ERR_STATE, r, "it is known already which process the VMM of session %s is", s->id);
+        if (r == -ESRCH)
+                return err_set(e, ERR_INVALID, r, "the process that is to be the VMM has ended, or is not visible from here");
+        if (r == -EINVAL)
+                return err_set(e, ERR_INVALID, r, "the descriptor is no pidfd");
+        if (r < 0)
+                return err_errno(e, r, "looking at the process that is to be the VMM");
+        (void) TAKE_FD(fd);
+        s->vm_pid = pid;
+        return 0;
+}
+
+static int watch_vmm(struct pager_session *s, const struct pager_opening *o, int sock, struct err *e) {
+        struct pager *p = s->pager;
+        int r, pidfd;
+
+        r = pager_peer_new(p->base, sock, o->ram_bytes, p->cfg.handshake_seconds, &peer_handlers, s, &s->peer);
+        if (r == -ENOTSOCK)
+                return err_set(e, ERR_INVALID, r, "the second descriptor is no connected unix stream socket");
+        if (r < 0)
+                return err_errno(e, r, "watching the VMM's socket");
+        if (o->expect)
+                pager_peer_hold(s->peer);
+        if (o->vm_pid == 0)
+                return 0;
+        r = spawn_pidfd_open(o->vm_pid, 0, &pidfd);
+        if (r < 0)
+                return err_errno(e, r, "looking at process %d, which is to be the VMM", (int) o->vm_pid);
+        return pager_expect_vmm(s, pidfd, e);
+}
+
+int pager_open_session(struct pager *p, const struct pager_opening *o, struct pager_session **ret, struct err *e) {
+        cleanup_fd int image = o->image_fd, sock = o->vmm_sock;
+        struct pager_session *s = NULL;
         struct pager_cached *cached;
-        struct pager_session *s;
         int r;
 
         if (p->draining)
                 return err_set(e, ERR_STATE, -ESHUTDOWN, "the pager is about to end and takes no new session");
-        if (pager_find_session(p, id))
-                return err_set(e, ERR_EXISTS, -EEXIST, "session %s is open already", id);
+        if (pager_find_session(p, o->id))
+                return err_set(e, ERR_EXISTS, -EEXIST, "session %s is open already", o->id);
         if (p->n_sessions >= PAGER_MAX_SESSIONS)
                 return err_set(e, ERR_LIMIT, -EMFILE, "%u sessions are open, which is the limit", PAGER_MAX_SESSIONS);
         r = pager_cache_get(p->cache, image, &cached, e);
         if (r < 0)
                 return r;
-        if (pager_image_info(cached->image)->ram_bytes != ram_bytes) {
-                r = err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is %llu, but the image has %llu", (unsigned long long) ram_bytes,
-                            (unsigned long long) pager_image_info(cached->image)->ram_bytes);
+        if (pager_image_info(cached->image)->ram_bytes != o->ram_bytes) {
+                r = err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is %llu, but the image has %llu",
+                            (unsigned long long) o->ram_bytes, (unsigned long long) pager_image_info(cached->image)->ram_bytes);
                 goto put;
         }
-        r = pager_session_new(id, cached->image, &s);
+        r = pager_session_new(o->id, cached->image, &s);
         if (r < 0) {
                 r = err_errno(e, r, "opening a session");
                 goto put;
         }
         s->pager = p;
         s->cached = cached;
-        s->vm_pid = vm_pid;
-        r = pager_peer_new(p->base, TAKE_FD(sock), ram_bytes, p->cfg.handshake_seconds, &peer_handlers, s, &s->peer);
-        if (r < 0) {
-                pager_session_free(s);
-                r = err_errno(e, r, "watching the VMM's socket");
+        r = watch_vmm(s, o, TAKE_FD(sock), e);
+        if (r < 0)
                 goto put;
-        }
         s->next = p->sessions;
         p->sessions = s;
         p->n_sessions++;
         *ret = s;
         return 0;
 put:
+        if (s)
+                pager_peer_free(s->peer);
+        pager_session_free(s);
         pager_cache_put(cached);
         return r;
 }

@@ -46,9 +46,19 @@ struct pager {
 
 /* ---- pager.c ---- */
 struct pager_session *pager_find_session(struct pager *p, const char *id);
-/** Takes @image_fd and @vmm_sock. */
-int pager_open_session(struct pager *p, const char *id, uint64_t ram_bytes, int64_t vm_pid, int image_fd, int vmm_sock,
-                       struct pager_session **ret, struct err *e) attr_warn_unused;
+/** What session.open brings. */
+struct pager_opening {
+        const char *id;
+        uint64_t ram_bytes;
+        pid_t vm_pid; /* 0: not told */
+        bool expect;  /* session.expect will name the VMM */
+        int image_fd, vmm_sock;
+};
+/** Takes the descriptors of @o. */
+int pager_open_session(struct pager *p, const struct pager_opening *o, struct pager_session **ret,
+                       struct err *e) attr_warn_unused;
+/** From now on the session's VMM is known to be the process of @pidfd, taken. */
+int pager_expect_vmm(struct pager_session *s, int pidfd, struct err *e) attr_warn_unused;
 /** Takes it back from its worker; it is freed when that is done, and close_waiter answered. */
 void pager_end_session(struct pager *p, struct pager_session *s);
 void pager_fail_session(struct pager *p, struct pager_session *s, const char *reason);

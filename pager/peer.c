@@ -1,4 +1,11 @@
 /* SPDX-License-Identifier: MIT */
+/* Theory of operation. The kernel tells with every piece of the handshake which process sent it (SO_PASSCRED), so it
+ * does not matter whose hands the socket went through. All pieces must be of one process; when that is known, of the
+ * VMM, whose pidfd still has to live at the moment of the comparison: while it does, no other process can have its pid.
+ *
+ *      reading ──whole layout──▶ (held, until the VMM is named) ──▶ checked ──▶ attached ──▶ gone, or failed
+ *
+ * Root may claim any pid to be the sender's; it may do anything else to the guest, too. */
 #include "pager/peer.h"
 
 #include <errno.h>
@@ -6,6 +13,7 @@
 #include <sys/socket.h>
 
 #include "common/io.h"
+#include "common/spawn.h"
 #include "pager/uffd.h"
 
 #define READ_CHUNK 16384u
@@ -17,10 +25,13 @@ struct pager_peer {
         struct event *readable, *deadline;
         const struct pager_peer_handlers *handlers;
         void *arg;
+        pid_t sender; /* of the handshake; 0: not known */
+        int expected; /* pidfd of the VMM, -1: not named */
+        bool held;    /* until it is named */
         bool attached;
 
-        char *buf; /* freed once attached */
-        size_t len, cap;
+        char *buf;                 /* freed once attached */
+        size_t len, cap, json_len; /* json_len: 0 until the whole layout is there */
         struct pager_handshake_scan scan;
 };
 
@@ -33,6 +44,7 @@ void pager_peer_free(struct pager_peer *p) {
                 event_free(p->deadline);
         (void) close_fd(p->fd);
         (void) close_fd(p->uffd);
+        (void) close_fd(p->expected);
         free(p->buf);
         free(p);
 }
@@ -61,12 +73,36 @@ static void refuse(struct pager_peer *p, const char *reason) {
         finish(p, copy);
 }
 
-/** The whole handshake is in the buffer. Returns 0, or -errno with @why filled. */
-static int attach(struct pager_peer *p, size_t json_len, char *why, size_t why_size) {
-        cleanup_free struct pager_layout *layout = NULL;
+/** Is the handshake the VMM's? Returns 0, or -EPERM with @why filled. */
+static int check_sender(const struct pager_peer *p, char *why, size_t why_size) {
+        pid_t pid;
         int r;
 
-        for (size_t i = json_len; i < p->len; i++)
+        if (p->expected < 0)
+                return 0;
+        r = spawn_pidfd_pid(p->expected, &pid);
+        if (r < 0)
+                (void) snprintf(why, why_size, "the process that was expected to be the VMM %s",
+                                r == -ESRCH ? "has ended, or is not visible from here" : "cannot be looked at");
+        else if (p->sender == 0)
+                (void) snprintf(why, why_size, "the layout came from a process that cannot be told, expected was process %d",
+                                (int) pid);
+        else if (p->sender != pid)
+                (void) snprintf(why, why_size, "the layout came from process %d, expected was process %d", (int) p->sender,
+                                (int) pid);
+        else
+                return 0;
+        return -EPERM;
+}
+
+/** The whole handshake is in the buffer. Returns 0, or -errno with @why filled. */
+static int attach(struct pager_peer *p, char *why, size_t why_size) {
+        cleanup_free struct pager_layout *layout = NULL;
+        int r = check_sender(p, why, why_size);
+
+        if (r < 0)
+                return r;
+        for (size_t i = p->json_len; i < p->len; i++)
                 if (!strchr(" \n\r\t", p->buf[i]) || !p->buf[i]) {
                         (void) snprintf(why, why_size, "something comes behind the layout");
                         return -EBADMSG;
@@ -75,7 +111,7 @@ static int attach(struct pager_peer *p, size_t json_len, char *why, size_t why_s
                 (void) snprintf(why, why_size, "no userfaultfd came with the layout");
                 return -EBADMSG;
         }
-        r = pager_handshake_parse(p->buf, json_len, p->ram_bytes, &layout, why, why_size);
+        r = pager_handshake_parse(p->buf, p->json_len, p->ram_bytes, &layout, why, why_size);
         if (r < 0)
                 return r;
         r = uffd_check(p->uffd, layout->region[0].base);
@@ -93,22 +129,10 @@ static int attach(struct pager_peer *p, size_t json_len, char *why, size_t why_s
         return 0;
 }
 
-static void on_handshake_bytes(struct pager_peer *p) {
+static void try_attach(struct pager_peer *p) {
         char why[PAGER_MAX_REASON];
-        size_t json_len;
-        int r = pager_handshake_scan(&p->scan, p->buf, p->len, &json_len);
 
-        if (r < 0) {
-                refuse(p, "the layout does not begin as a JSON array of regions");
-                return;
-        }
-        if (r == 0) {
-                if (p->len >= PAGER_MAX_HANDSHAKE)
-                        refuse(p, "the layout is too long");
-                return;
-        }
-        r = attach(p, json_len, why, sizeof(why));
-        if (r < 0) {
+        if (attach(p, why, sizeof(why)) < 0) {
                 refuse(p, why);
                 return;
         }
@@ -117,6 +141,17 @@ static void on_handshake_bytes(struct pager_peer *p) {
         free(TAKE_PTR(p->buf));
         if (send(p->fd, "ok\n", 3, MSG_NOSIGNAL | MSG_DONTWAIT) != 3)
                 finish(p, NULL);
+}
+
+static void on_handshake_bytes(struct pager_peer *p) {
+        int r = pager_handshake_scan(&p->scan, p->buf, p->len, &p->json_len);
+
+        if (r < 0)
+                refuse(p, "the layout does not begin as a JSON array of regions");
+        else if (r > 0 && !p->held)
+                try_attach(p);
+        else if (p->len >= PAGER_MAX_HANDSHAKE)
+                refuse(p, "the layout is too long");
 }
 
 static int reserve(struct pager_peer *p) {
@@ -135,6 +170,7 @@ static int reserve(struct pager_peer *p) {
 
 static void on_readable(evutil_socket_t fd, short what, void *arg) {
         struct pager_peer *p = arg;
+        struct ucred from;
         char discard[64];
         int fds[1];
         size_t n_fds = 1;
@@ -147,11 +183,16 @@ static void on_readable(evutil_socket_t fd, short what, void *arg) {
         if (p->attached)
                 n = io_recv_fds(fd, discard, sizeof(discard), fds, &n_fds);
         else
-                n = io_recv_fds(fd, p->buf + p->len, MIN_OF(p->cap, (size_t) PAGER_MAX_HANDSHAKE) - p->len, fds, &n_fds);
+                n = io_recv_fds_from(fd, p->buf + p->len, MIN_OF(p->cap, (size_t) PAGER_MAX_HANDSHAKE) - p->len, fds, &n_fds,
+                                     &from);
         if (n == -EAGAIN || n == -EINTR)
                 return;
         if (n == -EMSGSIZE) {
                 refuse(p, "more than one descriptor came with the layout");
+                return;
+        }
+        if (n == -EMFILE) {
+                refuse(p, "the pager can hold no more descriptors");
                 return;
         }
         if (n <= 0) {
@@ -169,6 +210,11 @@ static void on_readable(evutil_socket_t fd, short what, void *arg) {
         }
         if (n_fds > 0)
                 p->uffd = fds[0];
+        if (p->len > 0 && from.pid != p->sender) {
+                refuse(p, "the layout came in pieces from more than one process");
+                return;
+        }
+        p->sender = from.pid;
         p->len += (size_t) n;
         on_handshake_bytes(p);
 }
@@ -177,8 +223,25 @@ static void on_deadline(evutil_socket_t fd, short what, void *arg) {
         struct pager_peer *p = arg;
         char why[PAGER_MAX_REASON];
 
-        (void) snprintf(why, sizeof(why), "the VMM did not complete its handshake within %u seconds", p->timeout_s);
+        (void) snprintf(why, sizeof(why), "%s within %u seconds",
+                        p->json_len > 0 ? "nobody said which process the VMM is" : "the VMM did not complete its handshake",
+                        p->timeout_s);
         refuse(p, why);
+}
+
+/** Bytes on which the kernel notes their sender. */
+static int prepare_socket(int fd) {
+        int domain, type, listens, on = 1;
+        socklen_t len = sizeof(int);
+
+        if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 ||
+            getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) < 0)
+                return -errno;
+        if (domain != AF_UNIX || type != SOCK_STREAM || listens)
+                return -ENOTSOCK;
+        if (setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) < 0)
+                return -errno;
+        return io_set_nonblock(fd, true);
 }
 
 int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned timeout_s,
@@ -191,18 +254,50 @@ int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned
                 (void) close_fd(fd);
                 return -ENOMEM;
         }
-        *p = (struct pager_peer){
-                .fd = fd, .uffd = -1, .ram_bytes = ram_bytes, .timeout_s = timeout_s, .handlers = handlers, .arg = arg
-        };
-        r = io_set_nonblock(fd, true);
-        p->readable = event_new(base, fd, EV_READ | EV_PERSIST, on_readable, p);
-        p->deadline = evtimer_new(base, on_deadline, p);
-        if (r == 0 && (!p->readable || !p->deadline || event_add(p->readable, NULL) < 0 || event_add(p->deadline, &deadline) < 0))
-                r = -ENOMEM;
+        *p = (struct pager_peer){ .fd = fd,
+                                  .uffd = -1,
+                                  .expected = -1,
+                                  .ram_bytes = ram_bytes,
+                                  .timeout_s = timeout_s,
+                                  .handlers = handlers,
+                                  .arg = arg };
+        r = prepare_socket(fd);
         if (r < 0) {
                 pager_peer_free(p);
                 return r;
         }
+        p->readable = event_new(base, fd, EV_READ | EV_PERSIST, on_readable, p);
+        p->deadline = evtimer_new(base, on_deadline, p);
+        if (!p->readable || !p->deadline || event_add(p->readable, NULL) < 0 || event_add(p->deadline, &deadline) < 0) {
+                pager_peer_free(p);
+                return -ENOMEM;
+        }
         *ret = p;
         return 0;
+}
+
+void pager_peer_hold(struct pager_peer *p) {
+        p->held = true;
+}
+
+int pager_peer_expect(struct pager_peer *p, int pidfd, pid_t *ret_pid) {
+        int r;
+
+        if (p->expected >= 0)
+                return -EALREADY;
+        r = spawn_pidfd_pid(pidfd, ret_pid);
+        if (r < 0)
+                return r;
+        p->expected = pidfd;
+        return 0;
+}
+
+void pager_peer_go_on(struct pager_peer *p) {
+        char why[PAGER_MAX_REASON];
+
+        p->held = false;
+        if (p->attached && check_sender(p, why, sizeof(why)) < 0)
+                refuse(p, why);
+        else if (!p->attached && p->json_len > 0)
+                try_attach(p);
 }

@@ -20,7 +20,16 @@ struct pager_peer_handlers {
 };
 
 /** Takes @fd. @timeout_s: for the whole handshake. One of on_failed and on_gone is called at the most, and
- *  nothing after it; the peer may be freed from within. -ENOMEM. */
+ *  nothing after it; the peer may be freed from within. -ENOTSOCK: @fd is no connected unix stream socket; -ENOMEM. */
 int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned timeout_s,
                    const struct pager_peer_handlers *handlers, void *arg, struct pager_peer **ret) attr_warn_unused;
 void pager_peer_free(struct pager_peer *p); /* NULL is fine */
+
+/** The VMM is the process of @pidfd (taken on success), whose pid goes to *ret_pid: a handshake from another one is
+ *  refused. -EALREADY: named before; else the errors of spawn_pidfd_pid. */
+int pager_peer_expect(struct pager_peer *p, int pidfd, pid_t *ret_pid) attr_warn_unused;
+/** Holds the handshake back until pager_peer_go_on; before anything of it was read. */
+void pager_peer_hold(struct pager_peer *p);
+/** A handshake that was held goes on, one that is done is compared with what is expected now: a handler may be called
+ *  from within, and @p be gone afterwards. */
+void pager_peer_go_on(struct pager_peer *p);

@@ -492,6 +492,72 @@ static void test_recv_fds_table_full(void **state) {
         (void) close(sv[1]);
 }
 
+/** Sends @text and ends: the pid of the process that did so. */
+static pid_t send_from_child(int sock, const char *text, const int *fds, size_t n_fds) {
+        pid_t pid = fork();
+        int status;
+
+        if (pid == 0)
+                _exit(io_send_fds(sock, text, strlen(text), fds, n_fds) == (ssize_t) strlen(text) ? 0 : 1);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        return pid;
+}
+
+/* Who sent what: known also of senders that have ended, never mixed, and unknown before anybody asked for it. */
+static void test_recv_fds_from(void **state) {
+        struct ucred from;
+        int sv[2], out[253], on = 1;
+        size_t n = 1;
+        char buf[64];
+        pid_t a, b;
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv), 0);
+        assert_int_equal(io_send_fds(sv[0], "early", 5, NULL, 0), 5);
+        assert_int_equal(setsockopt(sv[1], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)), 0);
+        assert_int_equal(io_recv_fds_from(sv[1], buf, sizeof(buf), out, &n, &from), 5);
+        assert_int_equal(from.pid, 0);
+
+        assert_int_equal(io_send_fds(sv[0], "own", 3, NULL, 0), 3);
+        a = send_from_child(sv[0], "first", sv, 2);
+        b = send_from_child(sv[0], "second", NULL, 0);
+        n = 2;
+        assert_int_equal(io_recv_fds_from(sv[1], buf, sizeof(buf), out, &n, &from), 3);
+        assert_int_equal(from.pid, getpid());
+        assert_int_equal(from.uid, getuid());
+        assert_int_equal(n, 0);
+        n = 2;
+        assert_int_equal(io_recv_fds_from(sv[1], buf, sizeof(buf), out, &n, &from), 5);
+        assert_int_equal(from.pid, a);
+        assert_int_equal(n, 2);
+        (void) close(out[0]);
+        (void) close(out[1]);
+        n = 2;
+        assert_int_equal(io_recv_fds_from(sv[1], buf, sizeof(buf), out, &n, &from), 6);
+        assert_int_equal(from.pid, b);
+        assert_int_equal(n, 0);
+
+        /* As many descriptors as the kernel lets through at once leave room for the credentials. */
+        struct msghdr msg = { .msg_iov = &(struct iovec){ .iov_base = buf, .iov_len = 1 }, .msg_iovlen = 1 };
+        union {
+                struct cmsghdr h;
+                char space[CMSG_SPACE(sizeof(int) * 253)];
+        } control = { .h = { .cmsg_len = CMSG_LEN(sizeof(int) * 253), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS } };
+        for (unsigned i = 0; i < 253; i++)
+                memcpy(CMSG_DATA(&control.h) + i * sizeof(int), &sv[0], sizeof(int));
+        msg.msg_control = &control;
+        msg.msg_controllen = sizeof(control);
+        assert_int_equal(sendmsg(sv[0], &msg, 0), 1);
+        n = 253;
+        assert_int_equal(io_recv_fds_from(sv[1], buf, sizeof(buf), out, &n, &from), 1);
+        assert_int_equal(from.pid, getpid());
+        assert_int_equal(n, 253);
+        while (n > 0)
+                (void) close(out[--n]);
+        (void) close(sv[0]);
+        (void) close(sv[1]);
+}
+
 /* ---- sockets with names ---- */
 
 static void test_listen_and_connect(void **state) {
@@ -610,6 +676,7 @@ int main(void) {
                 T(test_probes),
                 T(test_send_fds),
                 T(test_recv_fds_table_full),
+                T(test_recv_fds_from),
                 T(test_listen_and_connect),
                 T(test_socket_paths),
                 T(test_listen_spares_files),

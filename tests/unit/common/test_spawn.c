@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -404,6 +405,35 @@ static void test_start_time(void **state) {
         assert_int_equal(pidfd, -1);
 }
 
+static void test_pid_of_a_pidfd(void **state) {
+        int pidfd, own, fd, null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        struct pollfd ended = { .events = POLLIN };
+        pid_t pid, got = 5;
+
+        assert_ok(spawn_pidfd_open(getpid(), 0, &pidfd));
+        assert_ok(spawn_pidfd_pid(pidfd, &got));
+        assert_int_equal(got, getpid());
+        (void) close(pidfd);
+        got = 5;
+        assert_fails(spawn_pidfd_pid(null, &got), EINVAL);
+        (void) close(null);
+        assert_fails(spawn_pidfd_pid(null, &got), EBADF);
+        assert_fails(spawn_pidfd_pid(-1, &got), EBADF);
+
+        fd = start_waiting(&pid, &own, 0);
+        assert_ok(spawn_pidfd_pid(own, &got));
+        assert_int_equal(got, pid);
+        got = 5;
+        (void) close(fd);
+        ended.fd = own;
+        assert_int_equal(poll(&ended, 1, 20000), 1);
+        assert_fails(spawn_pidfd_pid(own, &got), ESRCH); /* has ended, not reaped yet */
+        assert_ok(spawn_wait(own, 20000, NULL));
+        assert_fails(spawn_pidfd_pid(own, &got), ESRCH);
+        assert_int_equal(got, 5);
+        (void) close(own);
+}
+
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_only_what_is_listed),
@@ -417,6 +447,7 @@ int main(int argc, char **argv) {
                 cmocka_unit_test(test_wait),
                 cmocka_unit_test(test_wait_for_a_stranger),
                 cmocka_unit_test(test_start_time),
+                cmocka_unit_test(test_pid_of_a_pidfd),
         };
         char path[4096];
         ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);

@@ -275,6 +275,10 @@ uint64_t image_zero_page(const struct image *img, uint64_t page) {
 /* ---- VMMs ---- */
 
 void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
+        vmm_open_for(h, v, img, 0, false);
+}
+
+void vmm_open_for(struct harness *h, struct vmm *v, const struct image *img, pid_t vm_pid, bool expect) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         int pair[2], fds[2];
 
@@ -285,9 +289,13 @@ void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
         fds[0] = img->fd;
         fds[1] = pair[0];
         mp_buf_init(&b);
-        mp_map(&b, 3);
+        mp_map(&b, 3u + (vm_pid != 0) + expect);
         mp_kv_str(&b, "session", v->session);
         mp_kv_u64(&b, "ram_bytes", v->ram_bytes);
+        if (vm_pid != 0)
+                mp_kv_i64(&b, "vm_pid", vm_pid);
+        if (expect)
+                mp_kv_bool(&b, "expect", true);
         mp_kv_u64(&b, "fds", 2);
         struct answer a = harness_call(h, "session.open", &b, fds, 2);
         (void) close_fd(pair[0]);

@@ -95,6 +95,8 @@ struct vmm {
 };
 /** session.open. */
 void vmm_open(struct harness *h, struct vmm *v, const struct image *img);
+/** The same with parameters of its own: @vm_pid unless 0, @expect unless false. */
+void vmm_open_for(struct harness *h, struct vmm *v, const struct image *img, pid_t vm_pid, bool expect);
 /** Starts the probe. */
 void vmm_spawn(struct vmm *v);
 /** Starts @argv (which may name the numbers of PROBE_…_FD) in its place; stdin and stdout as for the probe. */
