@@ -177,6 +177,9 @@ int cmd_snapshot_verify(struct ctl *c, const struct args *a) {
         json_array_foreach (json_list(result, "errors"), i, v)
                 if (json_is_string(v))
                         printf("%s\n", text_safe(json_string_value(v), text, sizeof(text)));
+        json_array_foreach (json_list(result, "notes"), i, v)
+                if (json_is_string(v))
+                        printf("note: %s\n", text_safe(json_string_value(v), text, sizeof(text)));
         printf("%s %s, %llu frames\n", a->pos[0], json_flag(result, "ok") ? "is sound" : "is DAMAGED",
                (unsigned long long) json_u64(result, "frames", 0));
         return json_flag(result, "ok") ? CTL_EXIT_OK : CTL_EXIT_FAILED;

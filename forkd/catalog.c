@@ -243,14 +243,28 @@ void catalog_vm_stands_by(struct vm *vm, const struct snap_entry *s) {
         vm->has_base = false;
 }
 
-void catalog_encode(struct catalog *c, const struct snap_entry *s, struct mp_buf *b) {
+uint64_t catalog_workingset_pages(struct catalog *c, struct snap_entry *s) {
+        cleanup_snap_workingset struct snap_workingset w = { 0 };
+        int r;
+
+        if (s->workingset_known)
+                return s->workingset_pages;
+        r = snap_store_read_workingset(c->d->store, &s->m, &w);
+        if (r < 0 && r != -ENODATA)
+                log_warning("the working set of snapshot %s is of no use: %s", s->m.id, strerror(-r));
+        s->workingset_known = true;
+        s->workingset_pages = w.n_pages; /* 0 after a failure */
+        return s->workingset_pages;
+}
+
+void catalog_encode(struct catalog *c, struct snap_entry *s, struct mp_buf *b) {
         const struct snap_manifest *m = &s->m;
         char path[PATH_MAX] = "";
         uint64_t unique = 0;
 
         best_effort(snap_store_path(c->d->store, m->id, NULL, path, sizeof(path)));
         best_effort(snap_store_unique_bytes(c->d->store, m->id, &unique));
-        mp_map(b, 20);
+        mp_map(b, 21);
         mp_kv_str(b, "id", m->id);
         mp_kv_str(b, "tag", m->tag[0] ? m->tag : NULL);
         mp_kv_str(b, "path", path);
@@ -270,6 +284,7 @@ void catalog_encode(struct catalog *c, const struct snap_entry *s, struct mp_buf
         mp_kv_str(b, "source", m->source);
         mp_kv_u64(b, "image_bytes", m->image_bytes);
         mp_kv_u64(b, "vmstate_bytes", m->vmstate_bytes);
+        mp_kv_u64(b, "workingset_pages", catalog_workingset_pages(c, s));
         mp_key(b, "pages");
         mp_map(b, 2);
         mp_kv_u64(b, "zero", m->pages_zero);

@@ -18,6 +18,9 @@ struct snap_entry {
         struct snap_manifest m;
         bool durable;
         unsigned users; /* operations that read it now: it cannot be removed meanwhile */
+        bool recording; /* a VM's session records for its working set */
+        bool workingset_known;
+        uint64_t workingset_pages; /* catalog_workingset_pages() */
 };
 
 /** A tag that a snapshot under way will have: taken from the beginning, so that two cannot end with the same. Lives on
@@ -52,5 +55,9 @@ void catalog_sync_later(struct catalog *c, const struct snap_entry *s);
 /** Notes in @vm's record that it stands by in, or was restored from, @s. */
 void catalog_vm_stands_by(struct vm *vm, const struct snap_entry *s);
 
+/** The size of the recorded working set; 0: none, or none of use. Read when first asked for: clear s->workingset_known
+ *  when it changes. */
+uint64_t catalog_workingset_pages(struct catalog *c, struct snap_entry *s);
+
 /** The *snap* map of docs/protocol.md. */
-void catalog_encode(struct catalog *c, const struct snap_entry *s, struct mp_buf *b);
+void catalog_encode(struct catalog *c, struct snap_entry *s, struct mp_buf *b);

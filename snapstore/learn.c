@@ -72,11 +72,36 @@ int snap_store_learn_workingset(struct snap_store *s, const char *id, const stru
         /* Whatever else is wrong with the old one: without it we begin anew. */
         r = snap_workingset_merge(r == 0 ? &old : NULL, run, n_runs, ram_pages, snap_workingset_max_pages(ram_pages), &merged,
                                   &n_new);
-        if (r == 0 && n_new > 0)
+        if (r < 0)
+                return r;
+        /* No two restores touch quite the same pages. Each stray page would cost a file, and the set its sharpness. */
+        if (n_new == 0 || n_new < old.n_pages / SNAP_WORKINGSET_NEWS_PART)
+                n_new = 0;
+        else
                 r = snap_workingset_encode(&merged, m->image_uuid, ram_pages, &data, &len);
         if (r == 0 && n_new > 0)
                 r = replace(s, id, data, len);
         if (r == 0 && ret_new)
                 *ret_new = n_new;
+        return r;
+}
+
+int snap_workingset_succeed(struct snap_store *s, const char *from, const struct snap_run *run, size_t n_runs, uint64_t ram_pages,
+                            struct snap_workingset *ret) {
+        cleanup_snap_workingset struct snap_workingset old = {};
+        cleanup_free struct snap_manifest *m = malloc(sizeof(*m));
+        int r;
+
+        if (!m)
+                return -ENOMEM;
+        r = snap_store_load(s, from, m, NULL);
+        if (r == 0 && m->mem_bytes / SNAP_PAGE_SIZE == ram_pages)
+                r = snap_store_read_workingset(s, m, &old);
+        if (r == -ENOMEM)
+                return r;
+        /* @old is empty if there was none of use. */
+        r = snap_workingset_merge(&old, run, n_runs, ram_pages, snap_workingset_max_pages(ram_pages), ret, NULL);
+        if (r == 0)
+                ret->restores = 0;
         return r;
 }

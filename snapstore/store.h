@@ -93,8 +93,8 @@ int snap_store_make_durable(struct snap_store *s, const char *id) attr_warn_unus
 int snap_store_recover(struct snap_store *s, unsigned *ret_removed) attr_warn_unused;
 
 /** Merges a new recording, @n_runs runs in the order of need, into the snapshot's working set (snap_workingset_merge)
- *  and replaces the file, or leaves it alone if nothing new was learned: *ret_new (may be NULL) is the number of pages
- *  that were. A file that is of no use is replaced. The new content is on disk before it has the name: a reader sees
+ *  and replaces the file, or leaves it alone if little was learned (SNAP_WORKINGSET_NEWS_PART): *ret_new (may be NULL) is
+ *  the number of pages that were added to it. A file that is of no use is replaced. The new content is on disk before it has the name: a reader sees
  *  the old one or the new one, also after a crash. Two at the same time: one of them is lost.
  *  -ENOENT: the snapshot is gone; -EINVAL: a page outside its RAM; -ENOSPC, -EROFS … */
 int snap_store_learn_workingset(struct snap_store *s, const char *id, const struct snap_run *run, size_t n_runs,
@@ -116,6 +116,11 @@ int snap_txn_add_disk(struct snap_txn *t, unsigned n, const char *src_path, bool
 int snap_txn_set_vmstate(struct snap_txn *t, const void *raw, size_t len) attr_warn_unused;
 /** The same from a file or memfd, from its beginning to its end; its position does not matter. */
 int snap_txn_set_vmstate_fd(struct snap_txn *t, int fd) attr_warn_unused;
+
+/** Gives the snapshot a working set before it has ever been restored: that of snapshot @from (if it is there and of use),
+ *  from which the guest came, and behind it the @n_runs runs that were recorded since. For after snap_writer_finish().
+ *  It counts as no recording of this snapshot. 0 too when there is nothing to give; on failure the snapshot has none. */
+int snap_txn_inherit_workingset(struct snap_txn *t, const char *from, const struct snap_run *run, size_t n_runs) attr_warn_unused;
 
 /** Hands the files written so far to the disk without waiting, so that a publish with @sync waits less.
  *  For after snap_writer_finish(), when something else is still to be done. Errors show at publish. */

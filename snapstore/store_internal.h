@@ -22,6 +22,13 @@ int snap_tmp_mkdir(struct snap_store *s, const char *name, int *ret_fd) attr_war
 /** Opens the directory of snapshot @id. -EINVAL, -ENOENT. */
 int snap_store_open_dir(struct snap_store *s, const char *id, int *ret_fd) attr_warn_unused;
 
+/* ---- learn.c ---- */
+
+/** What a snapshot of @ram_pages pages, whose guest came from snapshot @from, begins with: see
+ *  snap_txn_inherit_workingset(). May be empty. */
+int snap_workingset_succeed(struct snap_store *s, const char *from, const struct snap_run *run, size_t n_runs, uint64_t ram_pages,
+                            struct snap_workingset *ret) attr_warn_unused;
+
 /* ---- sync.c ---- */
 
 /** Starts writing out the regular files in @dir_fd, without waiting; best effort. */

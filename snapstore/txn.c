@@ -120,6 +120,47 @@ int snap_txn_set_vmstate_fd(struct snap_txn *t, int fd) {
         return r < 0 ? r : snap_txn_set_vmstate(t, raw, (size_t) st.st_size);
 }
 
+static int open_image(struct snap_txn *t, struct snap_image **ret) {
+        cleanup_fd int fd = openat(t->dir_fd, SNAP_FILE_MEMORY, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+
+        if (fd < 0)
+                return errno == ENOENT ? -EBADMSG : -errno;
+        return snap_image_open(fd, ret);
+}
+
+static int write_workingset(struct snap_txn *t, const void *data, size_t len) {
+        cleanup_fd int fd = -1;
+        int r = create_file(t, SNAP_FILE_WORKINGSET, &fd);
+
+        if (r < 0)
+                return r;
+        r = io_write_full(fd, data, len);
+        if (r < 0)
+                (void) unlinkat(t->dir_fd, SNAP_FILE_WORKINGSET, 0);
+        return r;
+}
+
+int snap_txn_inherit_workingset(struct snap_txn *t, const char *from, const struct snap_run *run, size_t n_runs) {
+        cleanup_snap_workingset struct snap_workingset w = {};
+        cleanup_snap_image struct snap_image *img = NULL;
+        cleanup_free void *data = NULL;
+        uint64_t ram_pages;
+        size_t len;
+        int r;
+
+        if (t->over)
+                return -EINVAL;
+        r = open_image(t, &img);
+        if (r < 0)
+                return r;
+        ram_pages = snap_image_info(img)->ram_bytes / SNAP_PAGE_SIZE;
+        r = snap_workingset_succeed(t->store, from, run, n_runs, ram_pages, &w);
+        if (r < 0 || w.n_runs == 0)
+                return r;
+        r = snap_workingset_encode(&w, snap_image_info(img)->uuid, ram_pages, &data, &len);
+        return r < 0 ? r : write_workingset(t, data, len);
+}
+
 void snap_txn_start_writeback(struct snap_txn *t) {
         snap_sync_start(t->dir_fd);
 }
@@ -128,13 +169,9 @@ void snap_txn_start_writeback(struct snap_txn *t) {
 static int fill_manifest(struct snap_txn *t, struct snap_manifest *m) {
         cleanup_snap_image struct snap_image *img = NULL;
         const struct snap_image_info *i;
-        cleanup_fd int fd = -1;
         int r;
 
-        fd = openat(t->dir_fd, SNAP_FILE_MEMORY, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
-        if (fd < 0)
-                return errno == ENOENT ? -EBADMSG : -errno;
-        r = snap_image_open(fd, &img);
+        r = open_image(t, &img);
         if (r < 0)
                 return r;
         i = snap_image_info(img);

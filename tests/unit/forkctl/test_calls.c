@@ -216,6 +216,22 @@ static void test_verify_damage(void **state) {
         fake_free(f);
 }
 
+/* What is only mentioned changes neither verdict nor exit code. */
+static void test_verify_note(void **state) {
+        static const struct answer sound[] = {
+                { "snapshot.verify", "{\"ok\":true,\"frames\":9,\"errors\":[],\"notes\":[\"a hint is bad\"]}" }, { 0 }
+        };
+        struct fake *f = fake_new();
+        struct run r = { 0 };
+
+        f->answers = sound;
+        RUN(f, &r, "snapshot", "verify", "89ab");
+        assert_int_equal(r.status, 0);
+        assert_string_equal(r.out, "note: a hint is bad\n89ab is sound, 9 frames\n");
+        run_clear(&r);
+        fake_free(f);
+}
+
 /* Nobody listens, a file that is no socket, a path too long: exit 3, and the socket is named. */
 static void test_unreachable(void **state) {
         struct fake *f = fake_new();
@@ -500,10 +516,10 @@ static void test_memory(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_each),          cmocka_unit_test(test_refused),        cmocka_unit_test(test_verify_damage),
-                cmocka_unit_test(test_unreachable),   cmocka_unit_test(test_odd_peers),      cmocka_unit_test(test_usage),
-                cmocka_unit_test(test_relative_disk), cmocka_unit_test(test_version),        cmocka_unit_test(test_full_output),
-                cmocka_unit_test(test_memory),        cmocka_unit_test(test_shutdown_waits),
+                cmocka_unit_test(test_each),        cmocka_unit_test(test_refused),       cmocka_unit_test(test_verify_damage),
+                cmocka_unit_test(test_verify_note), cmocka_unit_test(test_unreachable),   cmocka_unit_test(test_odd_peers),
+                cmocka_unit_test(test_usage),       cmocka_unit_test(test_relative_disk), cmocka_unit_test(test_version),
+                cmocka_unit_test(test_full_output), cmocka_unit_test(test_memory),        cmocka_unit_test(test_shutdown_waits),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -145,6 +145,13 @@ static int copy(struct one *w, const void *mem, const char *disk, uint64_t remov
         return r;
 }
 
+static void put_run(struct mp_buf *b, uint64_t first, uint64_t n) {
+        mp_array(b, 2);
+        mp_u64(b, first);
+        mp_u64(b, n);
+}
+
+/* A child has one run that was recorded since, page 9. */
 static int publish(struct one *w, struct snap_manifest *m, bool sync) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_fd int vmstate = memfd_create("vmstate", MFD_CLOEXEC);
@@ -166,8 +173,13 @@ static int publish(struct one *w, struct snap_manifest *m, bool sync) {
         assert_ok(io_write_full(vmstate, "device state", 12));
         assert_ok(snap_manifest_encode(m, &encoded, &len));
         mp_buf_init(&b);
-        mp_map(&b, 3);
+        mp_map(&b, 5);
         mp_kv_bin(&b, "manifest", encoded, len);
+        mp_kv_str(&b, "came_from", m->parent);
+        mp_key(&b, "runs");
+        mp_array(&b, m->parent[0] != 0);
+        if (m->parent[0])
+                put_run(&b, 9, 1);
         mp_kv_bool(&b, "sync", sync);
         mp_kv_u64(&b, "fds", 1);
         r = call(w, "snap.publish", &b, &vmstate, 1, &a);
@@ -203,6 +215,46 @@ static void check_snapshot(struct one *w, const char *id, const uint8_t *want) {
         assert_memory_equal(got, want, PAGES * (size_t) PAGE);
 }
 
+static int learn(struct one *w, const char *id, uint64_t first, uint64_t n, uint64_t *ret_new) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        int r;
+
+        mp_buf_init(&b);
+        mp_map(&b, 3);
+        mp_kv_str(&b, "store", store);
+        mp_kv_str(&b, "id", id);
+        mp_key(&b, "runs");
+        mp_array(&b, 1);
+        put_run(&b, first, n);
+        r = call(w, "snap.learn", &b, NULL, 0, &a);
+        if (r == 0)
+                assert_ok(mp_get_u64(&a.doc.root, "new_pages", ret_new));
+        return r;
+}
+
+static uint64_t workingset_pages(struct snap_store *s, const struct snap_manifest *m) {
+        cleanup_snap_workingset struct snap_workingset w = { 0 };
+        int r = snap_store_read_workingset(s, m, &w);
+
+        assert_true(r == 0 || r == -ENODATA);
+        return w.n_pages;
+}
+
+/* How many notes `snap.verify` has. */
+static uint32_t notes(struct one *w, const char *id) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        const msgpack_object *list;
+        bool ok = false;
+
+        assert_ok(on_snapshot(w, "snap.verify", id, -1, &a));
+        assert_ok(mp_get_bool(&a.doc.root, "ok", &ok));
+        assert_true(ok);
+        list = mp_get_array(&a.doc.root, "notes");
+        assert_non_null(list);
+        return list->via.array.size;
+}
+
 static uint8_t *new_memory(void) {
         uint8_t *mem = mmap(NULL, PAGES * (size_t) PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
@@ -217,8 +269,8 @@ static void snapshot_and_child(void *arg) {
         uint8_t *mem = new_memory(), *want = new_memory(), *first = new_memory();
         cleanup_fd int parent = -1;
         struct one *w = arg;
-        char disk[128];
-        uint64_t dirty;
+        char disk[128], path[256];
+        uint64_t dirty, n_new;
         int fd;
 
         (void) snprintf(disk, sizeof(disk), "%s/the-disk", store);
@@ -238,6 +290,14 @@ static void snapshot_and_child(void *arg) {
         assert_int_equal(m[0].disk_bytes[0], 5004);
         memcpy(first, want, PAGES * (size_t) PAGE);
         check_snapshot(w, m[0].id, first);
+        assert_ok(snap_store_open(store, &s));
+        assert_int_equal(workingset_pages(s, &m[0]), 0);
+        assert_ok(learn(w, m[0].id, 0, 3, &n_new));
+        assert_int_equal(n_new, 3);
+        assert_int_equal(workingset_pages(s, &m[0]), 3);
+        assert_int_equal(learn(w, m[0].id, PAGES, 1, &n_new), -EREMOTEIO);
+        assert_int_equal(learn(w, "0123456789abcdef", 0, 1, &n_new), -EREMOTEIO);
+        assert_int_equal(notes(w, m[0].id), 0);
 
         /* The child: pages 0 to 3 were given back, then 3 and 4 written; all else is the parent's. */
         (void) munmap(mem, PAGES * (size_t) PAGE);
@@ -247,7 +307,6 @@ static void snapshot_and_child(void *arg) {
         memset(want, 0, 3 * PAGE);
         memset(want + 3 * PAGE, 33, PAGE);
         memset(want + 4 * PAGE, 44, PAGE);
-        assert_ok(snap_store_open(store, &s));
         assert_ok(snap_store_open_file(s, m[0].id, SNAP_FILE_MEMORY, &parent));
         id_new(m[1].id);
         assert_ok(prepare(w, m[1].id, parent));
@@ -257,6 +316,12 @@ static void snapshot_and_child(void *arg) {
         assert_ok(publish(w, &m[1], false));
         check_snapshot(w, m[1].id, want);
         check_snapshot(w, m[0].id, first); /* the parent is what it was */
+        assert_int_equal(workingset_pages(s, &m[1]), 4);
+        assert_int_equal(notes(w, m[1].id), 0);
+        /* One that is of no use is mentioned, and the snapshot is sound. */
+        assert_ok(snap_store_path(s, m[1].id, SNAP_FILE_WORKINGSET, path, sizeof(path)));
+        assert_int_equal(truncate(path, 20), 0);
+        assert_int_equal(notes(w, m[1].id), 1);
         (void) munmap(mem, PAGES * (size_t) PAGE);
         (void) munmap(want, PAGES * (size_t) PAGE);
         (void) munmap(first, PAGES * (size_t) PAGE);
@@ -331,7 +396,7 @@ static void test_connection_ends(void **state) {
 static void wrong_params(void *arg) {
         static const char *const methods[] = { "snap.prepare",  "snap.copy", "snap.publish", "snap.durable", "snap.verify",
                                                "snap.memory",   "disk.copy", "store.attach", "store.detach", "kvm.verdict",
-                                               "store.recover", "no.such",   "snap" };
+                                               "store.recover", "no.such",   "snap",         "snap.learn" };
         struct one *w = arg;
 
         for (size_t i = 0; i < ARRAY_LEN(methods); i++) {

@@ -454,6 +454,110 @@ static void test_learn(void **state) {
         assert_int_equal(entries_in_tmp(f), 0);
 }
 
+/* A stray page is no news; enough of them are. */
+static void test_little_news(void **state) {
+        struct fixture *f = *state;
+        const struct snap_run first[] = { { 0, 640 } }, stray[] = { { 700, 9 } }, news[] = { { 700, 10 } };
+        cleanup_snap_workingset struct snap_workingset w = {};
+        uint64_t n_new;
+
+        assert_ok(snap_store_learn_workingset(f->store, f->m.id, first, 1, NULL));
+        assert_ok(snap_store_learn_workingset(f->store, f->m.id, stray, 1, &n_new));
+        assert_int_equal(n_new, 0);
+        assert_ok(snap_store_learn_workingset(f->store, f->m.id, news, 1, &n_new));
+        assert_int_equal(n_new, 10);
+        assert_ok(snap_store_read_workingset(f->store, &f->m, &w));
+        assert_int_equal(w.n_pages, 650);
+}
+
+/* A child in the making, complete but for the publishing. */
+static struct snap_txn *begin_child(struct fixture *f, const struct model *ram, struct snap_manifest *ret) {
+        cleanup_snap_writer struct snap_writer *w = NULL;
+        struct snap_writer_stats stats;
+        cleanup_fd int fd = -1;
+        struct snap_txn *t;
+        id_str id;
+
+        id_new(id);
+        assert_ok(snap_txn_begin(f->store, id, &t));
+        assert_ok(snap_txn_create_image(t, &fd));
+        w = writer_start(fd, -1, ram, SNAP_CODEC_LZ4);
+        assert_ok(snap_writer_put(w, 0, ram->ram, ram->n_pages));
+        assert_ok(snap_writer_finish(w, &stats));
+        manifest_fill(ret, ram);
+        return t;
+}
+
+static void publish_child(struct fixture *f, struct snap_txn *t, struct snap_manifest *m) {
+        assert_ok(snap_txn_publish(t, m, true));
+        snap_txn_free(t);
+        assert_ok(snap_store_verify(f->store, m->id, NULL, NULL, NULL));
+}
+
+static void test_inherit(void **state) {
+        struct fixture *f = *state;
+        const struct snap_run first[] = { { 300, 16 } }, since[] = { { 310, 10 }, { 7, 1 } };
+        struct snap_workingset want = SET({ 300, 20 }, { 7, 1 });
+        cleanup_snap_workingset struct snap_workingset w = {};
+        cleanup_free struct snap_manifest *m = calloc(1, sizeof(*m));
+        struct snap_txn *t;
+
+        count(&want);
+        assert_non_null(m);
+        assert_ok(snap_store_learn_workingset(f->store, f->m.id, first, 1, NULL));
+        t = begin_child(f, &f->ram, m);
+        assert_ok(snap_txn_inherit_workingset(t, f->m.id, since, 2));
+        publish_child(f, t, m);
+        assert_ok(snap_store_read_workingset(f->store, m, &w));
+        assert_same(&w, &want);
+        assert_int_equal(w.restores, 0);
+        snap_workingset_clear(&w);
+        assert_ok(snap_store_read_workingset(f->store, &f->m, &w)); /* the parent's is what it was */
+        assert_int_equal(w.n_pages, 16);
+}
+
+/* From nobody, from a useless file, from another RAM size: what was recorded since is all there is. */
+static void test_inherit_little(void **state) {
+        struct fixture *f = *state;
+        const struct snap_run since[] = { { 7, 1 } }, outside[] = { { 6000, 1 } };
+        cleanup_free struct snap_manifest *m = calloc(1, sizeof(*m));
+        struct snap_workingset w = {};
+        struct model small;
+        struct snap_txn *t;
+
+        assert_non_null(m);
+        t = begin_child(f, &f->ram, m);
+        assert_int_equal(snap_txn_inherit_workingset(t, f->m.id, outside, 1), -EINVAL);
+        assert_ok(snap_txn_inherit_workingset(t, f->m.id, NULL, 0));
+        publish_child(f, t, m);
+        assert_int_equal(snap_store_read_workingset(f->store, m, &w), -ENODATA);
+
+        t = begin_child(f, &f->ram, m);
+        assert_ok(snap_txn_inherit_workingset(t, "0123456789abcdef", since, 1));
+        publish_child(f, t, m);
+        assert_ok(snap_store_read_workingset(f->store, m, &w));
+        assert_int_equal(w.n_pages, 1);
+        snap_workingset_clear(&w);
+
+        overwrite(f, "rubbish", 7);
+        t = begin_child(f, &f->ram, m);
+        assert_ok(snap_txn_inherit_workingset(t, f->m.id, since, 1));
+        publish_child(f, t, m);
+        assert_ok(snap_store_read_workingset(f->store, m, &w));
+        assert_int_equal(w.n_pages, 1);
+        snap_workingset_clear(&w);
+
+        assert_ok(snap_store_learn_workingset(f->store, f->m.id, (struct snap_run[]){ { 5000, 9 } }, 1, NULL));
+        model_init(&small, 600);
+        t = begin_child(f, &small, m);
+        assert_ok(snap_txn_inherit_workingset(t, f->m.id, since, 1));
+        publish_child(f, t, m);
+        assert_ok(snap_store_read_workingset(f->store, m, &w));
+        assert_int_equal(w.n_pages, 1);
+        snap_workingset_clear(&w);
+        model_clear(&small);
+}
+
 static void test_learn_cap(void **state) {
         struct fixture *f = *state;
         const struct snap_run all[] = { { 0, 6000 } };
@@ -600,6 +704,9 @@ int main(void) {
                 cmocka_unit_test(test_merge_random),
                 cmocka_unit_test(test_max_pages),
                 cmocka_unit_test_setup_teardown(test_learn, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_little_news, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_inherit, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_inherit_little, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_learn_cap, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_learn_refuses, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_useless_file, setup, teardown),
