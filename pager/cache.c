@@ -20,7 +20,8 @@ static void drop(struct pager_cached *entry) {
                 p = &(*p)->next;
         pager_image_get_stats(entry->image, &st);
         entry->cache->past.decodes += st.decodes;
-        entry->cache->past.decoded_bytes += st.decoded_bytes;
+        for (unsigned i = 0; i < PAGER_N_CAUSES; i++)
+                entry->cache->past.pages[i] += st.pages[i];
         entry->cache->past.compressed_bytes += st.compressed_bytes;
         *p = entry->next;
         entry->cache->n--;

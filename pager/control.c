@@ -198,7 +198,9 @@ static int do_removed(struct pager *p, struct rpc_msg *msg, struct err *e) {
         s->sync_first_page = first;
         s->sync_waiter = (struct pager_waiter){ rpc_conn_ref(msg->conn), msg->msgid };
         /* Through the worker: what the VMM discarded before this call is then in the answer. */
-        if (s->worker)
+        if (s->moving)
+                s->sync_deferred = true;
+        else if (s->worker)
                 pager_worker_sync(s->worker, s);
         else
                 pager_answer_removed(s);

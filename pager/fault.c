@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* Theory of operation. A round reads all that the userfaultfd has (the kernel hands out faults before layout
+/* Theory of operation. A turn reads all that the userfaultfd has (the kernel hands out faults before layout
  * events), applies the events to the bitmap of removed pages, and then answers the faults that were read with
  * them: so no answer uses the state from before an event that stands beside it. The kernel helps: while an
  * event is unread or its cause still under way, every request is -EAGAIN.
+ *
+ * Faults are answered in the order of addresses, so that those in one frame are one answer; going on where the
+ * last turn ended, like a lift, so that a guest with many vCPUs cannot starve its own high addresses. A turn is
+ * bounded: a guest with a hundred faults waiting costs another guest's one fault a few answers, not a hundred.
  *
  *   page was removed      UFFDIO_ZEROPAGE; never the image's old content
  *   page not stored       UFFDIO_ZEROPAGE for the zero pages around it
@@ -35,7 +39,12 @@ static int fail(struct pager_session *s, int r, const char *reason) {
 /* ---- reading ---- */
 
 static void add_fault(struct pager_session *s, uint64_t addr, uint64_t now) {
-        s->pending[s->n_pending++] = (struct pager_pending){ addr & ~(PAGER_PAGE - 1), now };
+        unsigned at = s->n_pending++;
+
+        addr &= ~(PAGER_PAGE - 1);
+        for (; at > 0 && s->pending[at - 1].addr > addr; at--)
+                s->pending[at] = s->pending[at - 1];
+        s->pending[at] = (struct pager_pending){ addr, now };
         if (!atomic_load_explicit(&s->oldest_ns, memory_order_relaxed))
                 atomic_store_explicit(&s->oldest_ns, now, memory_order_relaxed);
 }
@@ -62,12 +71,14 @@ static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint
         }
 }
 
-/** Reads until nothing is left or `pending` is full. */
+/** Reads until nothing is left or `pending` is full. A short read says that nothing is left: what comes later
+ *  makes the descriptor readable again. */
 static int read_events(struct pager_session *s) {
         struct uffd_msg msgs[PAGER_EVENT_BATCH];
 
         while (s->n_pending < PAGER_MAX_PENDING) {
-                int n = uffd_read(s->uffd, msgs, MIN_OF(ARRAY_LEN(msgs), PAGER_MAX_PENDING - s->n_pending));
+                unsigned room = MIN_OF((unsigned) ARRAY_LEN(msgs), PAGER_MAX_PENDING - s->n_pending);
+                int n = uffd_read(s->uffd, msgs, room);
 
                 if (n == -EAGAIN)
                         return 0;
@@ -79,6 +90,8 @@ static int read_events(struct pager_session *s) {
                         if (r < 0)
                                 return r;
                 }
+                if ((unsigned) n < room)
+                        return 0;
         }
         return 0;
 }
@@ -162,7 +175,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
                 *ret_hi = addr + PAGER_PAGE;
                 return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
         }
-        r = pager_image_fill(s->image, scratch, page, &fill);
+        r = pager_image_fill(s->image, scratch, page, PAGER_DEMAND, &fill);
         if (r < 0)
                 return fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r));
         if (fill.kind == PAGER_PAGE_ZERO) {
@@ -175,35 +188,22 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         clip(s, g, page, fill.first, fill.n, ret_lo, ret_hi);
         r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed);
         if (r == -EFAULT) {
-                for (uint64_t p = fill.first; p < fill.first + fill.n; p++)
-                        pager_image_forget(s->image, p);
+                pager_image_forget(s->image, fill.first, fill.n);
                 return -EAGAIN;
         }
         return r;
 }
 
-static void count(struct pager_session *s, struct pager_worker_stats *stats, enum pager_fault_kind kind, uint64_t ns) {
-        unsigned bucket = 0;
-
-        for (uint64_t us = ns / 1000; us > 0 && bucket < PAGER_SERVICE_BUCKETS - 1; us >>= 1)
-                bucket++;
-        (void) atomic_fetch_add_explicit(&stats->service[bucket], 1, memory_order_relaxed);
-        (void) atomic_fetch_add_explicit(&stats->service_ns, ns, memory_order_relaxed);
-        (void) atomic_fetch_add_explicit(&s->faults[kind], 1, memory_order_relaxed);
-}
-
-/** Answers one fault. [*ret_lo, *ret_hi) is what was resolved, and its waiters woken. */
-static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, struct pager_worker_stats *stats,
-                       const struct pager_pending *p, uint64_t *ret_lo, uint64_t *ret_hi) {
-        const struct pager_region *g = pager_layout_find(s->layout, p->addr);
-        enum pager_fault_kind kind;
+/** Answers one fault. [*ret_lo, *ret_hi) is what was resolved, and its waiters
+ *  woken. */
+static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi,
+                       enum pager_fault_kind *ret_kind) {
+        const struct pager_region *g = pager_layout_find(s->layout, addr);
         int r;
 
         if (!g)
                 return fail(s, -EPROTO, "the VMM faulted at an address that it had not told of");
-        r = answer(s, g, scratch, (p->addr - g->base + g->offset) / PAGER_PAGE, p->addr, ret_lo, ret_hi, &kind);
-        if (r == 0)
-                count(s, stats, kind, now_ns() - p->since_ns);
+        r = answer(s, g, scratch, (addr - g->base + g->offset) / PAGER_PAGE, addr, ret_lo, ret_hi, ret_kind);
         if (r == -ENOMEM && !s->fail_reason[0])
                 return fail(s, r, "out of memory for the VMM's page tables");
         if (r < 0 && r != -EAGAIN && r != -ESRCH && !s->fail_reason[0])
@@ -211,37 +211,49 @@ static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, s
         return r;
 }
 
-static void sort_pending(struct pager_session *s) {
-        for (unsigned i = 1; i < s->n_pending; i++) {
-                struct pager_pending p = s->pending[i];
-                unsigned j = i;
-
-                for (; j > 0 && s->pending[j - 1].addr > p.addr; j--)
-                        s->pending[j] = s->pending[j - 1];
-                s->pending[j] = p;
-        }
+static void count(struct pager_session *s, enum pager_fault_kind kind, uint64_t read_ns, uint64_t begin_ns, uint64_t end_ns) {
+        hist_add(&s->wait, begin_ns - read_ns);
+        hist_add(&s->service, end_ns - begin_ns);
+        (void) atomic_fetch_add_explicit(&s->faults[kind], 1, memory_order_relaxed);
 }
 
-/** Answers all that is pending, in the order of addresses, so that faults in one frame are one answer. */
-static int serve_pending(struct pager_session *s, struct pager_scratch *scratch, struct pager_worker_stats *stats) {
+/** The pending fault whose turn it is. */
+static unsigned next_pending(const struct pager_session *s) {
         unsigned i = 0;
+
+        while (i < s->n_pending && s->pending[i].addr < s->sweep)
+                i++;
+        return i < s->n_pending ? i : 0;
+}
+
+/** Gives up to PAGER_QUANTUM answers. */
+static int serve_pending(struct pager_session *s, struct pager_scratch *scratch) {
+        uint64_t begin = now_ns(), first = begin;
         int r = 0;
 
-        sort_pending(s);
-        while (i < s->n_pending && r == 0) {
-                uint64_t lo, hi;
+        for (unsigned n = 0; n < PAGER_QUANTUM && s->n_pending > 0; n++) {
+                unsigned i = next_pending(s), end = i;
+                enum pager_fault_kind kind;
+                uint64_t lo, hi, now;
 
                 if (atomic_load_explicit(&s->dropping, memory_order_relaxed))
-                        return -ECANCELED;
-                r = serve_fault(s, scratch, stats, &s->pending[i], &lo, &hi);
+                        r = -ECANCELED;
+                else
+                        r = serve_fault(s, scratch, s->pending[i].addr, &lo, &hi, &kind);
                 if (r < 0)
                         break;
-                while (i < s->n_pending && s->pending[i].addr >= lo && s->pending[i].addr < hi)
-                        i++;
+                now = now_ns();
+                while (i > 0 && s->pending[i - 1].addr >= lo)
+                        i--;
+                for (end = i; end < s->n_pending && s->pending[end].addr < hi; end++)
+                        count(s, kind, s->pending[end].since_ns, begin, now);
+                s->n_pending -= end - i;
+                memmove(s->pending + i, s->pending + end, (s->n_pending - i) * sizeof(s->pending[0]));
+                s->sweep = hi;
+                begin = now;
         }
-        s->n_pending -= i;
-        memmove(s->pending, s->pending + i, s->n_pending * sizeof(s->pending[0]));
-        return r;
+        (void) atomic_fetch_add_explicit(&s->busy_ns, begin - first, memory_order_relaxed);
+        return r < 0 ? r : s->n_pending > 0;
 }
 
 static void set_oldest(struct pager_session *s) {
@@ -253,21 +265,18 @@ static void set_oldest(struct pager_session *s) {
         atomic_store_explicit(&s->oldest_ns, oldest, memory_order_relaxed);
 }
 
-int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch, struct pager_worker_stats *stats) {
-        int r = 0;
+int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch) {
+        int r = -EAGAIN;
 
         s->fail_reason[0] = '\0';
-        for (unsigned round = 0; round < PAGER_SERVE_ROUNDS; round++) {
+        for (unsigned round = 0; r == -EAGAIN && round < PAGER_RETRY_ROUNDS; round++) {
+                if (round > 0)
+                        (void) sched_yield(); /* lets the thread whose event we read go on */
                 r = read_events(s);
-                if (r < 0 || s->n_pending == 0)
-                        break;
-                r = serve_pending(s, scratch, stats);
+                if (r == 0)
+                        r = serve_pending(s, scratch);
                 if (r == -EAGAIN && s->n_pending == PAGER_MAX_PENDING)
                         drop_pending(s);
-                else if (r == -EAGAIN)
-                        (void) sched_yield(); /* lets the thread whose event we read go on */
-                else if (r < 0)
-                        break;
         }
         if (r != -ECANCELED)
                 set_oldest(s);

@@ -62,7 +62,7 @@ static int fill_region(struct pager_filler *f, struct pager_image *img, uint64_t
 
                 if (pager_image_present(img, page))
                         continue;
-                r = pager_image_fill(img, &f->scratch, page, &res);
+                r = pager_image_fill(img, &f->scratch, page, PAGER_AHEAD, &res);
                 if (r < 0)
                         return r;
                 if (res.kind != PAGER_PAGE_DECODED)

@@ -49,6 +49,9 @@ const struct snap_image_info *pager_image_info(const struct pager_image *img);
 /** The memfd, open read-only: what a VMM gets. Stays the image's. */
 int pager_image_readonly_fd(const struct pager_image *img);
 
+/** Why a page is put into the memfd: somebody waits for it, or will need it soon. */
+enum pager_cause { PAGER_DEMAND, PAGER_AHEAD, PAGER_N_CAUSES };
+
 enum pager_page {
         PAGER_PAGE_ZERO,    /* not stored: map the zero page */
         PAGER_PAGE_PRESENT, /* was in the memfd already */
@@ -63,15 +66,21 @@ struct pager_fill_result {
 /** Makes sure that @page can be mapped. Waits while another thread decodes the same frame.
  *  -EBADMSG: the stored bytes are corrupt; -EUCLEAN: somebody else has put another content into the memfd;
  *  -EIO, -ENOMEM, -ERANGE. Afterwards the image is marked bad where its content is in doubt. */
-int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page,
+int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page, enum pager_cause cause,
                      struct pager_fill_result *ret) attr_warn_unused;
 
 /** A sentence for an error of pager_image_fill. */
 const char *pager_image_reason(int r);
 
 bool pager_image_present(const struct pager_image *img, uint64_t page);
-/** The page turned out to be missing after all (punched out): decode it again next time. */
-void pager_image_forget(struct pager_image *img, uint64_t page);
+/** The pages turned out to be missing after all (punched out): decode them again next time. */
+void pager_image_forget(struct pager_image *img, uint64_t first, uint64_t n);
+
+/** For whoever takes pages out of the memfd, or reads them from it: waits until nobody else has the claim, and
+ *  takes it; one per thread. While it is held the pages of that frame (region) stay as they are. */
+struct pager_claim;
+void pager_image_claim(struct pager_image *img, const struct pager_claim *c);
+void pager_image_release(struct pager_image *img, const struct pager_claim *c);
 /** From @page, how many consecutive pages (at most @max) are zero; 0 on errors, which a fill will tell. */
 uint64_t pager_image_zero_run(struct pager_image *img, uint64_t page, uint64_t max);
 
@@ -82,9 +91,10 @@ int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *
 bool pager_image_is_bad(const struct pager_image *img);
 
 struct pager_image_stats {
-        uint64_t present_bytes;          /* memory that the memfd really has, from the kernel */
-        uint64_t decodes, decoded_bytes; /* frames decoded, and bytes put into the memfd thereby */
-        uint64_t compressed_bytes;       /* read for that */
+        uint64_t present_bytes;         /* memory that the memfd really has, from the kernel */
+        uint64_t decodes;               /* frames decoded */
+        uint64_t compressed_bytes;      /* read for that */
+        uint64_t pages[PAGER_N_CAUSES]; /* put into the memfd thereby */
 };
 void pager_image_get_stats(const struct pager_image *img, struct pager_image_stats *ret);
 

@@ -6,7 +6,8 @@
 #define PAGER_HUGE_PAGE (2ull << 20) /* of a VMM in copy mode whose memory is hugetlbfs */
 
 #define PAGER_MAX_WORKERS 16u
-#define PAGER_MAX_FILLERS 1u /* background threads: one keeps the disk and one core busy */
+#define PAGER_MAX_FILLERS 1u    /* background threads: one keeps the disk and one core busy */
+#define PAGER_MAX_RECLAIMERS 1u /* threads that punch pages out */
 #define PAGER_MAX_SESSIONS 4096u
 #define PAGER_MAX_IMAGES 1024u          /* open at once, idle ones included */
 #define PAGER_MAX_CONNECTIONS 64u       /* to the control socket */
@@ -20,7 +21,8 @@
 
 #define PAGER_EVENT_BATCH 32u  /* messages in one read of a userfaultfd */
 #define PAGER_MAX_PENDING 128u /* faults of one session that are read but not answered */
-#define PAGER_SERVE_ROUNDS 16u /* reads of one session before others get their turn */
+#define PAGER_QUANTUM 8u       /* answers to one session before others get their turn */
+#define PAGER_RETRY_ROUNDS 16u /* tries while a VMM changes its layout, before it is left for a while */
 #define PAGER_ZERO_WINDOW 64u  /* pages: zero pages are mapped so many at a time */
 
 /* A session whose process changes its layout is asked again after this long, doubling. */
@@ -34,5 +36,9 @@
 #define PAGER_PRESSURE_CALM_SECONDS 5u   /* without pressure, before the budget grows again */
 
 #define PAGER_MAX_REASON 240u
-#define PAGER_MAX_RANGES 100000u  /* in one answer of session.removed; the rest with the next call */
-#define PAGER_SERVICE_BUCKETS 24u /* bucket i counts faults served in less than 2^i microseconds */
+#define PAGER_MAX_RANGES 100000u /* in one answer of session.removed; the rest with the next call */
+
+/* Sessions go from one worker to another when that one would have this much less to do: looked at every so
+ * often, in shares of that interval. */
+#define PAGER_BALANCE_MS 100u
+#define PAGER_BALANCE_SHARE 0.15

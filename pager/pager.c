@@ -38,11 +38,13 @@ static void remember(struct pager *p, const struct pager_session *s) {
                 p->past_faults[i] += atomic_load_explicit(&s->faults[i], memory_order_relaxed);
         p->past_pages_installed += atomic_load_explicit(&s->pages_installed, memory_order_relaxed);
         p->past_zero_pages += atomic_load_explicit(&s->zero_pages, memory_order_relaxed);
+        hist_collect(&s->wait, &p->past_wait);
+        hist_collect(&s->service, &p->past_service);
         p->past_sessions++;
         p->past_failed += s->failed;
 }
 
-static void release_session(struct pager *p, struct pager_session *s) {
+void pager_release_session(struct pager *p, struct pager_session *s) {
         struct pager_session **at = &p->sessions;
         struct pager_cached *cached = s->cached;
         struct pager_waiter close = s->close_waiter, sync = s->sync_waiter;
@@ -73,10 +75,12 @@ void pager_end_session(struct pager *p, struct pager_session *s) {
                 return;
         s->ending = true;
         pager_peer_free(TAKE_PTR(s->peer));
+        if (s->moving)
+                return; /* MOVED is on its way */
         if (s->worker)
                 pager_worker_drop(s->worker, s);
         else
-                release_session(p, s);
+                pager_release_session(p, s);
 }
 
 void pager_fail_session(struct pager *p, struct pager_session *s, const char *reason) {
@@ -232,6 +236,7 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
         s->next = p->sessions;
         p->sessions = s;
         p->n_sessions++;
+        pager_balance_start(p);
         *ret = s;
         return 0;
 put:
@@ -280,7 +285,10 @@ static void read_inbox(struct pager *p) {
                         pager_end_session(p, s);
                         break;
                 case PAGER_RELEASED:
-                        release_session(p, s);
+                        pager_release_session(p, s);
+                        break;
+                case PAGER_MOVED:
+                        pager_on_moved(p, s);
                         break;
                 case PAGER_SYNCED:
                         pager_answer_removed(s);
@@ -416,6 +424,9 @@ int pager_new(struct event_base *base, const struct pager_config *cfg, struct pa
         r = start_threads(p, e);
         if (r < 0)
                 return r;
+        r = pager_balance_init(p);
+        if (r < 0)
+                return err_errno(e, r, "starting the pager");
         r = start_listening(p, e);
         if (r < 0)
                 return r;
@@ -451,6 +462,8 @@ void pager_free(struct pager *p) {
         pager_mailbox_destroy(&p->inbox);
         if (p->end_ev)
                 event_free(p->end_ev);
+        if (p->balance_ev)
+                event_free(p->balance_ev);
         free(p->control_path);
         free(p);
 }

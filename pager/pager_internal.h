@@ -32,7 +32,8 @@ struct pager {
         struct pager_cache *cache;
 
         struct pager_mailbox inbox;
-        struct event *inbox_ev, *end_ev;
+        struct event *inbox_ev, *end_ev, *balance_ev;
+        uint64_t balanced_ns;
         struct pager_load load;
         struct pager_worker *workers[PAGER_MAX_WORKERS];
         unsigned n_workers;
@@ -42,6 +43,7 @@ struct pager {
         unsigned end_polls;
         /* Of sessions that have gone: totals count what they did, too. */
         uint64_t past_faults[PAGER_N_FAULTS], past_pages_installed, past_zero_pages, past_sessions, past_failed;
+        struct hist_copy past_wait, past_service;
 };
 
 /* ---- pager.c ---- */
@@ -61,9 +63,18 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
 int pager_expect_vmm(struct pager_session *s, int pidfd, struct err *e) attr_warn_unused;
 /** Takes it back from its worker; it is freed when that is done, and close_waiter answered. */
 void pager_end_session(struct pager *p, struct pager_session *s);
+/** When no worker has it. */
+void pager_release_session(struct pager *p, struct pager_session *s);
 void pager_fail_session(struct pager *p, struct pager_session *s, const char *reason);
 /** Ends the loop once the answers that are queued have been sent. */
 void pager_end(struct pager *p);
+
+/* ---- balance.c ---- */
+int pager_balance_init(struct pager *p) attr_warn_unused;
+/** There is one more session. */
+void pager_balance_start(struct pager *p);
+/** The worker that the session leaves has let go. */
+void pager_on_moved(struct pager *p, struct pager_session *s);
 
 /* ---- control.c ---- */
 void pager_accept(int fd, void *arg);

@@ -12,20 +12,23 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/hist.h"
 #include "common/ids.h"
 #include "pager/handshake.h"
 #include "pager/image.h"
 #include "pager/limits.h"
 #include "pager/mailbox.h"
 
-/** Letters. To a worker: SERVE, DROP, SYNC. To the control thread: the rest (FILLED's object is an image). */
+/** Letters. To a worker: SERVE, DROP, MOVE, SYNC. To the control thread: the rest (FILLED's object is an image). */
 enum pager_letter_kind {
         PAGER_SERVE,
         PAGER_DROP,
+        PAGER_MOVE,
         PAGER_SYNC,
         PAGER_FAILED,   /* faults are not answered any more; ->fail_reason tells why */
         PAGER_VMM_GONE, /* its memory is gone */
-        PAGER_RELEASED, /* the worker has let go */
+        PAGER_RELEASED, /* the worker has let go, for good */
+        PAGER_MOVED,    /* it has let go, for another worker to go on */
         PAGER_SYNCED,
         PAGER_FILLED,
 };
@@ -53,31 +56,40 @@ struct pager_session {
         struct pager_image *image;
         struct pager_layout *layout; /* NULL until attached, then constant */
         int uffd;
-        struct pager_worker *worker; /* NULL until attached */
+        struct pager_worker *worker; /* NULL until attached; while it moves: the one that it goes to */
         struct pager_peer *peer;     /* the VMM's socket; NULL once closed */
-        bool failed, ending, hung_up;
+        bool failed, ending, hung_up, moving;
+        bool sync_deferred;    /* sync_waiter waits for the end of a move */
+        uint64_t busy_seen_ns; /* busy_ns when the load was last looked at */
+        double share;          /* of the last interval, spent on its faults */
+        unsigned moves;
         char reason[PAGER_MAX_REASON];
         struct pager_cached *cached;      /* the image's place in the cache */
         struct pager_waiter close_waiter; /* the session.close to answer when it is released */
         struct pager_waiter sync_waiter;  /* the session.removed to answer when the worker has caught up */
         uint64_t sync_first_page;
 
-        struct pager_letter to_worker_serve, to_worker_drop, sync;
-        struct pager_letter from_worker_failed, from_worker_gone, from_worker_released;
+        struct pager_letter to_worker_serve, to_worker_drop, to_worker_move, sync;
+        struct pager_letter from_worker_failed, from_worker_gone, from_worker_released, from_worker_moved;
 
         /* Shared, atomic. */
-        _Atomic bool dropping;     /* set with PAGER_DROP: serve no more */
+        _Atomic bool dropping;     /* set with PAGER_DROP and PAGER_MOVE: serve no more */
         _Atomic uint64_t *removed; /* a bit a guest page: discarded, reads zero */
         _Atomic uint64_t removed_pages;
         _Atomic uint64_t faults[PAGER_N_FAULTS];
         _Atomic uint64_t pages_installed, zero_pages;
         _Atomic uint64_t oldest_ns; /* when the oldest unanswered fault was read, 0: none */
+        _Atomic uint64_t busy_ns;   /* spent on its faults */
+        struct hist wait;           /* from a fault's reading to its turn */
+        struct hist service;        /* from its turn to the answer; faults in one frame share one turn */
 
         /* The worker's. */
-        struct pager_session *worker_next;
-        struct pager_pending pending[PAGER_MAX_PENDING];
+        struct pager_session *worker_next, *run_next;
+        struct pager_pending pending[PAGER_MAX_PENDING]; /* ascending by address */
         unsigned n_pending;
+        uint64_t sweep;       /* faults at this address and above have their turn first */
         bool served;          /* in the epoll set */
+        bool queued;          /* in the worker's queue of sessions that have something to do */
         uint64_t retry_at_ns; /* 0: not waiting */
         uint32_t retry_us;
         char fail_reason[PAGER_MAX_REASON]; /* written before PAGER_FAILED is posted, read after */

@@ -4,7 +4,8 @@
 #include "pager/pager_internal.h"
 
 struct sums {
-        uint64_t faults[PAGER_N_FAULTS], pages_installed, zero_pages, decodes, decoded_bytes, present_bytes;
+        uint64_t faults[PAGER_N_FAULTS], pages_installed, zero_pages, decodes, pages[PAGER_N_CAUSES], present_bytes;
+        struct hist_copy wait, service;
         unsigned failed;
         double oldest_ms;
 };
@@ -18,6 +19,43 @@ static void put_faults(struct mp_buf *b, const uint64_t faults[PAGER_N_FAULTS]) 
         mp_map(b, PAGER_N_FAULTS);
         for (unsigned i = 0; i < PAGER_N_FAULTS; i++)
                 mp_kv_u64(b, pager_fault_names[i], faults[i]);
+}
+
+static double us(uint64_t ns) {
+        return (double) ns / 1e3;
+}
+
+static void put_hist(struct mp_buf *b, const char *key, const struct hist_copy *h) {
+        unsigned n = 0;
+
+        for (unsigned i = 0; i < HIST_BUCKETS; i++)
+                n += h->bucket[i] > 0;
+        mp_key(b, key);
+        mp_map(b, 7);
+        mp_kv_u64(b, "count", h->count);
+        mp_kv_double(b, "sum_us", us(h->sum_ns));
+        mp_kv_double(b, "p50_us", us(hist_quantile_ns(h, 0.5)));
+        mp_kv_double(b, "p90_us", us(hist_quantile_ns(h, 0.9)));
+        mp_kv_double(b, "p99_us", us(hist_quantile_ns(h, 0.99)));
+        mp_kv_double(b, "max_us", us(h->max_ns));
+        mp_key(b, "buckets");
+        mp_array(b, n);
+        for (unsigned i = 0; i < HIST_BUCKETS; i++) {
+                if (h->bucket[i] == 0)
+                        continue;
+                mp_array(b, 2);
+                /* The last bucket has no end of its own. */
+                mp_double(b, us(i == HIST_BUCKETS - 1 ? MAX_OF(h->max_ns, hist_upper_ns(i - 1)) : hist_upper_ns(i)));
+                mp_u64(b, h->bucket[i]);
+        }
+}
+
+static void put_session_hist(struct mp_buf *b, const char *key, const struct hist *h, struct hist_copy *sum) {
+        struct hist_copy copy = { 0 };
+
+        hist_collect(h, &copy);
+        hist_merge(sum, &copy);
+        put_hist(b, key, &copy);
 }
 
 static void put_session(struct mp_buf *b, const struct pager_session *s, struct sums *sums) {
@@ -35,11 +73,11 @@ static void put_session(struct mp_buf *b, const struct pager_session *s, struct 
         sums->failed += s->failed;
         sums->oldest_ms = MAX_OF(sums->oldest_ms, oldest_ms);
 
-        mp_map(b, 12);
+        mp_map(b, 15);
         mp_kv_str(b, "session", s->id);
         mp_kv_str(b, "image", uuid);
         mp_kv_i64(b, "vm_pid", s->vm_pid);
-        mp_kv_bool(b, "attached", s->worker != NULL);
+        mp_kv_bool(b, "attached", s->layout != NULL);
         mp_kv_bool(b, "failed", s->failed);
         mp_kv_str(b, "reason", s->failed ? s->reason : NULL);
         mp_kv_i64(b, "worker", s->worker ? (int64_t) pager_worker_index(s->worker) : -1);
@@ -48,6 +86,16 @@ static void put_session(struct mp_buf *b, const struct pager_session *s, struct 
         mp_kv_u64(b, "zero_pages", get(&s->zero_pages));
         mp_kv_u64(b, "removed_pages", get(&s->removed_pages));
         mp_kv_double(b, "oldest_fault_ms", oldest_ms);
+        mp_kv_u64(b, "moves", s->moves);
+        put_session_hist(b, "wait", &s->wait, &sums->wait);
+        put_session_hist(b, "service", &s->service, &sums->service);
+}
+
+/** Three entries of a map. */
+static void put_decoded(struct mp_buf *b, const uint64_t pages[PAGER_N_CAUSES]) {
+        mp_kv_u64(b, "demand_pages", pages[PAGER_DEMAND]);
+        mp_kv_u64(b, "ahead_pages", pages[PAGER_AHEAD]);
+        mp_kv_u64(b, "decoded_bytes", (pages[PAGER_DEMAND] + pages[PAGER_AHEAD]) * PAGER_PAGE);
 }
 
 static void put_image(struct mp_buf *b, const struct pager_cached *c, struct sums *sums) {
@@ -57,37 +105,21 @@ static void put_image(struct mp_buf *b, const struct pager_cached *c, struct sum
         hex_encode(pager_image_info(c->image)->uuid, SNAP_UUID_LEN, uuid);
         pager_image_get_stats(c->image, &st);
         sums->decodes += st.decodes;
-        sums->decoded_bytes += st.decoded_bytes;
+        for (unsigned i = 0; i < PAGER_N_CAUSES; i++)
+                sums->pages[i] += st.pages[i];
         sums->present_bytes += st.present_bytes;
 
-        mp_map(b, 10);
+        mp_map(b, 12);
         mp_kv_str(b, "image", uuid);
         mp_kv_u64(b, "ram_bytes", pager_image_info(c->image)->ram_bytes);
         mp_kv_u64(b, "present_bytes", st.present_bytes);
         mp_kv_u64(b, "sessions", c->n_sessions);
         mp_kv_u64(b, "decodes", st.decodes);
-        mp_kv_u64(b, "decoded_bytes", st.decoded_bytes);
+        put_decoded(b, st.pages);
         mp_kv_u64(b, "compressed_bytes", st.compressed_bytes);
         mp_kv_double(b, "idle_s", c->n_sessions ? 0 : ms_since(c->idle_since_ns) / 1000);
         mp_kv_bool(b, "filling", pager_image_job(c->image)->running);
         mp_kv_bool(b, "bad", pager_image_is_bad(c->image));
-}
-
-static void put_service(struct pager *p, struct mp_buf *b) {
-        uint64_t ns = 0;
-
-        mp_key(b, "service_us_log2");
-        mp_array(b, PAGER_SERVICE_BUCKETS);
-        for (unsigned i = 0; i < PAGER_SERVICE_BUCKETS; i++) {
-                uint64_t n = 0;
-
-                for (unsigned w = 0; w < p->n_workers; w++)
-                        n += get(&pager_worker_get_stats(p->workers[w])->service[i]);
-                mp_u64(b, n);
-        }
-        for (unsigned w = 0; w < p->n_workers; w++)
-                ns += get(&pager_worker_get_stats(p->workers[w])->service_ns);
-        mp_kv_double(b, "service_seconds", (double) ns / 1e9);
 }
 
 static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
@@ -95,10 +127,14 @@ static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
 
         for (unsigned i = 0; i < PAGER_N_FAULTS; i++)
                 sums->faults[i] += p->past_faults[i];
+        for (unsigned i = 0; i < PAGER_N_CAUSES; i++)
+                sums->pages[i] += pager_cache_past(p->cache)->pages[i];
+        hist_merge(&sums->wait, &p->past_wait);
+        hist_merge(&sums->service, &p->past_service);
         for (unsigned w = 0; w < p->n_workers; w++)
                 busy_ns = MAX_OF(busy_ns, pager_worker_busy_ns(p->workers[w]));
 
-        mp_map(b, 14);
+        mp_map(b, 16);
         mp_kv_u64(b, "sessions", p->n_sessions);
         mp_kv_u64(b, "sessions_ended", p->past_sessions);
         mp_kv_u64(b, "sessions_failed", p->past_failed + sums->failed);
@@ -107,11 +143,12 @@ static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
         mp_kv_u64(b, "pages_installed", sums->pages_installed + p->past_pages_installed);
         mp_kv_u64(b, "zero_pages", sums->zero_pages + p->past_zero_pages);
         mp_kv_u64(b, "decodes", sums->decodes + pager_cache_past(p->cache)->decodes);
-        mp_kv_u64(b, "decoded_bytes", sums->decoded_bytes + pager_cache_past(p->cache)->decoded_bytes);
+        put_decoded(b, sums->pages);
         mp_kv_u64(b, "present_bytes", sums->present_bytes);
         mp_kv_double(b, "oldest_fault_ms", sums->oldest_ms);
         mp_kv_double(b, "worker_busy_ms", (double) busy_ns / 1e6);
-        put_service(p, b);
+        put_hist(b, "wait", &sums->wait);
+        put_hist(b, "service", &sums->service);
 }
 
 void pager_status(struct pager *p, struct mp_buf *b) {

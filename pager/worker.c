@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* Theory of operation. A worker waits in epoll for its mailbox and for the userfaultfds of its sessions. It
- * is never in the kernel on behalf of one session for longer than an answer takes. A session that must be
- * asked again (its VMM changes its layout) goes to the retry list instead of being spun on: its process may
- * be frozen in the middle of that change, and the others must not wait for it.
+/* Theory of operation. A worker waits in epoll for its mailbox and for the userfaultfds of its sessions. Those
+ * that have something to do stand in a queue; the first gets a turn of a few answers, and goes to the end if
+ * that was not enough. When all that stand there had their turn the worker looks who else has come, so a fault
+ * waits for two turns of each session that is busy at the most, however many faults those have.
  *
- * Letters are read after the events of one epoll_wait were served, so no event of that batch can name a
- * session that was handed back. */
+ * It is never in the kernel on behalf of one session for longer than an answer takes. A session that must be
+ * asked again (its VMM changes its layout) goes to the retry list instead of being spun on: its process may be
+ * frozen in the middle of that change, and the others must not wait for it.
+ *
+ * Letters are read when all events of one epoll_wait are queued, and whoever is handed back leaves the queue: no
+ * event and no turn can name a session that is not ours any more. */
 #include "pager/worker.h"
 
 #include <errno.h>
@@ -27,47 +31,97 @@ struct pager_worker {
         struct pager_mailbox *to_control;
         struct pager_load *load;
         struct pager_scratch scratch;
-        struct pager_worker_stats stats;
         _Atomic uint64_t busy_since_ns;
         _Atomic unsigned n_sessions; /* as the control thread counts */
 
-        struct pager_session *sessions; /* the thread's */
+        /* The thread's. */
+        struct pager_session *sessions;
+        struct pager_session *run_first, **run_last;
+        unsigned n_queued;
 };
 
 #define LETTER_STOP (-1)
 
+static void enqueue(struct pager_worker *w, struct pager_session *s) {
+        if (s->queued)
+                return;
+        s->queued = true;
+        w->n_queued++;
+        s->run_next = NULL;
+        *w->run_last = s;
+        w->run_last = &s->run_next;
+}
+
+static struct pager_session *dequeue(struct pager_worker *w) {
+        struct pager_session *s = w->run_first;
+
+        if (!s)
+                return NULL;
+        w->run_first = s->run_next;
+        if (!w->run_first)
+                w->run_last = &w->run_first;
+        s->queued = false;
+        w->n_queued--;
+        return s;
+}
+
+static void unqueue(struct pager_worker *w, struct pager_session *s) {
+        struct pager_session **p = &w->run_first;
+
+        if (!s->queued)
+                return;
+        while (*p != s)
+                p = &(*p)->run_next;
+        *p = s->run_next;
+        if (w->run_last == &s->run_next)
+                w->run_last = p;
+        s->queued = false;
+        w->n_queued--;
+}
+
 static void unwatch(struct pager_worker *w, struct pager_session *s) {
         if (s->served)
                 (void) epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, s->uffd, NULL);
+        unqueue(w, s);
         s->served = false;
         s->retry_at_ns = 0;
 }
 
-static void serve(struct pager_worker *w, struct pager_session *s, uint32_t events) {
-        int r;
+/** The descriptor stays open and its faults unanswered until the control thread has its way. */
+static void give_up(struct pager_worker *w, struct pager_session *s, int r) {
+        unwatch(w, s);
+        if (r == -ESRCH)
+                pager_mailbox_post(w->to_control, &s->from_worker_gone, PAGER_VMM_GONE, s);
+        else
+                pager_mailbox_post(w->to_control, &s->from_worker_failed, PAGER_FAILED, s);
+}
 
-        if (!s->served || atomic_load_explicit(&s->dropping, memory_order_relaxed))
-                return;
+static void on_event(struct pager_worker *w, struct pager_session *s, uint32_t events) {
         if (events & EPOLLERR) {
                 /* The kernel says so of a blocking userfaultfd; it would say so again and again. */
                 (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "the VMM made its userfaultfd blocking");
-                r = -EPROTO;
+                give_up(w, s, -EPROTO);
         } else {
-                r = pager_session_serve(s, &w->scratch, &w->stats);
+                enqueue(w, s);
         }
-        if (r == 0) {
+}
+
+static void serve_turn(struct pager_worker *w, struct pager_session *s) {
+        int r;
+
+        if (atomic_load_explicit(&s->dropping, memory_order_relaxed))
+                return;
+        r = pager_session_serve(s, &w->scratch);
+        if (r >= 0) {
                 s->retry_at_ns = 0;
                 s->retry_us = 0;
+                if (r > 0)
+                        enqueue(w, s);
         } else if (r == -EAGAIN) {
                 s->retry_us = s->retry_us ? MIN_OF(s->retry_us * 2, PAGER_RETRY_MAX_US) : PAGER_RETRY_MIN_US;
                 s->retry_at_ns = now_ns() + s->retry_us * 1000ull;
         } else if (r != -ECANCELED) {
-                /* The descriptor stays open and its faults unanswered until the control thread has its way. */
-                unwatch(w, s);
-                if (r == -ESRCH)
-                        pager_mailbox_post(w->to_control, &s->from_worker_gone, PAGER_VMM_GONE, s);
-                else
-                        pager_mailbox_post(w->to_control, &s->from_worker_failed, PAGER_FAILED, s);
+                give_up(w, s, r);
         }
 }
 
@@ -82,9 +136,11 @@ static void add(struct pager_worker *w, struct pager_session *s) {
                 return;
         }
         s->served = true;
+        if (s->n_pending > 0) /* its last worker had read them */
+                enqueue(w, s);
 }
 
-static void hand_back(struct pager_worker *w, struct pager_session *s) {
+static void hand_back(struct pager_worker *w, struct pager_session *s, bool to_other) {
         struct pager_session **p = &w->sessions;
 
         unwatch(w, s);
@@ -92,7 +148,10 @@ static void hand_back(struct pager_worker *w, struct pager_session *s) {
                 p = &(*p)->worker_next;
         if (*p)
                 *p = s->worker_next;
-        pager_mailbox_post(w->to_control, &s->from_worker_released, PAGER_RELEASED, s);
+        if (to_other)
+                pager_mailbox_post(w->to_control, &s->from_worker_moved, PAGER_MOVED, s);
+        else
+                pager_mailbox_post(w->to_control, &s->from_worker_released, PAGER_RELEASED, s);
 }
 
 /** False: the end. */
@@ -105,7 +164,9 @@ static bool read_letters(struct pager_worker *w) {
                 if (l->kind == PAGER_SERVE)
                         add(w, l->object);
                 else if (l->kind == PAGER_DROP)
-                        hand_back(w, l->object);
+                        hand_back(w, l->object, false);
+                else if (l->kind == PAGER_MOVE)
+                        hand_back(w, l->object, true);
                 else if (l->kind == PAGER_SYNC)
                         pager_mailbox_post(w->to_control, l, PAGER_SYNCED, l->object);
                 else
@@ -114,47 +175,53 @@ static bool read_letters(struct pager_worker *w) {
         return go_on;
 }
 
-/** Serves sessions whose time has come. Returns the wait until the next, in ms for epoll_wait. */
-static int serve_retries(struct pager_worker *w) {
-        uint64_t now = now_ns(), next = UINT64_MAX;
+/** Queues the sessions that are to be asked again by now. Returns the wait until the next, in ms for epoll_wait. */
+static int queue_retries(struct pager_worker *w) {
+        uint64_t now, next = UINT64_MAX;
 
-        for (struct pager_session *s = w->sessions; s; s = s->worker_next) {
-                if (s->retry_at_ns && s->retry_at_ns <= now)
-                        serve(w, s, 0);
+        for (struct pager_session *s = w->sessions; s; s = s->worker_next)
                 if (s->retry_at_ns)
                         next = MIN_OF(next, s->retry_at_ns);
-        }
         if (next == UINT64_MAX)
                 return -1;
         now = now_ns();
-        return next <= now ? 0 : (int) ((next - now + 999999) / 1000000);
+        if (next > now)
+                return (int) ((next - now + 999999) / 1000000);
+        for (struct pager_session *s = w->sessions; s; s = s->worker_next)
+                if (s->retry_at_ns && s->retry_at_ns <= now) {
+                        s->retry_at_ns = 0;
+                        enqueue(w, s);
+                }
+        return 0;
 }
 
 static void *worker_main(void *arg) {
         struct pager_worker *w = arg;
         struct epoll_event ev[EPOLL_BATCH];
-        int timeout = -1;
 
         for (bool go_on = true; go_on;) {
-                int n = epoll_wait(w->epoll_fd, ev, EPOLL_BATCH, timeout);
+                int timeout = queue_retries(w), n;
+                struct pager_session *s;
                 bool letters = false;
 
+                n = epoll_wait(w->epoll_fd, ev, EPOLL_BATCH, w->run_first ? 0 : timeout);
                 atomic_store_explicit(&w->busy_since_ns, now_ns(), memory_order_relaxed);
                 (void) atomic_fetch_add_explicit(&w->load->busy, 1, memory_order_relaxed);
                 for (int i = 0; i < n; i++) {
                         if (ev[i].data.ptr)
-                                serve(w, ev[i].data.ptr, ev[i].events);
+                                on_event(w, ev[i].data.ptr, ev[i].events);
                         else
                                 letters = true;
                 }
-                timeout = serve_retries(w);
                 if (letters)
                         go_on = read_letters(w);
+                for (unsigned turns = w->n_queued; turns > 0 && (s = dequeue(w)); turns--)
+                        serve_turn(w, s);
                 (void) atomic_fetch_sub_explicit(&w->load->busy, 1, memory_order_relaxed);
                 atomic_store_explicit(&w->busy_since_ns, 0, memory_order_relaxed);
         }
         while (w->sessions)
-                hand_back(w, w->sessions);
+                hand_back(w, w->sessions, false);
         return NULL;
 }
 
@@ -192,6 +259,7 @@ int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pa
         w->index = index;
         w->to_control = to_control;
         w->load = load;
+        w->run_last = &w->run_first;
         w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
         r = w->epoll_fd < 0 ? -errno : pager_mailbox_init(&w->mailbox);
         if (r == 0 && epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->mailbox.fd, &ev) < 0)
@@ -218,8 +286,16 @@ void pager_worker_free(struct pager_worker *w) {
 
 void pager_worker_add(struct pager_worker *w, struct pager_session *s) {
         s->worker = w;
+        atomic_store_explicit(&s->dropping, false, memory_order_relaxed);
         (void) atomic_fetch_add_explicit(&w->n_sessions, 1, memory_order_relaxed);
         pager_mailbox_post(&w->mailbox, &s->to_worker_serve, PAGER_SERVE, s);
+}
+
+void pager_worker_move(struct pager_worker *w, struct pager_session *s, struct pager_worker *to) {
+        (void) atomic_fetch_sub_explicit(&w->n_sessions, 1, memory_order_relaxed);
+        s->worker = to;
+        atomic_store_explicit(&s->dropping, true, memory_order_relaxed);
+        pager_mailbox_post(&w->mailbox, &s->to_worker_move, PAGER_MOVE, s);
 }
 
 void pager_worker_drop(struct pager_worker *w, struct pager_session *s) {
@@ -238,10 +314,6 @@ unsigned pager_worker_sessions(const struct pager_worker *w) {
 
 unsigned pager_worker_index(const struct pager_worker *w) {
         return w->index;
-}
-
-const struct pager_worker_stats *pager_worker_get_stats(const struct pager_worker *w) {
-        return &w->stats;
 }
 
 uint64_t pager_worker_busy_ns(const struct pager_worker *w) {

@@ -20,11 +20,12 @@ void pager_worker_free(struct pager_worker *w);
 /** Control thread: gives @s, attached, to the worker; takes it back (RELEASED follows). */
 void pager_worker_add(struct pager_worker *w, struct pager_session *s);
 void pager_worker_drop(struct pager_worker *w, struct pager_session *s);
+/** Takes it from its worker for @to; MOVED follows, and the control thread adds it there. */
+void pager_worker_move(struct pager_worker *w, struct pager_session *s, struct pager_worker *to);
 /** SYNCED follows when all that the worker has read by now is in the session's bitmap. One at a time. */
 void pager_worker_sync(struct pager_worker *w, struct pager_session *s);
 unsigned pager_worker_sessions(const struct pager_worker *w);
 unsigned pager_worker_index(const struct pager_worker *w);
 
-const struct pager_worker_stats *pager_worker_get_stats(const struct pager_worker *w);
 /** How long it has been at work on what it does now, 0 when it waits. Grows when a worker hangs. */
 uint64_t pager_worker_busy_ns(const struct pager_worker *w);

@@ -36,7 +36,7 @@ static void test_every_page_right(void **state) {
         /* zero pages cost no memory, and nothing was decoded twice, whatever the number of threads */
         assert_int_equal(harness_status(&h, "images", NULL, "present_bytes"), img.n_stored * TEST_PAGE);
         assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
-        assert_int_equal(harness_status(&h, "sessions", v.session, "faults.missing"), img.stats.frames);
+        assert_true(harness_status(&h, "sessions", v.session, "faults.missing") >= img.stats.frames);
         assert_true(harness_status(&h, "sessions", v.session, "faults.zero") > 0);
         assert_int_equal(harness_status(&h, "sessions", v.session, "faults.removed"), 0);
         /* a page that a vCPU's own fault mapped at the same moment is not counted again */
@@ -45,7 +45,7 @@ static void test_every_page_right(void **state) {
         assert_int_equal(harness_status(&h, "sessions", v.session, "zero_pages"), PAGES - img.n_stored);
         assert_int_equal(harness_status(&h, "sessions", v.session, "oldest_fault_ms"), 0);
         vmm_end(&h, &v);
-        assert_int_equal(harness_status(&h, "totals", NULL, "faults.missing"), img.stats.frames);
+        assert_true(harness_status(&h, "totals", NULL, "faults.missing") >= img.stats.frames);
 }
 
 static void test_zstd_and_odd_size(void **state) {
@@ -281,6 +281,46 @@ static void test_close_under_load(void **state) {
         }
 }
 
+static bool one_moves(struct harness *two, unsigned round) {
+        struct image own[2];
+        struct vmm busy, idle, other;
+        double moves = 0;
+
+        image_make(&own[0], 8 * PAGES, 42 + round, SNAP_CODEC_LZ4);
+        image_make(&own[1], 8 * PAGES, 142 + round, SNAP_CODEC_LZ4);
+        vmm_start(two, &busy, &own[0]);
+        vmm_start(two, &idle, &own[0]);
+        vmm_start(two, &other, &own[1]);
+        assert_true(harness_status(two, "sessions", busy.session, "worker") !=
+                    harness_status(two, "sessions", idle.session, "worker"));
+        assert_true(harness_status(two, "sessions", busy.session, "worker") ==
+                    harness_status(two, "sessions", other.session, "worker"));
+        vmm_send(&busy, "verify %u 4", 42 + round);
+        vmm_send(&other, "verify %u 4", 142 + round);
+        assert_string_equal(vmm_answer(&busy), "ok");
+        assert_string_equal(vmm_answer(&other), "ok");
+        moves = harness_status(two, "sessions", busy.session, "moves") + harness_status(two, "sessions", other.session, "moves");
+        vmm_end(two, &busy);
+        vmm_end(two, &idle);
+        vmm_end(two, &other);
+        image_clear(&own[0]);
+        image_clear(&own[1]);
+        return moves > 0;
+}
+
+/** Two sessions that work share a worker while the other worker's one is idle: one of them moves, in the middle of
+ *  its faults, and nobody sees a wrong byte. On a busy host it may take more than one round of them. */
+static void test_moves_to_the_idle_worker(void **state) {
+        struct pager_config cfg = { .workers = 2 };
+        uint64_t deadline = now_ns() + DEADLINE_MS * 1000000ull;
+        struct harness two;
+
+        harness_start(&two, &cfg);
+        for (unsigned round = 0; !one_moves(&two, round); round++)
+                assert_true(now_ns() < deadline);
+        harness_stop(&two);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_every_page_right, setup, teardown),
@@ -293,6 +333,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_removed_ranges, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_vmm_dies_in_the_middle, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_close_under_load, setup, teardown),
+                cmocka_unit_test(test_moves_to_the_idle_worker),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

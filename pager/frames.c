@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation. An image owns a sparse memfd of the guest's RAM size, maps it shared, and has registered
+ * its own userfaultfd on that mapping. A frame's pages are put into the memfd by UFFDIO_COPY on the mapping,
+ * and by nothing else: it inserts a page into the page cache already complete, so a clone that maps the memfd
+ * sees all of a page or none of it. The mapping is PROT_NONE, so that no stray store can go another way.
+ *
+ * One decode of a frame at a time: whoever needs a frame claims it; others wait, and then find their page's bit
+ * set. Claims are kept in shards by region, each with a leaf lock that is held for the bookkeeping only, never
+ * while decoding: two faults meet at a lock only if they fall into regions of one shard.
+ *
+ * A page that UFFDIO_COPY finds there already (EEXIST) must have come from us. The bitmap of pages that we
+ * inserted tells: while a frame is claimed nobody else of us inserts or removes its pages, so an EEXIST for a
+ * page whose bit is clear means that a process touched a hole without a userfaultfd, and the kernel put a zero
+ * page there. Its content is compared; where it differs the image is bad, and the session fails instead of
+ * seeing it.
+ *
+ * The bit of a page is set after the page is in the memfd (release) and read before it is relied upon
+ * (acquire). */
+#include <errno.h>
+#include <string.h>
+
+#include "common/io.h"
+#include "pager/image_internal.h"
+#include "pager/uffd.h"
+
+/* ---- which pages are there ---- */
+
+bool pager_image_present(const struct pager_image *img, uint64_t page) {
+        return page < img->n_pages && atomic_load_explicit(&img->present[page / 64], memory_order_acquire) >> (page % 64) & 1;
+}
+
+/** Calls for each word of the bitmap that [@first, @first + @n) touches would be slower than this one mask. */
+static uint64_t word_mask(uint64_t first, uint64_t end) {
+        uint64_t n = MIN_OF(end, (first | 63) + 1) - first;
+
+        return (n == 64 ? UINT64_MAX : (1ull << n) - 1) << (first % 64);
+}
+
+static void mark_present(struct pager_image *img, uint64_t first, uint64_t n) {
+        uint64_t end = first + n;
+
+        for (uint64_t p = first; p < end; p = (p | 63) + 1)
+                (void) atomic_fetch_or_explicit(&img->present[p / 64], word_mask(p, end), memory_order_release);
+}
+
+void pager_image_forget(struct pager_image *img, uint64_t first, uint64_t n) {
+        uint64_t end = first + n;
+
+        for (uint64_t p = first; p < end; p = (p | 63) + 1)
+                (void) atomic_fetch_and_explicit(&img->present[p / 64], ~word_mask(p, end), memory_order_release);
+}
+
+/** The present pages around @page, within its aligned window of a frame's size. */
+static struct pager_fill_result present_run(const struct pager_image *img, uint64_t page) {
+        uint64_t start = page - page % SNAP_FRAME_PAGES, bits;
+        unsigned at = (unsigned) (page % SNAP_FRAME_PAGES), lo = at, hi = at + 1;
+
+        _Static_assert(64 % SNAP_FRAME_PAGES == 0, "a window lies in one word");
+        bits = atomic_load_explicit(&img->present[start / 64], memory_order_acquire) >> (start % 64);
+        while (lo > 0 && bits >> (lo - 1) & 1)
+                lo--;
+        while (hi < SNAP_FRAME_PAGES && bits >> hi & 1)
+                hi++;
+        return (struct pager_fill_result){ PAGER_PAGE_PRESENT, start + lo, hi - lo };
+}
+
+uint64_t pager_image_zero_run(struct pager_image *img, uint64_t page, uint64_t max) {
+        uint64_t n;
+
+        return snap_image_zero_run(img->snap, page, max, &n) == 0 ? n : 0;
+}
+
+int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *ret) {
+        return snap_image_next_region(img->snap, region, ret);
+}
+
+/* ---- claims ---- */
+
+static bool conflicts(const struct pager_claim_shard *sh, const struct pager_claim *c) {
+        for (unsigned i = 0; i < sh->n; i++)
+                if (sh->claim[i].region == c->region &&
+                    (sh->claim[i].frame == c->frame || sh->claim[i].frame == PAGER_WHOLE_REGION ||
+                     c->frame == PAGER_WHOLE_REGION))
+                        return true;
+        return false;
+}
+
+static struct pager_claim_shard *shard_of(struct pager_image *img, uint64_t region) {
+        return &img->shard[region % PAGER_CLAIM_SHARDS];
+}
+
+void pager_image_claim(struct pager_image *img, const struct pager_claim *c) {
+        struct pager_claim_shard *sh = shard_of(img, c->region);
+
+        (void) pthread_mutex_lock(&sh->lock);
+        while (conflicts(sh, c)) {
+                sh->waiting++;
+                (void) pthread_cond_wait(&sh->released, &sh->lock);
+                sh->waiting--;
+        }
+        sh->claim[sh->n++] = *c;
+        (void) pthread_mutex_unlock(&sh->lock);
+}
+
+void pager_image_release(struct pager_image *img, const struct pager_claim *c) {
+        struct pager_claim_shard *sh = shard_of(img, c->region);
+
+        (void) pthread_mutex_lock(&sh->lock);
+        for (unsigned i = 0; i < sh->n; i++)
+                if (sh->claim[i].region == c->region && sh->claim[i].frame == c->frame) {
+                        sh->claim[i] = sh->claim[--sh->n];
+                        break;
+                }
+        if (sh->waiting > 0)
+                (void) pthread_cond_broadcast(&sh->released);
+        (void) pthread_mutex_unlock(&sh->lock);
+}
+
+/* ---- filling ---- */
+
+/** Somebody else has a page where we wanted to put ours. */
+static int check_foreign(struct pager_image *img, uint64_t page, const uint8_t *data) {
+        uint8_t there[SNAP_PAGE_SIZE];
+        int r;
+
+        if (pager_image_present(img, page)) /* ours, from an earlier decode of this frame */
+                return 0;
+        r = io_pread_full(img->memfd, there, sizeof(there), page * PAGER_PAGE);
+        if (r < 0)
+                return r;
+        return memcmp(there, data, sizeof(there)) == 0 ? 0 : -EUCLEAN;
+}
+
+/** Puts @n consecutive pages into the memfd. */
+static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const uint8_t *data, enum pager_cause cause) {
+        uint64_t at = 0;
+
+        while (at < n) {
+                uint64_t done;
+                int r = uffd_copy(img->uffd, (uintptr_t) img->map + (first + at) * PAGER_PAGE, data + at * PAGER_PAGE,
+                                  (n - at) * PAGER_PAGE, &done);
+
+                (void) atomic_fetch_add_explicit(&img->pages[cause], done / PAGER_PAGE, memory_order_relaxed);
+                mark_present(img, first + at, done / PAGER_PAGE);
+                at += done / PAGER_PAGE;
+                if (r == 0)
+                        break;
+                if (r != -EEXIST)
+                        return r;
+                r = check_foreign(img, first + at, data + at * PAGER_PAGE);
+                if (r < 0)
+                        return r;
+                mark_present(img, first + at, 1);
+                at++;
+        }
+        return 0;
+}
+
+/** Decodes the claimed frame at @loc and inserts what is live of it. *ret gets the run that holds @page. */
+static int fill_frame(struct pager_image *img, struct pager_scratch *s, const struct snap_loc *loc, uint64_t page,
+                      enum pager_cause cause, struct pager_fill_result *ret) {
+        struct snap_frame f;
+        bool found = false;
+        int r;
+
+        r = snap_image_decode(img->snap, s->decoder, loc, s->frame, &f);
+        if (r < 0)
+                return r;
+        (void) atomic_fetch_add_explicit(&img->decodes, 1, memory_order_relaxed);
+        (void) atomic_fetch_add_explicit(&img->compressed_bytes, f.comp_len, memory_order_relaxed);
+        for (unsigned i = 0, n; i < f.n_pages; i += n) {
+                n = 1;
+                if (!(f.live_mask >> i & 1))
+                        continue;
+                while (i + n < f.n_pages && f.live_mask >> (i + n) & 1 && f.page[i + n] == f.page[i] + n)
+                        n++;
+                if (f.page[i] >= img->n_pages || n > img->n_pages - f.page[i])
+                        return -EBADMSG;
+                r = insert_run(img, f.page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, cause);
+                if (r < 0)
+                        return r;
+                if (page >= f.page[i] && page < f.page[i] + n) {
+                        *ret = (struct pager_fill_result){ PAGER_PAGE_DECODED, f.page[i], n };
+                        found = true;
+                }
+        }
+        return found ? 0 : -EBADMSG;
+}
+
+int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page, enum pager_cause cause,
+                     struct pager_fill_result *ret) {
+        struct snap_loc loc;
+        int r;
+
+        if (pager_image_present(img, page)) {
+                *ret = present_run(img, page);
+                return 0;
+        }
+        r = snap_image_lookup(img->snap, page, &loc);
+        if (r == 0 && loc.zero) {
+                *ret = (struct pager_fill_result){ PAGER_PAGE_ZERO, page, 1 };
+                return 0;
+        }
+        if (r == 0) {
+                struct pager_claim claim = { page / SNAP_REGION_PAGES, loc.frame_off };
+
+                pager_image_claim(img, &claim);
+                if (pager_image_present(img, page))
+                        *ret = present_run(img, page);
+                else
+                        r = fill_frame(img, s, &loc, page, cause, ret);
+                pager_image_release(img, &claim);
+        }
+        if (r == -EBADMSG || r == -EUCLEAN)
+                atomic_store_explicit(&img->bad, true, memory_order_relaxed);
+        return r;
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT */
+/* Inside an image: shared by image.c (its life) and frames.c (how pages get into its memory). */
+#pragma once
+
+#include <pthread.h>
+
+#include "pager/image.h"
+
+#define PAGER_CLAIM_SHARDS 16u
+#define PAGER_MAX_CLAIMS (PAGER_MAX_WORKERS + PAGER_MAX_FILLERS + PAGER_MAX_RECLAIMERS)
+
+/** A claim on one frame, or on a whole region: whoever has it is the only one that changes which of its pages
+ *  are in the memfd. */
+struct pager_claim {
+        uint64_t region; /* of SNAP_REGION_PAGES pages; a frame lies in one */
+        uint64_t frame;  /* its offset in the file, or PAGER_WHOLE_REGION */
+};
+#define PAGER_WHOLE_REGION UINT64_MAX
+
+/** Regions are spread over the shards, so that faults in different places do not meet at one lock. */
+struct pager_claim_shard {
+        pthread_mutex_t lock;
+        pthread_cond_t released;
+        struct pager_claim claim[PAGER_MAX_CLAIMS]; /* each thread has one at the most: there is room */
+        unsigned n, waiting;
+} __attribute__((aligned(64)));
+
+struct pager_image {
+        _Atomic unsigned refs;
+        struct pager_image_key key;
+        struct snap_image *snap;
+        uint64_t n_pages;
+
+        int memfd, readonly_fd, uffd;
+        uint8_t *map;              /* PROT_NONE: an address for UFFDIO_COPY, not for us */
+        _Atomic uint64_t *present; /* a bit a page */
+
+        _Atomic bool bad, cancel_fill;
+        _Atomic uint64_t decodes, compressed_bytes, pages[PAGER_N_CAUSES];
+        struct pager_image_fill_job job;
+
+        struct pager_claim_shard shard[PAGER_CLAIM_SHARDS];
+};
