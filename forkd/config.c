@@ -15,6 +15,8 @@ void config_defaults(struct config *c) {
                 .wake_timeout_s = 30,
                 .stop_timeout_s = 10,
                 .idle_image_seconds = 300,
+                .workingset = true,
+                .record_seconds = 10,
         };
 }
 
@@ -30,6 +32,14 @@ static const struct setting {
         { "vm", "stop_timeout_s", offsetof(struct config, stop_timeout_s), 1, 3600 },
         { "pager", "workers", offsetof(struct config, pager_workers), 0, 64 },
         { "pager", "idle_image_seconds", offsetof(struct config, idle_image_seconds), 0, 86400 },
+        { "pager", "record_seconds", offsetof(struct config, record_seconds), 0, 3600 },
+};
+
+static const struct toggle {
+        const char *section, *name;
+        size_t offset;
+} toggles[] = {
+        { "pager", "workingset", offsetof(struct config, workingset) },
 };
 
 struct load {
@@ -92,6 +102,17 @@ static int set_number(struct load *l, const struct setting *s, const char *value
         return 1;
 }
 
+static int set_toggle(struct load *l, const struct toggle *t, const char *value) {
+        bool on = strcmp(value, "on") == 0;
+
+        if (!on && strcmp(value, "off") != 0) {
+                set_problem(l, "[%s] %s is on or off", t->section, t->name);
+                return 0;
+        }
+        *(bool *) ((char *) l->c + t->offset) = on;
+        return 1;
+}
+
 /* inih's handler: 0 is an error and stops at this line (INI_STOP_ON_FIRST_ERROR or not, the first counts). */
 static int on_setting(void *arg, const char *section, const char *name, const char *value) {
         struct load *l = arg;
@@ -107,6 +128,9 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
         for (size_t i = 0; i < ARRAY_LEN(settings); i++)
                 if (strcmp(section, settings[i].section) == 0 && strcmp(name, settings[i].name) == 0)
                         return set_number(l, &settings[i], value);
+        for (size_t i = 0; i < ARRAY_LEN(toggles); i++)
+                if (strcmp(section, toggles[i].section) == 0 && strcmp(name, toggles[i].name) == 0)
+                        return set_toggle(l, &toggles[i], value);
         set_problem(l, "[%.40s] %.60s is no setting of forkd", section, name);
         return 0;
 }

@@ -16,6 +16,8 @@ struct config {
         unsigned stop_timeout_s;     /* [vm] stop_timeout_s: an orderly stop, then the VMM is killed */
         unsigned pager_workers;      /* [pager] workers; 0: the pager's default */
         unsigned idle_image_seconds; /* [pager] idle_image_seconds: decoded pages kept after the last clone */
+        bool workingset;             /* [pager] workingset: what restores need first is learned, and fetched first */
+        unsigned record_seconds;     /* [pager] record_seconds: learned so long after a restore; 0: not at all */
 };
 
 void config_defaults(struct config *c);

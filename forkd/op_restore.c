@@ -15,6 +15,7 @@
 #include "forkd/daemon.h"
 #include "forkd/host.h"
 #include "forkd/pager_link.h"
+#include "forkd/recording.h"
 #include "forkd/stages.h"
 #include "forkd/vm.h"
 #include "forkd/worker.h"
@@ -132,8 +133,9 @@ static int read_vmstate(struct vm *vm, const struct snap_manifest *m, int *ret_f
 }
 
 /* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
-static int load(struct vm *vm, const struct snap_manifest *m, struct stages *stages, struct err *e) {
-        cleanup_fd int image = -1, memfd = -1, sock = -1, vmstate = -1;
+static int load(struct vm *vm, struct snap_entry *s, struct stages *stages, struct err *e) {
+        cleanup_fd int image = -1, workingset = -1, memfd = -1, sock = -1, vmstate = -1;
+        const struct snap_manifest *m = &s->m;
         struct vm_launch l = { .image_fd = -1, .pager_sock = -1 };
         char path[PATH_MAX];
         int r;
@@ -148,7 +150,8 @@ static int load(struct vm *vm, const struct snap_manifest *m, struct stages *sta
         image = r < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
         if (image < 0)
                 return err_errno(e, r < 0 ? r : -errno, "opening %s", path);
-        r = pager_session_open(vm->d->pager, vm, image, &memfd, &sock, e);
+        workingset = recording_begin(vm, s);
+        r = pager_session_open(vm->d->pager, vm, image, workingset, &memfd, &sock, e);
         stage_done(stages, "session");
         if (r < 0)
                 return r;
@@ -176,13 +179,13 @@ static int come_alive(struct vm *vm, struct stages *stages, struct err *e) {
         return r < 0 ? r : vm_set_state(vm, VM_RUNNING, e);
 }
 
-static int restore(struct vm *vm, const struct snap_manifest *m, bool paused, struct vm_clone_result *ret, struct err *e) {
+static int restore(struct vm *vm, struct snap_entry *s, bool paused, struct vm_clone_result *ret, struct err *e) {
         uint64_t start = now_ns(), loaded;
         struct stages stages;
         int r;
 
         stages_begin(&stages);
-        r = load(vm, m, &stages, e);
+        r = load(vm, s, &stages, e);
         if (r == 0)
                 r = vm_link_open(vm, e);
         stage_done(&stages, "link");
@@ -225,7 +228,7 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         if (r == 0)
                 r = co_sem_acquire(&vm->d->starts, -1);
         if (r == 0) {
-                r = restore(vm, &s->m, paused, ret, e);
+                r = restore(vm, s, paused, ret, e);
                 co_sem_release(&vm->d->starts);
         }
         s->users--;

@@ -6,6 +6,7 @@
 
 #include "common/log.h"
 #include "forkd/daemon.h"
+#include "forkd/recording.h"
 #include "forkd/vm.h"
 
 static int attr_printf(4, 5) wrong_state(struct vm *vm, const char *want, struct err *e, const char *hint, ...) {
@@ -133,6 +134,7 @@ int vm_op_stop(struct vm *vm, struct err *e) {
                 return wrong_state(vm, "running", e, "it uses nothing but disk; remove it with: forkctl rm %s", vm->name);
         if (before == VM_FAILED)
                 return wrong_state(vm, "running", e, "it has ended already; remove it with: forkctl rm %s", vm->name);
+        recording_keep(vm);
         /* A full disk must not keep anybody from stopping things. */
         if (vm_set_state(vm, VM_STOPPING, e) < 0)
                 log_warning("%s", e->message);
@@ -146,6 +148,7 @@ int vm_op_stop(struct vm *vm, struct err *e) {
 }
 
 int vm_op_rm(struct vm *vm, struct err *e) {
+        recording_keep(vm);
         /* So that a forkd that is killed now finishes the removal instead of taking the VM back; a full disk
          * must not keep anybody from removing things. */
         vm->removing = true;

@@ -25,6 +25,7 @@
 #include "forkd/daemon.h"
 #include "forkd/host.h"
 #include "forkd/pager_link.h"
+#include "forkd/recording.h"
 #include "forkd/stages.h"
 #include "forkd/vm.h"
 #include "forkd/worker.h"
@@ -45,6 +46,7 @@ struct taking {
         int base_fd, vmstate_fd;
         struct vmm_region regions[MAX_REGIONS]; /* of guest RAM in the VMM; found before the pause */
         size_t n_regions;
+        struct recorded recorded; /* of the restore that the guest came from */
         bool paused_by_us;
         uint64_t t0, t_pause;
         struct stages stages;
@@ -249,8 +251,12 @@ static int publish(struct taking *t, struct snap_entry **ret, struct err *e) {
         r = snap_manifest_encode(t->m, &manifest, &len);
         if (r < 0)
                 return err_errno(e, r, "describing the snapshot");
-        mp_map(&b, 3);
+        mp_map(&b, 5);
         mp_kv_bin(&b, "manifest", manifest, len);
+        mp_kv_str(&b, "came_from", t->vm->d->cfg.workingset ? t->vm->snapshot : "");
+        mp_key(&b, "runs");
+        mp_array(&b, t->recorded.n);
+        mp_raw(&b, t->recorded.runs.sb.data, t->recorded.runs.sb.size);
         mp_kv_bool(&b, "sync", t->p->sync);
         mp_kv_u64(&b, "fds", 1);
         r = rpc_call_co(worker_conn(t->worker), "snap.publish", &b, &t->vmstate_fd, 1, COPY_TIMEOUT_MS, &a, e);
@@ -291,6 +297,7 @@ static int take(struct taking *t, bool keep_running, struct snap_entry **ret, st
         r = prepare(t, keep_running, e);
         if (r < 0)
                 return r;
+        recording_fetch(t->vm, &t->recorded);
         stage_done(&t->stages, "prepare");
         r = pause_vm(t, e);
         stage_done(&t->stages, "pause");
@@ -334,6 +341,7 @@ static void become_standby(struct taking *t, struct snap_entry *s) {
         struct vm *vm = t->vm;
         struct err e;
 
+        recording_learn(vm, vm->snapshot, &t->recorded);
         /* A VMM takes milliseconds to die, in which its files can go: disks and memory are in the snapshot now. */
         if (vm->vmm && !vm->vmm_exited)
                 best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
@@ -362,6 +370,7 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         }
         *ret = (struct vm_snap_result){ 0 };
         stages_begin(&t.stages);
+        recorded_init(&t.recorded);
         r = take(&t, keep_running, &s, e);
         if (r < 0)
                 undo(&t);
@@ -370,13 +379,14 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         catalog_release_tag(&t.claim);
         (void) close_fd(t.base_fd);
         (void) close_fd(t.vmstate_fd);
-        if (r < 0)
-                return r;
-        if (!keep_running) {
+        if (r == 0 && !keep_running) {
                 s->users++; /* ending the VM takes a while, in which nobody may remove its snapshot */
                 become_standby(&t, s);
                 s->users--;
         }
+        recorded_clear(&t.recorded);
+        if (r < 0)
+                return r;
         memcpy(ret->snapshot, s->m.id, sizeof(ret->snapshot));
         ret->dirty_bytes = s->m.dirty_bytes;
         ret->stored_bytes = s->m.stored_bytes;

@@ -8,6 +8,7 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "forkd/recording.h"
 
 static struct vm *vm_by_id(struct daemon *d, const char *id) {
         struct vm *vm;
@@ -49,6 +50,9 @@ void pager_on_message(struct rpc_msg *m, void *arg) {
                         (void) snprintf(full, sizeof(full), "pager: %s", reason);
                         vm_kill_lost(vm, full);
                 }
+        } else if (strcmp(m->method, "session.recorded") == 0) {
+                if (vm)
+                        recording_done(vm);
         } else if (m->is_request) {
                 struct err e;
 
@@ -64,10 +68,12 @@ static void put_session(struct mp_buf *b, const struct vm *vm, size_t more) {
         mp_kv_str(b, "session", vm->id);
 }
 
-static int open_once(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock, struct err *e) {
+static int open_once(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
+                     struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_fd int vmm_end = -1, pager_end = -1;
         cleanup_mp_buf struct mp_buf b = { 0 };
+        size_t n_fds = workingset_fd >= 0 ? 3 : 2;
         int sv[2], r;
 
         mp_buf_init(&b);
@@ -78,12 +84,13 @@ static int open_once(struct pager *p, struct vm *vm, int image_fd, int *ret_memf
                 return err_errno(e, -errno, "opening a pager session");
         vmm_end = sv[0];
         pager_end = sv[1];
-        put_session(&b, vm, 2);
+        put_session(&b, vm, 3);
         mp_kv_u64(&b, "ram_bytes", vm->machine.mem_bytes);
-        mp_kv_u64(&b, "fds", 2);
+        mp_kv_bool(&b, "record", vm->recording);
+        mp_kv_u64(&b, "fds", n_fds);
         /* Armed before the pager can serve anything: if it dies from here on, this VM is killed. */
         vm->session = true;
-        r = pager_call(p, "session.open", &b, (int[]){ image_fd, pager_end }, 2, &a, e);
+        r = pager_call(p, "session.open", &b, (int[]){ image_fd, pager_end, workingset_fd }, n_fds, &a, e);
         if (r == 0 && a.n_fds != 1)
                 r = err_set(e, ERR_PAGER, -EPROTO, "the pager sent no image memory");
         if (r < 0) {
@@ -95,13 +102,14 @@ static int open_once(struct pager *p, struct vm *vm, int image_fd, int *ret_memf
         return 0;
 }
 
-int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock, struct err *e) {
-        int r = open_once(p, vm, image_fd, ret_memfd, ret_sock, e);
+int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
+                       struct err *e) {
+        int r = open_once(p, vm, image_fd, workingset_fd, ret_memfd, ret_sock, e);
 
         /* The pager died while it was asked. Nothing of this VM lives yet, so a new one may as well serve it. */
         if (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0) {
                 vm->lost[0] = '\0'; /* what was lost with the old one was nothing */
-                r = open_once(p, vm, image_fd, ret_memfd, ret_sock, e);
+                r = open_once(p, vm, image_fd, workingset_fd, ret_memfd, ret_sock, e);
         }
         if (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0) {
                 (void) strcpy(e->code, ERR_PAGER); /* to a client "unreachable" means forkd */
@@ -165,6 +173,28 @@ int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, ui
                 total += n;
         } while (next != 0);
         *ret_n = total;
+        return 0;
+}
+
+int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        const msgpack_object *runs;
+        int r;
+
+        mp_buf_init(&b);
+        put_session(&b, vm, 0);
+        r = pager_call(p, "session.workingset", &b, NULL, 0, &a, e);
+        if (r < 0)
+                return r;
+        runs = mp_get_array(&a.doc.root, "runs");
+        if (!runs || runs->via.array.size > SNAP_WORKINGSET_MAX_RUNS)
+                return err_set(e, ERR_PAGER, -EPROTO, "the pager's answer to session.workingset makes no sense");
+        for (uint32_t i = 0; i < runs->via.array.size; i++)
+                mp_obj(ret, &runs->via.array.ptr[i]);
+        if (ret->failed)
+                return err_errno(e, -ENOMEM, "reading the recorded pages");
+        *ret_n = runs->via.array.size;
         return 0;
 }
 

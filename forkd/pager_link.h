@@ -21,10 +21,11 @@ int pager_ensure(struct pager *p, struct err *e) attr_warn_unused;
 bool pager_is_up(const struct pager *p);
 pid_t pager_pid(const struct pager *p);
 
-/** Opens a session for @vm on the image in @image_fd. On success *ret_memfd is the image's memory
+/** Opens a session for @vm on the image in @image_fd, whose recorded working set is in @workingset_fd (-1: none); it
+ *  records if vm->recording. On success *ret_memfd is the image's memory
  *  (read-only) and *ret_sock the VMM's end of the handshake's socket; both are the caller's. From here on
  *  the watchdog holds this VM responsible: it dies with the pager. */
-int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int *ret_memfd, int *ret_sock,
+int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
                        struct err *e) attr_warn_unused;
 /** After the VMM was reaped. No session is no error. */
 void pager_session_close(struct pager *p, struct vm *vm);
@@ -32,6 +33,9 @@ void pager_session_close(struct pager *p, struct vm *vm);
 int pager_mark_sessions(struct pager *p, struct err *e) attr_warn_unused;
 /** What the guest discarded: *ret_n ranges [first page, pages], encoded one behind the other in @ret. */
 int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
+/** What the guest needed since it was restored, in the order of need: *ret_n ranges as above, at most
+ *  SNAP_WORKINGSET_MAX_RUNS. @vm may be gone when it returns. */
+int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
 
 int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) attr_warn_unused;
 /** Ends the pager; guests must be gone. */

@@ -64,6 +64,7 @@ struct vm {
         struct vmm *vmm;
         struct guest_link *link;
         bool session;                    /* the pager serves it */
+        bool recording;                  /* its session records for the working set of @snapshot */
         bool session_known;              /* said a pager of an earlier forkd's (pager_mark_sessions) */
         char lost[200];                  /* why its memory is gone and it is being killed, else "" */
         bool io_error;                   /* the VMM has paused it, for a disk cannot be written */

@@ -11,6 +11,7 @@
 #include "common/spawn.h"
 #include "forkd/daemon.h"
 #include "forkd/pager_link.h"
+#include "forkd/recording.h"
 #include "forkd/streams.h"
 #include "forkd/vm.h"
 #include "forkd/vmm/cgroup.h"
@@ -350,6 +351,7 @@ void vm_teardown(struct vm *vm) {
                 log_debug("%s: %s", vm->name, e.message);
         /* Only now: without its pager a living guest would wait for ever. */
         pager_session_close(vm->d->pager, vm);
+        recording_end(vm);
         vm->vmm_exited = vm->guest_shutdown = vm->agent_lost = vm->io_error = false;
         vm->lost[0] = '\0';
         if (vm_run_path(vm, NULL, path, sizeof(path)) == 0)

@@ -309,7 +309,9 @@ static int do_learn(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct
                 r = snap_store_learn_workingset(s, id, run, n, &n_new);
         mp_map(out, 1);
         mp_kv_u64(out, "new_pages", n_new);
-        return r < 0 ? err_errno(e, r, "keeping the working set of snapshot %s", id) : 0;
+        if (r == -EINVAL)
+                return err_set(e, ERR_INVALID, r, "the recording names pages that the guest does not have");
+        return r < 0 ? err_errno(e, r, "writing its working set") : 0;
 }
 
 /* After a crash of the host: what was not synced is verified, and goes if it is torn. */

@@ -54,7 +54,9 @@ static void test_all_settings(void **state) {
                        "stop_timeout_s = 13\n"
                        "[pager]\n"
                        "workers = 2\n"
-                       "idle_image_seconds = 0\n",
+                       "idle_image_seconds = 0\n"
+                       "workingset = off\n"
+                       "record_seconds = 0\n",
                        &c, &e));
         assert_int_equal(c.max_vms, 7);
         assert_int_equal(c.parallel_starts, 3);
@@ -64,6 +66,10 @@ static void test_all_settings(void **state) {
         assert_int_equal(c.stop_timeout_s, 13);
         assert_int_equal(c.pager_workers, 2);
         assert_int_equal(c.idle_image_seconds, 0);
+        assert_false(c.workingset);
+        assert_int_equal(c.record_seconds, 0);
+        assert_ok(load("[pager]\nworkingset = on\n", &c, &e));
+        assert_true(c.workingset);
         assert_ok(load("", &c, &e)); /* what is not named stays */
         assert_int_equal(c.max_vms, 7);
 }
@@ -75,6 +81,10 @@ static void test_refuses(void **state) {
         } bad[] = {
                 { "[forkd]\nmax_vms = 5\nmax_vmss = 6\n", "line 3", "[forkd] max_vmss is no setting" },
                 { "[forkd]\nmax_vms = 0\n", "line 2", "a number from 1 to 100000" },
+                { "[pager]\nworkingset = yes\n", "line 2", "[pager] workingset is on or off" },
+                { "[pager]\nworkingset =\n", "line 2", "[pager] workingset is on or off" },
+                { "[forkd]\nworkingset = on\n", "line 2", "is no setting" },
+                { "[pager]\nrecord_seconds = 3601\n", "line 2", "a number from 0 to 3600" },
                 { "[forkd]\nmax_vms = 100001\n", "line 2", "a number from 1 to 100000" },
                 { "[forkd]\nmax_vms = -1\n", "line 2", "a number from" },
                 { "[forkd]\nmax_vms = 18446744073709551617\n", "line 2", "a number from" },
