@@ -39,7 +39,7 @@ static int set_trigger(const char *path, int *ret_fd) {
 
 static void open_source(struct pager_pressure *p, const char *dir, const char *name, const char *whose) {
         char path[PATH_MAX];
-        int fd, r;
+        int fd = -1, r;
 
         if ((size_t) snprintf(path, sizeof(path), "%s%s", dir, name) >= sizeof(path))
                 return;

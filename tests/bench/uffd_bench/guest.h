@@ -9,7 +9,7 @@
 #include <sys/types.h>
 
 #include "common/err.h"
-#include "tests/bench/uffd_bench/hist.h"
+#include "common/hist.h"
 #include "tests/bench/uffd_bench/order.h"
 
 #define BENCH_GUEST_ARG "--synthetic-guest"
@@ -43,9 +43,9 @@ struct bench_result {
         char why[200];        /* if r < 0 */
         uint64_t attached_ns; /* CLOCK_MONOTONIC, as are the others: when it could have touched its first page */
         uint64_t start_ns, end_ns, touched;
-        uint64_t base;     /* where guest RAM is mapped in its process */
-        uint64_t bad_page; /* verify: the first page that was not as it should be; UINT64_MAX: none */
-        struct bench_hist hist;
+        uint64_t base;            /* where guest RAM is mapped in its process */
+        uint64_t bad_page;        /* verify: the first page that was not as it should be; UINT64_MAX: none */
+        struct hist_copy latency; /* if it was asked for */
 };
 
 struct bench_guest {

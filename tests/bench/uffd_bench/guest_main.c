@@ -31,7 +31,7 @@ struct toucher {
         pthread_t thread;
         unsigned index;
         uint64_t end_ns, touched, bad_page;
-        struct bench_hist hist;
+        struct hist latency;
 };
 
 struct guest {
@@ -161,7 +161,7 @@ static void touch_slow(struct toucher *t, size_t i, size_t end, size_t step) {
 
                 (void) *(const volatile uint8_t *) (t->g->ram + page * BENCH_PAGE);
                 if (how->latency)
-                        bench_hist_add(&t->hist, now_ns() - start);
+                        hist_add(&t->latency, now_ns() - start);
                 t->touched++;
                 if (how->verify && !bench_page_check(&t->g->setup.content, page, t->g->ram + page * BENCH_PAGE) &&
                     t->bad_page == UINT64_MAX)
@@ -203,7 +203,9 @@ static int start_threads(struct guest *g, struct bench_result *res) {
         for (g->n_touchers = 0; r == 0 && g->n_touchers < g->setup.threads;) {
                 struct toucher *t = &g->touchers[g->n_touchers];
 
-                *t = (struct toucher){ .g = g, .index = g->n_touchers, .bad_page = UINT64_MAX };
+                t->g = g;
+                t->index = g->n_touchers;
+                t->bad_page = UINT64_MAX;
                 r = -pthread_create(&t->thread, &attr, toucher_main, t);
                 g->n_touchers += r == 0;
         }
@@ -263,7 +265,7 @@ static void run(struct guest *g, struct bench_result *res) {
                 res->end_ns = MAX_OF(res->end_ns, t->end_ns);
                 res->touched += t->touched;
                 res->bad_page = MIN_OF(res->bad_page, t->bad_page);
-                bench_hist_merge(&res->hist, &t->hist);
+                hist_collect(&t->latency, &res->latency);
         }
         (void) pthread_barrier_destroy(&g->barrier);
         res->attached_ns = g->attached_ns;

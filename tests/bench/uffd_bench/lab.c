@@ -258,7 +258,6 @@ static int touch_all(struct group *g, const struct bench_touch *touch, struct be
                 first = MIN_OF(first, res.start_ns);
                 last = MAX_OF(last, res.end_ns);
                 ret->touched += res.touched;
-                bench_hist_merge(&ret->hist, &res.hist);
         }
         if (r == 0)
                 ret->wall_ms = (double) (last - first) / 1e6;

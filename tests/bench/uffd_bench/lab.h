@@ -70,8 +70,7 @@ struct bench_run {
         double us_per_page; /* by pages that were touched, of all clones */
         double wall_ms;     /* from the first touch to the last; eager: with the decoding before */
         uint64_t touched;
-        double server_cpu_us;   /* CPU of the pager or the server, by page touched; 0 where there is none */
-        struct bench_hist hist; /* if asked for */
+        double server_cpu_us; /* CPU of the pager or the server, by page touched; 0 where there is none */
 };
 
 /** Measures once, with cfg->clones guests at the same time; with cfg->verify each guest compares all that it touched

@@ -186,7 +186,7 @@ struct fairness {
 };
 
 /** One quiet guest, and beside it one that faults with @threads (0: none). *ret_valid: it did so to the end. */
-static int run_pair(struct fairness *f, struct bench_pager *p, unsigned threads, uint64_t seed, struct bench_hist *ret,
+static int run_pair(struct fairness *f, struct bench_pager *p, unsigned threads, uint64_t seed, struct hist_copy *ret,
                     bool *ret_valid, struct err *e) {
         const struct bench_watch watch = { bench_pager_check, p };
         const struct bench_touch busy = { .order = { .pattern = BENCH_RANDOM, .seed = seed } };
@@ -208,7 +208,7 @@ static int run_pair(struct fairness *f, struct bench_pager *p, unsigned threads,
         if (r == 0)
                 r = bench_guest_result(&quiet.guest, &watch, &res, e);
         if (r == 0) {
-                *ret = res.hist;
+                *ret = res.latency;
                 *ret_valid = threads == 0 || !bench_guest_done(&greedy.guest);
         }
         bench_guest_end(&greedy.guest);
@@ -218,13 +218,13 @@ static int run_pair(struct fairness *f, struct bench_pager *p, unsigned threads,
 
 static int fairness_round(const struct bench_config *cfg, struct fairness *f, unsigned round, struct err *e) {
         for (unsigned i = 0; i < N_NEIGHBOURS; i++) {
-                struct bench_hist hist = { 0 };
+                struct hist_copy latency = { 0 };
                 struct bench_pager p;
                 bool valid = false;
                 int r = bench_lab_pager(cfg, cfg->workers, 0, &p, e);
 
                 if (r == 0) {
-                        r = run_pair(f, &p, neighbour_threads[i], cfg->seed + round, &hist, &valid, e);
+                        r = run_pair(f, &p, neighbour_threads[i], cfg->seed + round, &latency, &valid, e);
                         bench_pager_stop(&p);
                 }
                 if (r < 0)
@@ -234,8 +234,8 @@ static int fairness_round(const struct bench_config *cfg, struct fairness *f, un
                                        "the greedy guest was through with its pages before the quiet one");
                 if (round == 0)
                         continue;
-                bench_samples_add(&f->p50[i], (double) bench_hist_quantile(&hist, 0.5) / 1e3);
-                bench_samples_add(&f->p99[i], (double) bench_hist_quantile(&hist, 0.99) / 1e3);
+                bench_samples_add(&f->p50[i], (double) hist_quantile_ns(&latency, 0.5) / 1e3);
+                bench_samples_add(&f->p99[i], (double) hist_quantile_ns(&latency, 0.99) / 1e3);
         }
         return 0;
 }

@@ -350,40 +350,16 @@ int bench_pager_number(struct bench_pager *p, const char *list, const char *whic
         return 0;
 }
 
-/** The log2 histogram of earlier pagers, read as if each bucket were filled evenly. */
-static double log2_quantile(const msgpack_object *buckets, double q, uint64_t count) {
-        double rank = q * (double) count, seen = 0;
-
-        for (uint32_t i = 0; i < buckets->via.array.size; i++) {
-                double n = (double) buckets->via.array.ptr[i].via.u64, lo = i ? (double) (1ull << (i - 1)) : 0,
-                       hi = (double) (1ull << i);
-
-                if (seen + n >= rank && n > 0)
-                        return lo + (hi - lo) * (rank - seen) / n;
-                seen += n;
-        }
-        return 0;
-}
-
 int bench_pager_service(struct bench_pager *p, struct bench_times_us *ret, struct err *e) {
         cleanup_bench_answer struct bench_answer a = { .fd = -1 };
-        const msgpack_object *totals, *h;
+        const msgpack_object *service;
         int r = bench_pager_call(p, "status", NULL, NULL, 0, &a, e);
 
         if (r < 0)
                 return r;
-        totals = mp_get(&a.doc.root, "totals");
-        h = mp_get(totals, "service");
-        if (h && mp_get_u64(h, "count", &ret->count) == 0 && mp_get_double(h, "p50_us", &ret->p50) == 0 &&
-            mp_get_double(h, "p99_us", &ret->p99) == 0)
-                return 0;
-        h = mp_get_array(totals, "service_us_log2");
-        if (!h)
+        service = mp_get(mp_get(&a.doc.root, "totals"), "service");
+        if (mp_get_u64(service, "count", &ret->count) < 0 || mp_get_double(service, "p50_us", &ret->p50) < 0 ||
+            mp_get_double(service, "p99_us", &ret->p99) < 0)
                 return err_set(e, ERR_PAGER, -EBADMSG, "the pager's status has no service times");
-        ret->count = 0;
-        for (uint32_t i = 0; i < h->via.array.size; i++)
-                ret->count += h->via.array.ptr[i].via.u64;
-        ret->p50 = log2_quantile(h, 0.5, ret->count);
-        ret->p99 = log2_quantile(h, 0.99, ret->count);
         return 0;
 }
