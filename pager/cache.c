@@ -7,6 +7,7 @@
 
 struct pager_cache {
         struct event_base *base;
+        struct pager_reclaim *reclaim;
         unsigned idle_seconds, n;
         struct pager_cached *first;
         struct pager_image_stats past;
@@ -23,6 +24,8 @@ static void drop(struct pager_cached *entry) {
         for (unsigned i = 0; i < PAGER_N_CAUSES; i++)
                 entry->cache->past.pages[i] += st.pages[i];
         entry->cache->past.compressed_bytes += st.compressed_bytes;
+        entry->cache->past.reclaimed_pages += st.reclaimed_pages;
+        entry->cache->past.refaults += st.refaults;
         *p = entry->next;
         entry->cache->n--;
         pager_image_cancel_fill(entry->image);
@@ -35,12 +38,13 @@ static void on_expiry(evutil_socket_t fd, short what, void *arg) {
         drop(arg);
 }
 
-int pager_cache_new(struct event_base *base, unsigned idle_seconds, struct pager_cache **ret) {
+int pager_cache_new(struct event_base *base, struct pager_reclaim *reclaim, unsigned idle_seconds, struct pager_cache **ret) {
         struct pager_cache *c = calloc(1, sizeof(*c));
 
         if (!c)
                 return -ENOMEM;
         c->base = base;
+        c->reclaim = reclaim;
         c->idle_seconds = idle_seconds;
         *ret = c;
         return 0;
@@ -93,7 +97,7 @@ static int open_entry(struct pager_cache *c, int fd, struct pager_cached **ret, 
         r = make_room(c, e);
         if (r < 0)
                 return r;
-        r = pager_image_open(fd, &entry->image);
+        r = pager_image_open(fd, c->reclaim, &entry->image);
         if (r == -EBADMSG)
                 return err_set(e, ERR_CORRUPT, r, "the memory image is torn or corrupt");
         if (r == -EPROTONOSUPPORT)
@@ -130,6 +134,7 @@ int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, st
                         return r;
         }
         entry->n_sessions++;
+        pager_image_set_idle(entry->image, 0);
         (void) event_del(entry->expiry);
         *ret = entry;
         return 0;
@@ -141,6 +146,7 @@ void pager_cache_put(struct pager_cached *entry) {
         if (--entry->n_sessions > 0)
                 return;
         entry->idle_since_ns = now_ns();
+        pager_image_set_idle(entry->image, entry->idle_since_ns);
         if (entry->stale || pager_image_is_bad(entry->image) || idle.tv_sec == 0 || event_add(entry->expiry, &idle) < 0)
                 drop(entry);
 }

@@ -20,7 +20,9 @@ struct pager_cached {
         bool stale; /* found by no one any more; goes with its last session */
 };
 
-int pager_cache_new(struct event_base *base, unsigned idle_seconds, struct pager_cache **ret) attr_warn_unused;
+/** @reclaim keeps the images' pages within the budget, and outlives the cache; it may be NULL. */
+int pager_cache_new(struct event_base *base, struct pager_reclaim *reclaim, unsigned idle_seconds,
+                    struct pager_cache **ret) attr_warn_unused;
 /** No entry may be in use. */
 void pager_cache_free(struct pager_cache *c);
 
@@ -30,5 +32,5 @@ void pager_cache_put(struct pager_cached *entry);
 
 struct pager_cached *pager_cache_first(const struct pager_cache *c);
 unsigned pager_cache_count(const struct pager_cache *c);
-/** What images did that are not open any more, so that totals never go back; present_bytes is 0. */
+/** What images did that are not open any more, so that totals never go back; what is a state is 0. */
 const struct pager_image_stats *pager_cache_past(const struct pager_cache *c);

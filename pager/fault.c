@@ -19,7 +19,7 @@
  *   EAGAIN  the layout changes: read the events, try again, a little later if need be
  *   ENOENT  (a part of) the range is not registered any more, its event is on the way. The one page that
  *           faulted is tried alone; if that is gone too its waiter is woken to find out for itself
- *   EFAULT  (continue) the page was punched out of the memfd: decode it again
+ *   EFAULT  (continue) the page was punched out of the memfd since we looked: decode it again
  *   ESRCH   the process is gone
  * A fault that cannot be answered with verified content is not answered at all. */
 #include "pager/fault.h"
@@ -188,7 +188,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         clip(s, g, page, fill.first, fill.n, ret_lo, ret_hi);
         r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed);
         if (r == -EFAULT) {
-                pager_image_forget(s->image, fill.first, fill.n);
+                pager_image_recheck(s->image, fill.first, fill.n);
                 return -EAGAIN;
         }
         return r;

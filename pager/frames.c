@@ -17,7 +17,9 @@
  * The bit of a page is set after the page is in the memfd (release) and read before it is relied upon
  * (acquire). */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/io.h"
 #include "pager/image_internal.h"
@@ -41,13 +43,6 @@ static void mark_present(struct pager_image *img, uint64_t first, uint64_t n) {
 
         for (uint64_t p = first; p < end; p = (p | 63) + 1)
                 (void) atomic_fetch_or_explicit(&img->present[p / 64], word_mask(p, end), memory_order_release);
-}
-
-void pager_image_forget(struct pager_image *img, uint64_t first, uint64_t n) {
-        uint64_t end = first + n;
-
-        for (uint64_t p = first; p < end; p = (p | 63) + 1)
-                (void) atomic_fetch_and_explicit(&img->present[p / 64], ~word_mask(p, end), memory_order_release);
 }
 
 /** The present pages around @page, within its aligned window of a frame's size. */
@@ -102,6 +97,18 @@ void pager_image_claim(struct pager_image *img, const struct pager_claim *c) {
         (void) pthread_mutex_unlock(&sh->lock);
 }
 
+static bool try_claim(struct pager_image *img, const struct pager_claim *c) {
+        struct pager_claim_shard *sh = shard_of(img, c->region);
+        bool ours;
+
+        (void) pthread_mutex_lock(&sh->lock);
+        ours = !conflicts(sh, c);
+        if (ours)
+                sh->claim[sh->n++] = *c;
+        (void) pthread_mutex_unlock(&sh->lock);
+        return ours;
+}
+
 void pager_image_release(struct pager_image *img, const struct pager_claim *c) {
         struct pager_claim_shard *sh = shard_of(img, c->region);
 
@@ -131,8 +138,17 @@ static int check_foreign(struct pager_image *img, uint64_t page, const uint8_t *
         return memcmp(there, data, sizeof(there)) == 0 ? 0 : -EUCLEAN;
 }
 
+static void inserted(struct pager_image *img, uint64_t first, uint64_t n, uint64_t demanded) {
+        if (n == 0)
+                return;
+        mark_present(img, first, n);
+        pager_resident_inserted(&img->resident, first, n, demanded);
+}
+
 /** Puts @n consecutive pages into the memfd. */
-static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const uint8_t *data, enum pager_cause cause) {
+static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const uint8_t *data, enum pager_cause cause,
+                      uint64_t page) {
+        uint64_t demanded = cause == PAGER_DEMAND ? page : PAGER_NOT_DEMANDED;
         uint64_t at = 0;
 
         while (at < n) {
@@ -141,7 +157,7 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
                                   (n - at) * PAGER_PAGE, &done);
 
                 (void) atomic_fetch_add_explicit(&img->pages[cause], done / PAGER_PAGE, memory_order_relaxed);
-                mark_present(img, first + at, done / PAGER_PAGE);
+                inserted(img, first + at, done / PAGER_PAGE, demanded);
                 at += done / PAGER_PAGE;
                 if (r == 0)
                         break;
@@ -150,7 +166,8 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
                 r = check_foreign(img, first + at, data + at * PAGER_PAGE);
                 if (r < 0)
                         return r;
-                mark_present(img, first + at, 1);
+                if (!pager_image_present(img, first + at))
+                        inserted(img, first + at, 1, demanded);
                 at++;
         }
         return 0;
@@ -176,7 +193,7 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
                         n++;
                 if (f.page[i] >= img->n_pages || n > img->n_pages - f.page[i])
                         return -EBADMSG;
-                r = insert_run(img, f.page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, cause);
+                r = insert_run(img, f.page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, cause, page);
                 if (r < 0)
                         return r;
                 if (page >= f.page[i] && page < f.page[i] + n) {
@@ -185,6 +202,23 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
                 }
         }
         return found ? 0 : -EBADMSG;
+}
+
+/** Decodes the frame at @loc, unless @page is there by then. */
+static int fill_claimed(struct pager_image *img, struct pager_scratch *s, const struct snap_loc *loc, uint64_t page,
+                        enum pager_cause cause, struct pager_fill_result *ret) {
+        struct pager_claim claim = { page / SNAP_REGION_PAGES, loc->frame_off };
+        int r = pager_reclaim_room(img->resident.r, cause);
+
+        if (r < 0)
+                return r;
+        pager_image_claim(img, &claim);
+        if (pager_image_present(img, page))
+                *ret = present_run(img, page);
+        else
+                r = fill_frame(img, s, loc, page, cause, ret);
+        pager_image_release(img, &claim);
+        return r;
 }
 
 int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page, enum pager_cause cause,
@@ -202,16 +236,69 @@ int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t 
                 return 0;
         }
         if (r == 0) {
-                struct pager_claim claim = { page / SNAP_REGION_PAGES, loc.frame_off };
-
-                pager_image_claim(img, &claim);
-                if (pager_image_present(img, page))
-                        *ret = present_run(img, page);
-                else
-                        r = fill_frame(img, s, &loc, page, cause, ret);
-                pager_image_release(img, &claim);
+                r = fill_claimed(img, s, &loc, page, cause, ret);
+                /* The host, or our cgroup, has no memory left; what is cold may go at once. */
+                if ((r == -ENOMEM || r == -ENOSPC) && pager_reclaim_emergency(img->resident.r))
+                        r = fill_claimed(img, s, &loc, page, cause, ret);
         }
         if (r == -EBADMSG || r == -EUCLEAN)
                 atomic_store_explicit(&img->bad, true, memory_order_relaxed);
         return r;
+}
+
+/* ---- and out again ---- */
+
+/** Clears the bits in @gone, one word of the bitmap, and counts the pages. Under a claim on their region. */
+static uint64_t removed(struct pager_image *img, uint64_t word, uint64_t gone) {
+        _Static_assert(64 % PAGER_CHUNK_PAGES == 0, "a chunk lies in one word");
+        const uint64_t chunk_mask = (1ull << PAGER_CHUNK_PAGES) - 1;
+
+        for (unsigned i = 0; i < 64 / PAGER_CHUNK_PAGES; i++) {
+                uint64_t bits = gone >> (i * PAGER_CHUNK_PAGES) & chunk_mask;
+
+                if (bits)
+                        pager_resident_removed(&img->resident, word * (64 / PAGER_CHUNK_PAGES) + i,
+                                               (uint64_t) __builtin_popcountll(bits));
+        }
+        return (uint64_t) __builtin_popcountll(gone);
+}
+
+uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) {
+        struct pager_claim claim = { first / SNAP_REGION_PAGES, PAGER_WHOLE_REGION };
+        uint64_t old[SNAP_REGION_PAGES / 64] = { 0 }, base = first / 64, end = MIN_OF(first + n, img->n_pages), count = 0;
+
+        if (!try_claim(img, &claim))
+                return 0;
+        /* The bits first: who reads a set bit from now on either maps the page before it goes, and loses it with all
+         * others, or is told EFAULT by the kernel. */
+        for (uint64_t p = first; p < end; p = (p | 63) + 1)
+                old[p / 64 - base] = word_mask(p, end) &
+                                     atomic_fetch_and_explicit(&img->present[p / 64], ~word_mask(p, end), memory_order_acq_rel);
+        if (fallocate(img->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) (first * PAGER_PAGE),
+                      (off_t) ((end - first) * PAGER_PAGE)) == 0) {
+                for (unsigned i = 0; i < ARRAY_LEN(old); i++)
+                        count += removed(img, base + i, old[i]);
+        } else {
+                for (unsigned i = 0; i < ARRAY_LEN(old); i++)
+                        if (old[i])
+                                (void) atomic_fetch_or_explicit(&img->present[base + i], old[i], memory_order_release);
+        }
+        pager_image_release(img, &claim);
+        return count;
+}
+
+void pager_image_recheck(struct pager_image *img, uint64_t first, uint64_t n) {
+        struct pager_claim claim = { first / SNAP_REGION_PAGES, PAGER_WHOLE_REGION };
+
+        pager_image_claim(img, &claim);
+        for (uint64_t p = first; p < first + n; p++) {
+                off_t at = (off_t) (p * PAGER_PAGE);
+                uint64_t bit = 1ull << (p % 64);
+
+                if (!pager_image_present(img, p) || lseek(img->memfd, at, SEEK_DATA) == at)
+                        continue;
+                (void) atomic_fetch_and_explicit(&img->present[p / 64], ~bit, memory_order_acq_rel);
+                (void) removed(img, p / 64, bit);
+        }
+        pager_image_release(img, &claim);
 }

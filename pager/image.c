@@ -35,6 +35,7 @@ void pager_scratch_clear(struct pager_scratch *s) {
 /* ---- life ---- */
 
 static void image_destroy(struct pager_image *img) {
+        pager_resident_clear(&img->resident);
         if (img->map)
                 (void) munmap(img->map, img->n_pages * PAGER_PAGE);
         (void) close_fd(img->uffd);
@@ -88,7 +89,7 @@ static int make_memory(struct pager_image *img) {
         return uffd_register(img->uffd, (uintptr_t) map, bytes);
 }
 
-int pager_image_open(int fd, struct pager_image **ret) {
+int pager_image_open(int fd, struct pager_reclaim *reclaim, struct pager_image **ret) {
         cleanup_pager_image struct pager_image *img = aligned_alloc(_Alignof(struct pager_image), sizeof(*img));
         int r;
 
@@ -112,6 +113,9 @@ int pager_image_open(int fd, struct pager_image **ret) {
         if (!img->present)
                 return -ENOMEM;
         r = make_memory(img);
+        if (r < 0)
+                return r;
+        r = pager_resident_init(&img->resident, reclaim, img, img->n_pages);
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(img);
@@ -144,6 +148,10 @@ bool pager_image_is_bad(const struct pager_image *img) {
         return atomic_load_explicit(&img->bad, memory_order_relaxed);
 }
 
+void pager_image_set_idle(struct pager_image *img, uint64_t since_ns) {
+        pager_resident_set_idle(&img->resident, since_ns);
+}
+
 struct pager_image_fill_job *pager_image_job(struct pager_image *img) {
         return &img->job;
 }
@@ -164,6 +172,8 @@ const char *pager_image_reason(int r) {
                 return "the image's memory holds a page that the pager did not put there";
         case -ENOMEM:
                 return "out of memory for the image's pages";
+        case -EDQUOT:
+                return "the memory budget is used up";
         case -EIO:
                 return "the image's file could not be read";
         case -ERANGE:
@@ -180,6 +190,9 @@ void pager_image_get_stats(const struct pager_image *img, struct pager_image_sta
                 .present_bytes = fstat(img->memfd, &st) == 0 ? (uint64_t) st.st_blocks * 512 : 0,
                 .decodes = atomic_load_explicit(&img->decodes, memory_order_relaxed),
                 .compressed_bytes = atomic_load_explicit(&img->compressed_bytes, memory_order_relaxed),
+                .resident_pages = atomic_load_explicit(&img->resident.pages, memory_order_relaxed),
+                .reclaimed_pages = atomic_load_explicit(&img->resident.reclaimed, memory_order_relaxed),
+                .refaults = atomic_load_explicit(&img->resident.clock.refaults, memory_order_relaxed),
         };
         for (unsigned i = 0; i < PAGER_N_CAUSES; i++)
                 ret->pages[i] = atomic_load_explicit(&img->pages[i], memory_order_relaxed);

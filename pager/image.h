@@ -32,10 +32,11 @@ struct pager_image_key {
 int pager_image_key_of_fd(int fd, struct pager_image_key *ret) attr_warn_unused;
 
 struct pager_image;
+struct pager_reclaim;
 
 /** Opens @fd (stays the caller's). The errors of snap_image_open; -ENOMEM, -EMFILE; -EOPNOTSUPP: the kernel
- *  cannot do it. One reference belongs to the caller. */
-int pager_image_open(int fd, struct pager_image **ret) attr_warn_unused;
+ *  cannot do it. One reference belongs to the caller. With @reclaim (or NULL) its pages count against the budget. */
+int pager_image_open(int fd, struct pager_reclaim *reclaim, struct pager_image **ret) attr_warn_unused;
 struct pager_image *pager_image_ref(struct pager_image *img);
 /** Any thread. The last reference frees all memory that no clone maps. NULL is fine. */
 void pager_image_unref(struct pager_image *img);
@@ -65,7 +66,7 @@ struct pager_fill_result {
 
 /** Makes sure that @page can be mapped. Waits while another thread decodes the same frame.
  *  -EBADMSG: the stored bytes are corrupt; -EUCLEAN: somebody else has put another content into the memfd;
- *  -EIO, -ENOMEM, -ERANGE. Afterwards the image is marked bad where its content is in doubt. */
+ *  -EIO, -ENOMEM, -ERANGE; -EDQUOT: @cause is PAGER_AHEAD and the memory budget is used up. Afterwards the image is marked bad where its content is in doubt. */
 int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page, enum pager_cause cause,
                      struct pager_fill_result *ret) attr_warn_unused;
 
@@ -73,8 +74,13 @@ int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t 
 const char *pager_image_reason(int r);
 
 bool pager_image_present(const struct pager_image *img, uint64_t page);
-/** The pages turned out to be missing after all (punched out): decode them again next time. */
-void pager_image_forget(struct pager_image *img, uint64_t first, uint64_t n);
+/** The kernel says that one of these pages, of one region, is missing after all: looks which, so that they are
+ *  decoded again. */
+void pager_image_recheck(struct pager_image *img, uint64_t first, uint64_t n);
+/** Punches @n pages from @first on (whole chunks, of one region) out of the memfd, and so out of all clones; the next
+ *  who needs them has them decoded again. Returns how many were there; 0 also when somebody has a claim there at the
+ *  moment. */
+uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n);
 
 /** For whoever takes pages out of the memfd, or reads them from it: waits until nobody else has the claim, and
  *  takes it; one per thread. While it is held the pages of that frame (region) stay as they are. */
@@ -87,6 +93,9 @@ uint64_t pager_image_zero_run(struct pager_image *img, uint64_t page, uint64_t m
 /** The first region (SNAP_REGION_PAGES pages) at or after @region that stores any page. -ENOENT: none. */
 int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *ret) attr_warn_unused;
 
+/** Since when no session uses it (now_ns()); 0: one does. Idle images are the first to lose their pages. */
+void pager_image_set_idle(struct pager_image *img, uint64_t since_ns);
+
 /** Bad: not to be shared with new sessions. */
 bool pager_image_is_bad(const struct pager_image *img);
 
@@ -95,6 +104,9 @@ struct pager_image_stats {
         uint64_t decodes;               /* frames decoded */
         uint64_t compressed_bytes;      /* read for that */
         uint64_t pages[PAGER_N_CAUSES]; /* put into the memfd thereby */
+        uint64_t resident_pages;        /* in the memfd, as we count */
+        uint64_t reclaimed_pages;       /* punched out to keep the budget */
+        uint64_t refaults;              /* chunks of PAGER_CHUNK_PAGES that were needed again after that */
 };
 void pager_image_get_stats(const struct pager_image *img, struct pager_image_stats *ret);
 

@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "pager/image.h"
+#include "pager/reclaim.h"
 
 #define PAGER_CLAIM_SHARDS 16u
 #define PAGER_MAX_CLAIMS (PAGER_MAX_WORKERS + PAGER_MAX_FILLERS + PAGER_MAX_RECLAIMERS)
@@ -34,6 +35,7 @@ struct pager_image {
         int memfd, readonly_fd, uffd;
         uint8_t *map;              /* PROT_NONE: an address for UFFDIO_COPY, not for us */
         _Atomic uint64_t *present; /* a bit a page */
+        struct pager_resident resident;
 
         _Atomic bool bad, cancel_fill;
         _Atomic uint64_t decodes, compressed_bytes, pages[PAGER_N_CAUSES];

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "common/ids.h"
 #include "common/log.h"
 #include "pager/pager.h"
 
@@ -26,6 +27,8 @@ static void usage(FILE *out) {
                        "  --workers N             fault threads, 1 to %u (default: one per CPU)\n"
                        "  --idle-image-seconds S  keep an image's decoded pages so long after its last\n"
                        "                          session (default 300; 0: give them back at once)\n"
+                       "  --memory-budget SIZE    keep at most so much decoded memory, of all images, e.g. 512M\n"
+                       "                          (default: a quarter of RAM, or of the cgroup's limit)\n"
                        "  --handshake-seconds S   how long a VMM may take to attach (default %u)\n"
                        "  --log-level LEVEL       error, warning, info or debug (default info)\n"
                        "  --help, --version\n"
@@ -54,12 +57,23 @@ static bool parse_number(const char *s, unsigned min, unsigned max, unsigned *re
 
 /** -1: go on; else the exit code. */
 static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_level *level) {
-        enum { OPT_CONTROL = 256, OPT_CONTROL_FD, OPT_WORKERS, OPT_IDLE, OPT_HANDSHAKE, OPT_LEVEL, OPT_HELP, OPT_VERSION };
+        enum {
+                OPT_CONTROL = 256,
+                OPT_CONTROL_FD,
+                OPT_WORKERS,
+                OPT_IDLE,
+                OPT_BUDGET,
+                OPT_HANDSHAKE,
+                OPT_LEVEL,
+                OPT_HELP,
+                OPT_VERSION
+        };
         static const struct option options[] = {
                 { "control", required_argument, NULL, OPT_CONTROL },
                 { "control-fd", required_argument, NULL, OPT_CONTROL_FD },
                 { "workers", required_argument, NULL, OPT_WORKERS },
                 { "idle-image-seconds", required_argument, NULL, OPT_IDLE },
+                { "memory-budget", required_argument, NULL, OPT_BUDGET },
                 { "handshake-seconds", required_argument, NULL, OPT_HANDSHAKE },
                 { "log-level", required_argument, NULL, OPT_LEVEL },
                 { "help", no_argument, NULL, OPT_HELP },
@@ -85,6 +99,10 @@ static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_
                 case OPT_IDLE:
                         if (!parse_number(optarg, 0, MAX_SECONDS, &cfg->idle_seconds))
                                 return bad_usage("--idle-image-seconds wants a number from 0 to 604800");
+                        break;
+                case OPT_BUDGET:
+                        if (size_parse(optarg, &cfg->memory_budget) < 0 || cfg->memory_budget < PAGER_MIN_BUDGET)
+                                return bad_usage("--memory-budget wants a size of 4M or more");
                         break;
                 case OPT_HANDSHAKE:
                         if (!parse_number(optarg, 1, MAX_SECONDS, &cfg->handshake_seconds))

@@ -346,6 +346,12 @@ static void raise_fd_limit(void) {
         }
 }
 
+static int start_reclaim(struct pager *p) {
+        const struct pager_reclaim_config cfg = { .budget = p->cfg.memory_budget, .root = "", .pressure_fd = p->cfg.pressure_fd };
+
+        return pager_reclaim_new(&cfg, &p->reclaim);
+}
+
 static int start_threads(struct pager *p, struct err *e) {
         int r = 0;
 
@@ -418,7 +424,9 @@ int pager_new(struct event_base *base, const struct pager_config *cfg, struct pa
         p->end_ev = evtimer_new(base, on_end, p);
         if (!p->control_path || !p->inbox_ev || !p->end_ev || event_add(p->inbox_ev, NULL) < 0)
                 return err_errno(e, -ENOMEM, "starting the pager");
-        r = pager_cache_new(base, p->cfg.idle_seconds, &p->cache);
+        r = start_reclaim(p);
+        if (r == 0)
+                r = pager_cache_new(base, p->reclaim, p->cfg.idle_seconds, &p->cache);
         if (r < 0)
                 return err_errno(e, r, "starting the pager");
         r = start_threads(p, e);
@@ -459,6 +467,7 @@ void pager_free(struct pager *p) {
         }
         pager_close_conns(p);
         pager_cache_free(p->cache);
+        pager_reclaim_free(p->reclaim);
         pager_mailbox_destroy(&p->inbox);
         if (p->end_ev)
                 event_free(p->end_ev);

@@ -13,6 +13,8 @@ struct pager_config {
                                     * taken */
         unsigned workers;           /* 1 … PAGER_MAX_WORKERS; 0: one per online CPU */
         unsigned idle_seconds;      /* how long an image stays open after its last session */
+        uint64_t memory_budget;     /* bytes of decoded pages, of all images; 0: a quarter of the memory there is */
+        int pressure_fd;            /* > 0: POLLPRI on it is memory pressure, besides what the kernel tells; taken */
         unsigned handshake_seconds; /* 1 …; 0: PAGER_HANDSHAKE_SECONDS */
         const char *version;        /* told in hello; static */
 };

@@ -7,6 +7,7 @@
 #include "pager/fill.h"
 #include "pager/pager.h"
 #include "pager/peer.h"
+#include "pager/reclaim.h"
 #include "pager/session.h"
 #include "pager/worker.h"
 
@@ -30,6 +31,7 @@ struct pager {
         struct pager_session *sessions;
         unsigned n_sessions;
         struct pager_cache *cache;
+        struct pager_reclaim *reclaim;
 
         struct pager_mailbox inbox;
         struct event *inbox_ev, *end_ev, *balance_ev;

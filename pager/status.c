@@ -4,6 +4,7 @@
 #include "pager/pager_internal.h"
 
 struct sums {
+        uint64_t reclaimed_pages, refaults;
         uint64_t faults[PAGER_N_FAULTS], pages_installed, zero_pages, decodes, pages[PAGER_N_CAUSES], present_bytes;
         struct hist_copy wait, service;
         unsigned failed;
@@ -108,8 +109,10 @@ static void put_image(struct mp_buf *b, const struct pager_cached *c, struct sum
         for (unsigned i = 0; i < PAGER_N_CAUSES; i++)
                 sums->pages[i] += st.pages[i];
         sums->present_bytes += st.present_bytes;
+        sums->reclaimed_pages += st.reclaimed_pages;
+        sums->refaults += st.refaults;
 
-        mp_map(b, 12);
+        mp_map(b, 14);
         mp_kv_str(b, "image", uuid);
         mp_kv_u64(b, "ram_bytes", pager_image_info(c->image)->ram_bytes);
         mp_kv_u64(b, "present_bytes", st.present_bytes);
@@ -117,14 +120,18 @@ static void put_image(struct mp_buf *b, const struct pager_cached *c, struct sum
         mp_kv_u64(b, "decodes", st.decodes);
         put_decoded(b, st.pages);
         mp_kv_u64(b, "compressed_bytes", st.compressed_bytes);
+        mp_kv_u64(b, "reclaimed_pages", st.reclaimed_pages);
+        mp_kv_u64(b, "refaults", st.refaults);
         mp_kv_double(b, "idle_s", c->n_sessions ? 0 : ms_since(c->idle_since_ns) / 1000);
         mp_kv_bool(b, "filling", pager_image_job(c->image)->running);
         mp_kv_bool(b, "bad", pager_image_is_bad(c->image));
 }
 
 static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
+        struct pager_reclaim_stats mem;
         uint64_t busy_ns = 0;
 
+        pager_reclaim_get_stats(p->reclaim, &mem);
         for (unsigned i = 0; i < PAGER_N_FAULTS; i++)
                 sums->faults[i] += p->past_faults[i];
         for (unsigned i = 0; i < PAGER_N_CAUSES; i++)
@@ -134,7 +141,7 @@ static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
         for (unsigned w = 0; w < p->n_workers; w++)
                 busy_ns = MAX_OF(busy_ns, pager_worker_busy_ns(p->workers[w]));
 
-        mp_map(b, 16);
+        mp_map(b, 20);
         mp_kv_u64(b, "sessions", p->n_sessions);
         mp_kv_u64(b, "sessions_ended", p->past_sessions);
         mp_kv_u64(b, "sessions_failed", p->past_failed + sums->failed);
@@ -145,6 +152,10 @@ static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
         mp_kv_u64(b, "decodes", sums->decodes + pager_cache_past(p->cache)->decodes);
         put_decoded(b, sums->pages);
         mp_kv_u64(b, "present_bytes", sums->present_bytes);
+        mp_kv_u64(b, "budget_bytes", mem.budget_bytes);
+        mp_kv_u64(b, "reclaimed_pages", sums->reclaimed_pages + pager_cache_past(p->cache)->reclaimed_pages);
+        mp_kv_u64(b, "refaults", sums->refaults + pager_cache_past(p->cache)->refaults);
+        mp_kv_u64(b, "pressure", mem.pressure);
         mp_kv_double(b, "oldest_fault_ms", sums->oldest_ms);
         mp_kv_double(b, "worker_busy_ms", (double) busy_ns / 1e6);
         put_hist(b, "wait", &sums->wait);
