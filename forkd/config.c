@@ -7,6 +7,9 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "common/ids.h"
+#include "pager/limits.h"
+
 void config_defaults(struct config *c) {
         *c = (struct config){
                 .log_level = LOG_LVL_INFO,
@@ -113,6 +116,18 @@ static int set_toggle(struct load *l, const struct toggle *t, const char *value)
         return 1;
 }
 
+/** [pager] memory_budget: 0, or what uffd-pager takes. */
+static int set_budget(struct load *l, const char *value) {
+        uint64_t v;
+
+        if (size_parse(value, &v) < 0 || (v > 0 && v < PAGER_MIN_BUDGET)) {
+                set_problem(l, "[pager] memory_budget is a size of 4M or more, or 0");
+                return 0;
+        }
+        l->c->memory_budget = v;
+        return 1;
+}
+
 /* inih's handler: 0 is an error and stops at this line (INI_STOP_ON_FIRST_ERROR or not, the first counts). */
 static int on_setting(void *arg, const char *section, const char *name, const char *value) {
         struct load *l = arg;
@@ -125,6 +140,8 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
                 set_problem(l, "log_level is error, warning, info or debug");
                 return 0;
         }
+        if (strcmp(section, "pager") == 0 && strcmp(name, "memory_budget") == 0)
+                return set_budget(l, value);
         for (size_t i = 0; i < ARRAY_LEN(settings); i++)
                 if (strcmp(section, settings[i].section) == 0 && strcmp(name, settings[i].name) == 0)
                         return set_number(l, &settings[i], value);

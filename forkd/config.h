@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "common/err.h"
 #include "common/log.h"
@@ -15,6 +16,7 @@ struct config {
         unsigned wake_timeout_s;     /* [vm] wake_timeout_s: until a restored guest acknowledges */
         unsigned stop_timeout_s;     /* [vm] stop_timeout_s: an orderly stop, then the VMM is killed */
         unsigned pager_workers;      /* [pager] workers; 0: the pager's default */
+        uint64_t memory_budget;      /* [pager] memory_budget, bytes of decoded pages; 0: the pager's default */
         unsigned idle_image_seconds; /* [pager] idle_image_seconds: decoded pages kept after the last clone */
         bool workingset;             /* [pager] workingset: what restores need first is learned, and fetched first */
         unsigned record_seconds;     /* [pager] record_seconds: learned so long after a restore; 0: not at all */

@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -171,9 +172,10 @@ int pager_find(struct pager *p, struct err *e) {
 }
 
 static int pager_spawn(struct pager *p, struct err *e) {
-        char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], level[16];
-        const char *argv[12] = { prog, "--control",   p->socket_path, "--control-fd", "3", "--idle-image-seconds",
+        char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], budget[24], level[16];
+        const char *argv[16] = { prog, "--control",   p->socket_path, "--control-fd", "3", "--idle-image-seconds",
                                  idle, "--log-level", level };
+        unsigned n_args = 9;
         cleanup_fd int listen_fd = -1, log_fd = -1, conn_fd = -1;
         int r;
 
@@ -187,8 +189,13 @@ static int pager_spawn(struct pager *p, struct err *e) {
         (void) snprintf(level, sizeof(level), "%s", log_level_name());
         if (p->d->cfg.pager_workers > 0) {
                 (void) snprintf(workers, sizeof(workers), "%u", p->d->cfg.pager_workers);
-                argv[9] = "--workers";
-                argv[10] = workers;
+                argv[n_args++] = "--workers";
+                argv[n_args++] = workers;
+        }
+        if (p->d->cfg.memory_budget > 0) {
+                (void) snprintf(budget, sizeof(budget), "%" PRIu64, p->d->cfg.memory_budget);
+                argv[n_args++] = "--memory-budget";
+                argv[n_args++] = budget;
         }
         r = io_listen_unix(p->socket_path, 0600, &listen_fd);
         if (r < 0)

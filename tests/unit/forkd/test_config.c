@@ -55,6 +55,7 @@ static void test_all_settings(void **state) {
                        "[pager]\n"
                        "workers = 2\n"
                        "idle_image_seconds = 0\n"
+                       "memory_budget = 1.5G\n"
                        "workingset = off\n"
                        "record_seconds = 0\n",
                        &c, &e));
@@ -66,6 +67,9 @@ static void test_all_settings(void **state) {
         assert_int_equal(c.stop_timeout_s, 13);
         assert_int_equal(c.pager_workers, 2);
         assert_int_equal(c.idle_image_seconds, 0);
+        assert_int_equal(c.memory_budget, 3ull << 29);
+        assert_ok(load("[pager]\nmemory_budget = 0\n", &c, &e));
+        assert_int_equal(c.memory_budget, 0);
         assert_false(c.workingset);
         assert_int_equal(c.record_seconds, 0);
         assert_ok(load("[pager]\nworkingset = on\n", &c, &e));
@@ -91,6 +95,9 @@ static void test_refuses(void **state) {
                 { "[forkd]\nmax_vms = 4294967297\n", "line 2", "a number from" },
                 { "[forkd]\nmax_vms = 5x\n", "line 2", "a number from" },
                 { "[forkd]\nmax_vms =\n", "line 2", "a number from" },
+                { "[pager]\nmemory_budget = 4095K\n", "line 2", "[pager] memory_budget is a size of 4M or more" },
+                { "[pager]\nmemory_budget = -5G\n", "line 2", "[pager] memory_budget is a size" },
+                { "[pager]\nmemory_budget = half\n", "line 2", "[pager] memory_budget is a size" },
                 { "[forkd]\nlog_level = loud\n", "line 2", "log_level is error" },
                 { "[vm]\nmax_vms = 5\n", "line 2", "[vm] max_vms is no setting" },
                 { "max_vms = 5\n", "line 1", "max_vms is no setting" },
