@@ -34,7 +34,7 @@ static struct vm *session_of(struct pager *p, const msgpack_object *params) {
 void pager_on_message(struct rpc_msg *m, void *arg) {
         struct pager *p = arg;
         struct vm *vm = session_of(p, m->params);
-        char reason[160] = "unknown";
+        char reason[sizeof(vm->lost) - 8] = "unknown";
 
         if (strcmp(m->method, "session.attached") == 0) {
                 if (vm && m->n_fds == 1) {
@@ -45,7 +45,7 @@ void pager_on_message(struct rpc_msg *m, void *arg) {
                 (void) mp_get_str(m->params, "reason", reason, sizeof(reason));
                 log_error("the pager cannot serve %s: %s", vm ? vm->name : "an unknown session", reason);
                 if (vm) {
-                        char full[200];
+                        char full[sizeof(vm->lost)];
 
                         (void) snprintf(full, sizeof(full), "pager: %s", reason);
                         vm_kill_lost(vm, full);
@@ -84,8 +84,9 @@ static int open_once(struct pager *p, struct vm *vm, int image_fd, int workingse
                 return err_errno(e, -errno, "opening a pager session");
         vmm_end = sv[0];
         pager_end = sv[1];
-        put_session(&b, vm, 3);
+        put_session(&b, vm, 4);
         mp_kv_u64(&b, "ram_bytes", vm->machine.mem_bytes);
+        mp_kv_bool(&b, "expect", true);
         mp_kv_bool(&b, "record", vm->recording);
         mp_kv_u64(&b, "fds", n_fds);
         /* Armed before the pager can serve anything: if it dies from here on, this VM is killed. */
@@ -116,6 +117,15 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int working
                 return err_prefix(e, "the pager died twice while it was opening the memory image of '%s'", vm->name);
         }
         return r < 0 ? err_prefix(e, "opening the memory image of '%s'", vm->name) : 0;
+}
+
+int pager_session_expect(struct pager *p, struct vm *vm, int pidfd, struct err *e) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        put_session(&b, vm, 1);
+        mp_kv_u64(&b, "fds", 1);
+        return pager_call(p, "session.expect", &b, &pidfd, 1, NULL, e);
 }
 
 void pager_session_close(struct pager *p, struct vm *vm) {

@@ -27,6 +27,9 @@ pid_t pager_pid(const struct pager *p);
  *  the watchdog holds this VM responsible: it dies with the pager. */
 int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
                        struct err *e) attr_warn_unused;
+/** Names the process of @pidfd, which stays the caller's, as the VMM of @vm's session: only it may attach. A coroutine
+ *  call. */
+int pager_session_expect(struct pager *p, struct vm *vm, int pidfd, struct err *e) attr_warn_unused;
 /** After the VMM was reaped. No session is no error. */
 void pager_session_close(struct pager *p, struct vm *vm);
 /** Marks the VMs for which the pager has an attached session that has not failed (vm->session_known). */

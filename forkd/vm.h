@@ -42,7 +42,7 @@ struct vm {
         id_str id;
         char name[NAME_MAX_LEN + 1];
         enum vm_state state;
-        char reason[200]; /* of VM_FAILED, or of a VM_PAUSED that nobody asked for; else empty */
+        char reason[256]; /* of VM_FAILED, or of a VM_PAUSED that nobody asked for; else empty */
         char driver[16];
         char vmm_version[32];
         struct vmm_machine machine;
@@ -66,7 +66,7 @@ struct vm {
         bool session;                    /* the pager serves it */
         bool recording;                  /* its session records for the working set of @snapshot */
         bool session_known;              /* said a pager of an earlier forkd's (pager_mark_sessions) */
-        char lost[200];                  /* why its memory is gone and it is being killed, else "" */
+        char lost[256];                  /* why its memory is gone and it is being killed, else "" */
         bool io_error;                   /* the VMM has paused it, for a disk cannot be written */
         bool agent_lost;                 /* the agent's link broke while the VMM lives: to be made anew */
         int uffd;                        /* duplicate of its userfaultfd: keeps its faults waiting when all others go */

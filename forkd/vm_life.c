@@ -136,6 +136,15 @@ static int make_run_dir(struct vm *vm, char *path, size_t size, struct err *e) {
         return r < 0 ? err_errno(e, r, "making the directory %s", path) : 0;
 }
 
+static int name_to_pager(int pidfd, void *arg, struct err *e) {
+        struct vm *vm = arg;
+        pid_t pid;
+        int r = pager_session_expect(vm->d->pager, vm, pidfd, e);
+
+        /* Of one that has ended already the driver knows more to tell. */
+        return r < 0 && spawn_pidfd_pid(pidfd, &pid) == -ESRCH ? 0 : r;
+}
+
 int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
         char run_dir[PATH_MAX], log_path[PATH_MAX], disks[VMM_MAX_DISKS][PATH_MAX];
         cleanup_fd int console = -1, cgroup = -1;
@@ -149,6 +158,7 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
                 .pager_sock = l->pager_sock,
                 .attach_lib = vm->d->attach_lib,
                 .cgroup_fd = -1,
+                .on_spawn = l->image_fd >= 0 ? name_to_pager : NULL,
         };
         struct err ignored;
         int r;

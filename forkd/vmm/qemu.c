@@ -403,6 +403,8 @@ static int start_in(struct vmm *v, const struct vmm_start *s, struct err *e) {
                 r = open_files(v, s, &l, e);
         if (r == 0)
                 r = spawn_qemu(v, s, &l, &args, e);
+        if (r == 0 && s->on_spawn)
+                r = s->on_spawn(v->pidfd, v->arg, e);
         if (r < 0)
                 return r;
         v->wants_state = s->incoming;

@@ -45,6 +45,9 @@ struct vmm_start {
         int image_fd;
         int pager_sock;
         const char *attach_lib; /* libuffd-attach.so */
+        /** Called in the same coroutine when the process exists, before it is waited for; may be NULL. @pidfd stays the
+         *  driver's. A failure ends the start. The argument is the one of the events. */
+        int (*on_spawn)(int pidfd, void *arg, struct err *e);
 };
 
 struct vmm_region {
