@@ -109,7 +109,7 @@ static int adopt_vmm(struct vm *vm, struct err *e) {
                 return err_set(e, ERR_VMM, -ESRCH, "the VMM ended while forkd was away");
         if (vm->session && !vm->session_known) {
                 kill_vmm(vm, pidfd);
-                return err_set(e, ERR_PAGER, -ESRCH, "pager-lost");
+                return err_set(e, ERR_PAGER, -ESRCH, "%s", vm->lost[0] ? vm->lost : "pager-lost");
         }
         if (vm->removing || (vm->state != VM_RUNNING && vm->state != VM_PAUSED)) {
                 kill_vmm(vm, pidfd);

@@ -244,13 +244,19 @@ int pager_mark_sessions(struct pager *p, struct err *e) {
         sessions = mp_get_array(&a.doc.root, "sessions");
         for (uint32_t i = 0; sessions && i < sessions->via.array.size; i++) {
                 const msgpack_object *s = &sessions->via.array.ptr[i];
-                bool attached = false, failed = false;
                 struct vm *vm = session_of(p, s);
+                bool attached = false, failed = false;
+                char reason[sizeof(vm->lost) - 8] = "unknown";
 
+                if (!vm)
+                        continue;
                 (void) mp_get_bool(s, "attached", &attached);
                 (void) mp_get_bool(s, "failed", &failed);
-                if (vm)
-                        vm->session_known = attached && !failed;
+                vm->session_known = attached && !failed;
+                if (failed) {
+                        (void) mp_get_str(s, "reason", reason, sizeof(reason));
+                        (void) snprintf(vm->lost, sizeof(vm->lost), "pager: %s", reason);
+                }
         }
         return 0;
 }

@@ -32,7 +32,8 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int working
 int pager_session_expect(struct pager *p, struct vm *vm, int pidfd, struct err *e) attr_warn_unused;
 /** After the VMM was reaped. No session is no error. */
 void pager_session_close(struct pager *p, struct vm *vm);
-/** Marks the VMs for which the pager has an attached session that has not failed (vm->session_known). */
+/** Marks the VMs for which the pager has an attached session that has not failed (vm->session_known), and notes why one
+ *  has (vm->lost). */
 int pager_mark_sessions(struct pager *p, struct err *e) attr_warn_unused;
 /** What the guest discarded: *ret_n ranges [first page, pages], encoded one behind the other in @ret. */
 int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
