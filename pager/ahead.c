@@ -33,8 +33,8 @@ struct pager_ahead *pager_ahead_new(struct pager_image *img, const struct snap_w
         a->n_pages = set->n_pages;
         for (size_t i = 0; i < set->n_runs; i++)
                 for (uint64_t at = 0; at < set->run[i].n; at += PAGER_AHEAD_UNIT)
-                        a->unit[a->n_units++] = (struct snap_run){ set->run[i].first + at,
-                                                                   MIN_OF(set->run[i].n - at, PAGER_AHEAD_UNIT) };
+                        a->unit[a->n_units++] =
+                                (struct snap_run){ set->run[i].first + at, MIN_OF(set->run[i].n - at, PAGER_AHEAD_UNIT) };
         return a;
 }
 
@@ -76,7 +76,8 @@ int pager_ahead_decode(struct pager_ahead *a, struct pager_image *img, struct pa
 /* ---- mapping ---- */
 
 static int map_pages(struct pager_session *s, uint64_t addr, uint64_t n, bool zero, uint64_t *ret_done) {
-        int r = zero ? uffd_zeropage(s->uffd, addr, n * PAGER_PAGE, ret_done) : uffd_continue(s->uffd, addr, n * PAGER_PAGE, ret_done);
+        int r = zero ? uffd_zeropage(s->uffd, addr, n * PAGER_PAGE, ret_done)
+                     : uffd_continue(s->uffd, addr, n * PAGER_PAGE, ret_done);
 
         *ret_done /= PAGER_PAGE;
         (void) atomic_fetch_add_explicit(zero ? &s->zero_ahead : &s->pages_ahead, *ret_done, memory_order_relaxed);

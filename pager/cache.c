@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "common/io.h"
+#include "pager/ahead.h"
 
 struct pager_cache {
         struct event_base *base;
@@ -29,6 +30,7 @@ static void drop(struct pager_cached *entry) {
         *p = entry->next;
         entry->cache->n--;
         pager_image_cancel_fill(entry->image);
+        pager_ahead_unref(entry->ahead);
         pager_image_unref(entry->image);
         event_free(entry->expiry);
         free(entry);

@@ -17,6 +17,8 @@ struct pager_cached {
         unsigned n_sessions;
         uint64_t idle_since_ns; /* valid while n_sessions is 0 */
         struct event *expiry;
+        struct pager_ahead *ahead; /* its working set, NULL: none was given */
+        struct pager_image_key ahead_key;
         bool stale; /* found by no one any more; goes with its last session */
 };
 

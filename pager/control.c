@@ -5,6 +5,7 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "pager/ahead.h"
 #include "pager/pager_internal.h"
 
 #define PROTOCOL_VERSION 1
@@ -123,8 +124,9 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         o.id = id;
         if (mp_get_u64(msg->params, "ram_bytes", &o.ram_bytes) < 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is missing or no number");
-        if (msg->n_fds != 2)
-                return err_set(e, ERR_INVALID, -EINVAL, "%zu descriptors came, not two: memory.img, a socket", msg->n_fds);
+        if (msg->n_fds != 2 && msg->n_fds != 3)
+                return err_set(e, ERR_INVALID, -EINVAL,
+                               "%zu descriptors came, not two or three: memory.img, a socket, perhaps a working set", msg->n_fds);
         r = mp_get_i64(msg->params, "vm_pid", &vm_pid);
         if (r != -ENOENT && (r < 0 || vm_pid <= 0 || vm_pid > INT32_MAX))
                 return err_set(e, ERR_INVALID, -EINVAL, "vm_pid is no process id");
@@ -133,6 +135,9 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
                 return err_set(e, ERR_INVALID, -EINVAL, "expect is neither true nor false");
         if (o.expect && o.vm_pid > 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "vm_pid names the VMM, so there is nothing to expect");
+        if (mp_get_bool(msg->params, "record", &o.record) == -EBADMSG)
+                return err_set(e, ERR_INVALID, -EINVAL, "record is neither true nor false");
+        o.workingset_fd = msg->n_fds == 3 ? TAKE_FD(msg->fds[2]) : -1;
         o.image_fd = TAKE_FD(msg->fds[0]);
         o.vmm_sock = TAKE_FD(msg->fds[1]);
         r = pager_open_session(p, &o, &s, e);
@@ -142,10 +147,11 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
 
         hex_encode(pager_image_info(s->image)->uuid, SNAP_UUID_LEN, uuid);
         pager_image_get_stats(s->image, &stats);
-        mp_map(&b, 4);
+        mp_map(&b, 5);
         mp_kv_str(&b, "image", uuid);
         mp_kv_u64(&b, "ram_bytes", o.ram_bytes);
         mp_kv_u64(&b, "present_bytes", stats.present_bytes);
+        mp_kv_u64(&b, "workingset_pages", s->ahead ? s->ahead->n_pages : 0);
         mp_kv_u64(&b, "fds", 1);
         fd = pager_image_readonly_fd(s->image);
         r = rpc_reply(msg->conn, msg->msgid, &b, &fd, 1);
@@ -207,13 +213,25 @@ static int do_removed(struct pager *p, struct rpc_msg *msg, struct err *e) {
         return 0;
 }
 
+static int do_workingset(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        struct pager_session *s;
+        int r = find_session(p, msg, &s, e);
+
+        if (r < 0)
+                return r;
+        mp_buf_init(&b);
+        pager_workingset_tell(s, &b);
+        return rpc_reply(msg->conn, msg->msgid, &b, NULL, 0);
+}
+
 static int do_prefetch(struct pager *p, struct rpc_msg *msg, struct err *e) {
         struct pager_session *s;
         int r = find_session(p, msg, &s, e);
 
         if (r < 0)
                 return r;
-        pager_filler_start(p->filler, s->image);
+        pager_filler_start(p->filler, pager_image_job(s->image));
         return rpc_reply(msg->conn, msg->msgid, NULL, NULL, 0);
 }
 
@@ -247,9 +265,15 @@ static const struct {
         const char *name;
         int (*fn)(struct pager *p, struct rpc_msg *msg, struct err *e);
 } methods[] = {
-        { "hello", do_hello },         { "session.open", do_open },       { "session.expect", do_expect },
-        { "session.close", do_close }, { "session.removed", do_removed }, { "image.prefetch", do_prefetch },
-        { "status", do_status },       { "shutdown", do_shutdown },
+        { "hello", do_hello },
+        { "session.open", do_open },
+        { "session.expect", do_expect },
+        { "session.close", do_close },
+        { "session.removed", do_removed },
+        { "session.workingset", do_workingset },
+        { "image.prefetch", do_prefetch },
+        { "status", do_status },
+        { "shutdown", do_shutdown },
 };
 
 /* ---- connections ---- */

@@ -29,6 +29,7 @@
 #include <string.h>
 
 #include "common/io.h"
+#include "pager/record.h"
 #include "pager/uffd.h"
 
 static int fail(struct pager_session *s, int r, const char *reason) {
@@ -217,6 +218,19 @@ static void count(struct pager_session *s, enum pager_fault_kind kind, uint64_t 
         (void) atomic_fetch_add_explicit(&s->faults[kind], 1, memory_order_relaxed);
 }
 
+/** Records what came with an answer. Of a decoded frame all pages: the kernel maps those around a fault that are
+ *  in the memfd, and we never hear of them. */
+static void note_need(struct pager_session *s, const struct pager_scratch *scratch, enum pager_fault_kind kind, uint64_t lo,
+                      uint64_t hi) {
+        const struct pager_region *g = pager_layout_find(s->layout, lo);
+
+        if (kind == PAGER_FAULT_MISSING)
+                for (unsigned i = 0; i < scratch->n_runs; i++)
+                        pager_record_add(s->record, scratch->run[i].first, scratch->run[i].n);
+        else if (g && kind != PAGER_FAULT_REMOVED)
+                pager_record_add(s->record, (lo - g->base + g->offset) / PAGER_PAGE, (hi - lo) / PAGER_PAGE);
+}
+
 /** The pending fault whose turn it is. */
 static unsigned next_pending(const struct pager_session *s) {
         unsigned i = 0;
@@ -250,6 +264,8 @@ static int serve_pending(struct pager_session *s, struct pager_scratch *scratch)
                 s->n_pending -= end - i;
                 memmove(s->pending + i, s->pending + end, (s->n_pending - i) * sizeof(s->pending[0]));
                 s->sweep = hi;
+                if (s->record)
+                        note_need(s, scratch, kind, lo, hi);
                 begin = now;
         }
         (void) atomic_fetch_add_explicit(&s->busy_ns, begin - first, memory_order_relaxed);

@@ -1,28 +1,31 @@
 /* SPDX-License-Identifier: MIT */
-/* Theory of operation. One thread takes images from a queue and walks their regions; a page that is present or
- * zero costs a look, any other one a decode. It gives way to demand: while a fault worker is busy it lets a
- * little time pass before each frame, so it slows down but never stops for good. It runs at a lower priority
- * than the workers and the guests, but not idle: a worker that wants the very frame it decodes waits for it. */
+/* Theory of operation. One thread takes jobs from two queues. A working set comes first, also in the middle of
+ * another job: a VMM is about to need it. Filling a whole image is for later clones: it gives way to demand, by
+ * letting a little time pass before each frame while a fault worker is busy, so it slows down but never stops for
+ * good. The thread has the workers' priority: a worker that wants the very frame that it decodes waits for it. */
 #include "pager/fill.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "common/io.h"
+#include "pager/ahead.h"
 #include "pager/session.h"
+#include "pager/worker.h"
 
-#define FILL_NICE 10
 #define GIVE_WAY_NS 1000000
 
 struct pager_filler {
         pthread_t thread;
-        pthread_mutex_t lock; /* guards stop, first, last */
+        pthread_mutex_t lock; /* guards what follows */
         pthread_cond_t changed;
         bool stop;
-        struct pager_image *first, **last;
+        _Atomic unsigned n_urgent; /* also read without the lock */
+        TAILQ_HEAD(, pager_fill_job) urgent, whole;
+
         struct pager_mailbox *to_control;
         struct pager_load *load;
         struct pager_scratch scratch;
@@ -50,9 +53,42 @@ static void give_way(struct pager_filler *f) {
                 until.tv_sec++;
         }
         (void) pthread_mutex_lock(&f->lock);
-        if (!f->stop)
+        if (!f->stop && TAILQ_EMPTY(&f->urgent))
                 (void) pthread_cond_timedwait(&f->changed, &f->lock, &until);
         (void) pthread_mutex_unlock(&f->lock);
+}
+
+static void finish(struct pager_filler *f, struct pager_fill_job *job, int result) {
+        job->result = result;
+        if (job->ahead)
+                pager_mailbox_post(f->to_control, &job->letter, PAGER_REPLAYED, job->ahead);
+        else
+                pager_mailbox_post(f->to_control, &job->letter, PAGER_FILLED, job->image);
+}
+
+static int replay(struct pager_filler *f, struct pager_fill_job *job) {
+        int r = 1;
+
+        while (r > 0 && !stopping(f) && !pager_image_fill_cancelled(job->image))
+                r = pager_ahead_decode(job->ahead, job->image, &f->scratch);
+        return r > 0 ? -ECANCELED : r;
+}
+
+/** Runs what has come in the meantime. */
+static void run_urgent(struct pager_filler *f) {
+        while (atomic_load_explicit(&f->n_urgent, memory_order_relaxed) > 0) {
+                struct pager_fill_job *job;
+
+                (void) pthread_mutex_lock(&f->lock);
+                job = TAILQ_FIRST(&f->urgent);
+                if (job) {
+                        TAILQ_REMOVE(&f->urgent, job, entry);
+                        (void) atomic_fetch_sub_explicit(&f->n_urgent, 1, memory_order_relaxed);
+                }
+                (void) pthread_mutex_unlock(&f->lock);
+                if (job)
+                        finish(f, job, replay(f, job));
+        }
 }
 
 static int fill_region(struct pager_filler *f, struct pager_image *img, uint64_t first, uint64_t n) {
@@ -69,6 +105,7 @@ static int fill_region(struct pager_filler *f, struct pager_image *img, uint64_t
                         continue;
                 if (pager_image_fill_cancelled(img) || stopping(f))
                         return -ECANCELED;
+                run_urgent(f);
                 give_way(f);
         }
         return 0;
@@ -92,21 +129,22 @@ static int fill_image(struct pager_filler *f, struct pager_image *img) {
 static void *filler_main(void *arg) {
         struct pager_filler *f = arg;
 
-        (void) setpriority(PRIO_PROCESS, (id_t) gettid(), FILL_NICE); /* in Linux: of this thread */
         (void) pthread_mutex_lock(&f->lock);
         while (!f->stop) {
-                struct pager_image *img = f->first;
+                struct pager_fill_job *job = TAILQ_FIRST(&f->whole);
+                bool urgent = !TAILQ_EMPTY(&f->urgent);
 
-                if (!img) {
+                if (!urgent && !job) {
                         (void) pthread_cond_wait(&f->changed, &f->lock);
                         continue;
                 }
-                f->first = pager_image_job(img)->next;
-                if (!f->first)
-                        f->last = &f->first;
+                if (!urgent)
+                        TAILQ_REMOVE(&f->whole, job, entry);
                 (void) pthread_mutex_unlock(&f->lock);
-                pager_image_job(img)->result = fill_image(f, img);
-                pager_mailbox_post(f->to_control, &pager_image_job(img)->letter, PAGER_FILLED, img);
+                if (urgent)
+                        run_urgent(f);
+                else
+                        finish(f, job, fill_image(f, job->image));
                 (void) pthread_mutex_lock(&f->lock);
         }
         (void) pthread_mutex_unlock(&f->lock);
@@ -114,9 +152,14 @@ static void *filler_main(void *arg) {
 }
 
 static void filler_destroy(struct pager_filler *f) {
-        for (struct pager_image *img = f->first, *next; img; img = next) {
-                next = pager_image_job(img)->next;
-                pager_image_unref(img);
+        struct pager_fill_job *job;
+
+        while ((job = TAILQ_FIRST(&f->urgent)) || (job = TAILQ_FIRST(&f->whole))) {
+                if (job->ahead)
+                        TAILQ_REMOVE(&f->urgent, job, entry);
+                else
+                        TAILQ_REMOVE(&f->whole, job, entry);
+                pager_fill_job_done(job);
         }
         pager_scratch_clear(&f->scratch);
         (void) pthread_cond_destroy(&f->changed);
@@ -134,7 +177,8 @@ int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, 
                 return -ENOMEM;
         f->to_control = to_control;
         f->load = load;
-        f->last = &f->first;
+        TAILQ_INIT(&f->urgent);
+        TAILQ_INIT(&f->whole);
         (void) pthread_mutex_init(&f->lock, NULL);
         (void) pthread_condattr_init(&attr);
         (void) pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -167,17 +211,28 @@ void pager_filler_free(struct pager_filler *f) {
         filler_destroy(f);
 }
 
-void pager_filler_start(struct pager_filler *f, struct pager_image *img) {
-        struct pager_image_fill_job *job = pager_image_job(img);
-
+void pager_filler_start(struct pager_filler *f, struct pager_fill_job *job) {
         if (job->running)
                 return;
         job->running = true;
-        job->next = NULL;
-        (void) pager_image_ref(img);
+        (void) pager_image_ref(job->image);
+        if (job->ahead)
+                (void) pager_ahead_ref(job->ahead);
         (void) pthread_mutex_lock(&f->lock);
-        *f->last = img;
-        f->last = &job->next;
-        (void) pthread_cond_signal(&f->changed);
+        if (job->ahead) {
+                TAILQ_INSERT_TAIL(&f->urgent, job, entry);
+                (void) atomic_fetch_add_explicit(&f->n_urgent, 1, memory_order_relaxed);
+        } else {
+                TAILQ_INSERT_TAIL(&f->whole, job, entry);
+        }
+        (void) pthread_cond_broadcast(&f->changed);
         (void) pthread_mutex_unlock(&f->lock);
+}
+
+void pager_fill_job_done(struct pager_fill_job *job) {
+        struct pager_image *img = job->image;
+
+        job->running = false;
+        pager_ahead_unref(job->ahead); /* may be the end of the job */
+        pager_image_unref(img);
 }

@@ -180,6 +180,7 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
         bool found = false;
         int r;
 
+        s->n_runs = 0;
         r = snap_image_decode(img->snap, s->decoder, loc, s->frame, &f);
         if (r < 0)
                 return r;
@@ -196,6 +197,7 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
                 r = insert_run(img, f.page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, cause, page);
                 if (r < 0)
                         return r;
+                s->run[s->n_runs++] = (struct pager_run){ f.page[i], n };
                 if (page >= f.page[i] && page < f.page[i] + n) {
                         *ret = (struct pager_fill_result){ PAGER_PAGE_DECODED, f.page[i], n };
                         found = true;

@@ -97,6 +97,7 @@ int pager_image_open(int fd, struct pager_reclaim *reclaim, struct pager_image *
                 return -ENOMEM;
         memset(img, 0, sizeof(*img));
         img->refs = 1;
+        img->job.image = img;
         img->memfd = img->readonly_fd = img->uffd = -1;
         for (unsigned i = 0; i < PAGER_CLAIM_SHARDS; i++) {
                 (void) pthread_mutex_init(&img->shard[i].lock, NULL);
@@ -131,9 +132,13 @@ int pager_image_key_of_fd(int fd, struct pager_image_key *ret) {
         return 0;
 }
 
+bool pager_image_key_equal(const struct pager_image_key *a, const struct pager_image_key *b) {
+        return a->dev == b->dev && a->ino == b->ino && a->size == b->size && a->mtime.tv_sec == b->mtime.tv_sec &&
+               a->mtime.tv_nsec == b->mtime.tv_nsec;
+}
+
 bool pager_image_matches(const struct pager_image *img, const struct pager_image_key *key) {
-        return img->key.dev == key->dev && img->key.ino == key->ino && img->key.size == key->size &&
-               img->key.mtime.tv_sec == key->mtime.tv_sec && img->key.mtime.tv_nsec == key->mtime.tv_nsec;
+        return pager_image_key_equal(&img->key, key);
 }
 
 const struct snap_image_info *pager_image_info(const struct pager_image *img) {
@@ -152,7 +157,7 @@ void pager_image_set_idle(struct pager_image *img, uint64_t since_ns) {
         pager_resident_set_idle(&img->resident, since_ns);
 }
 
-struct pager_image_fill_job *pager_image_job(struct pager_image *img) {
+struct pager_fill_job *pager_image_job(struct pager_image *img) {
         return &img->job;
 }
 

@@ -9,14 +9,19 @@
 #include <sys/types.h>
 #include <time.h>
 
+#include "pager/fill.h"
 #include "pager/limits.h"
-#include "pager/mailbox.h"
 #include "snapstore/image.h"
 
 /** One thread's tools: nothing is allocated while a fault waits. */
 struct pager_scratch {
         struct snap_decoder *decoder;
         uint8_t *frame; /* SNAP_FRAME_BYTES */
+        /* What the last pager_image_fill decoded: a frame's pages need not be neighbours. */
+        struct pager_run {
+                uint64_t first, n;
+        } run[SNAP_FRAME_PAGES];
+        unsigned n_runs;
 };
 int pager_scratch_init(struct pager_scratch *s) attr_warn_unused;
 void pager_scratch_clear(struct pager_scratch *s);
@@ -29,6 +34,7 @@ struct pager_image_key {
         off_t size;
         struct timespec mtime;
 };
+bool pager_image_key_equal(const struct pager_image_key *a, const struct pager_image_key *b);
 int pager_image_key_of_fd(int fd, struct pager_image_key *ret) attr_warn_unused;
 
 struct pager_image;
@@ -110,14 +116,8 @@ struct pager_image_stats {
 };
 void pager_image_get_stats(const struct pager_image *img, struct pager_image_stats *ret);
 
-/* ---- background filling: fill.c runs it, the control thread starts and reaps it ---- */
-struct pager_image_fill_job {
-        struct pager_letter letter;
-        struct pager_image *next; /* in the fill queue */
-        bool running;             /* control thread: queued or running */
-        int result;               /* valid when the letter has arrived */
-};
-struct pager_image_fill_job *pager_image_job(struct pager_image *img);
+/** The job that fills all of it. */
+struct pager_fill_job *pager_image_job(struct pager_image *img);
 /** Tells a background fill of this image to stop early. */
 void pager_image_cancel_fill(struct pager_image *img);
 bool pager_image_fill_cancelled(const struct pager_image *img);

@@ -39,7 +39,7 @@ struct pager_image {
 
         _Atomic bool bad, cancel_fill;
         _Atomic uint64_t decodes, compressed_bytes, pages[PAGER_N_CAUSES];
-        struct pager_image_fill_job job;
+        struct pager_fill_job job;
 
         struct pager_claim_shard shard[PAGER_CLAIM_SHARDS];
 };

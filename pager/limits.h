@@ -17,12 +17,14 @@
 #define PAGER_MAX_PIECES (4 * PAGER_MAX_REGIONS) /* of a layout whose VMM moves its memory */
 #define PAGER_MAX_HANDSHAKE (256u << 10)         /* bytes of its JSON */
 #define PAGER_MAX_HANDSHAKE_DEPTH 4u
+#define PAGER_RECORD_SECONDS 10u    /* from the attachment on: what a guest first needs after a restore */
 #define PAGER_HANDSHAKE_SECONDS 30u /* from session.open to the whole handshake */
 
 #define PAGER_EVENT_BATCH 32u  /* messages in one read of a userfaultfd */
 #define PAGER_MAX_PENDING 128u /* faults of one session that are read but not answered */
 #define PAGER_QUANTUM 8u       /* answers to one session before others get their turn */
 #define PAGER_RETRY_ROUNDS 16u /* tries while a VMM changes its layout, before it is left for a while */
+#define PAGER_AHEAD_UNIT 32u   /* pages that are decoded or mapped ahead at a time */
 #define PAGER_ZERO_WINDOW 64u  /* pages: zero pages are mapped so many at a time */
 
 /* A session whose process changes its layout is asked again after this long, doubling. */

@@ -29,13 +29,14 @@ static void usage(FILE *out) {
                        "                          session (default 300; 0: give them back at once)\n"
                        "  --memory-budget SIZE    keep at most so much decoded memory, of all images, e.g. 512M\n"
                        "                          (default: a quarter of RAM, or of the cgroup's limit)\n"
+                       "  --record-seconds S      how long a session records which pages are needed first (default %u)\n"
                        "  --handshake-seconds S   how long a VMM may take to attach (default %u)\n"
                        "  --log-level LEVEL       error, warning, info or debug (default info)\n"
                        "  --help, --version\n"
                        "\n"
                        "SIGTERM and SIGINT: take no new sessions, end with the last one. Killing the pager\n"
                        "leaves its guests waiting for their pages; they never see wrong ones.\n",
-                       PAGER_MAX_WORKERS, PAGER_HANDSHAKE_SECONDS);
+                       PAGER_MAX_WORKERS, PAGER_RECORD_SECONDS, PAGER_HANDSHAKE_SECONDS);
 }
 
 static int bad_usage(const char *what) {
@@ -64,6 +65,7 @@ static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_
                 OPT_IDLE,
                 OPT_BUDGET,
                 OPT_HANDSHAKE,
+                OPT_RECORD,
                 OPT_LEVEL,
                 OPT_HELP,
                 OPT_VERSION
@@ -75,6 +77,7 @@ static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_
                 { "idle-image-seconds", required_argument, NULL, OPT_IDLE },
                 { "memory-budget", required_argument, NULL, OPT_BUDGET },
                 { "handshake-seconds", required_argument, NULL, OPT_HANDSHAKE },
+                { "record-seconds", required_argument, NULL, OPT_RECORD },
                 { "log-level", required_argument, NULL, OPT_LEVEL },
                 { "help", no_argument, NULL, OPT_HELP },
                 { "version", no_argument, NULL, OPT_VERSION },
@@ -107,6 +110,10 @@ static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_
                 case OPT_HANDSHAKE:
                         if (!parse_number(optarg, 1, MAX_SECONDS, &cfg->handshake_seconds))
                                 return bad_usage("--handshake-seconds wants a number from 1 to 604800");
+                        break;
+                case OPT_RECORD:
+                        if (!parse_number(optarg, 1, MAX_SECONDS, &cfg->record_seconds))
+                                return bad_usage("--record-seconds wants a number from 1 to 604800");
                         break;
                 case OPT_LEVEL:
                         if (log_level_parse(optarg, level) < 0)

@@ -36,6 +36,8 @@ struct pager_session *pager_find_session(struct pager *p, const char *id) {
 static void remember(struct pager *p, const struct pager_session *s) {
         for (unsigned i = 0; i < PAGER_N_FAULTS; i++)
                 p->past_faults[i] += atomic_load_explicit(&s->faults[i], memory_order_relaxed);
+        p->past_pages_ahead += atomic_load_explicit(&s->pages_ahead, memory_order_relaxed);
+        p->past_zero_ahead += atomic_load_explicit(&s->zero_ahead, memory_order_relaxed);
         p->past_pages_installed += atomic_load_explicit(&s->pages_installed, memory_order_relaxed);
         p->past_zero_pages += atomic_load_explicit(&s->zero_pages, memory_order_relaxed);
         hist_collect(&s->wait, &p->past_wait);
@@ -74,6 +76,7 @@ void pager_end_session(struct pager *p, struct pager_session *s) {
         if (s->ending)
                 return;
         s->ending = true;
+        pager_workingset_end(s);
         pager_peer_free(TAKE_PTR(s->peer));
         if (s->moving)
                 return; /* MOVED is on its way */
@@ -142,6 +145,7 @@ static int on_attach(struct pager_layout *layout, int uffd, char *why, size_t wh
         s->layout = layout;
         s->uffd = uffd;
         pager_worker_add(idlest_worker(p), s);
+        pager_workingset_attached(s);
         log_info("session %s: attached, %zu region(s)", s->id, layout->n);
         notify_attached(p, s);
         return 0;
@@ -204,7 +208,7 @@ static int watch_vmm(struct pager_session *s, const struct pager_opening *o, int
 }
 
 int pager_open_session(struct pager *p, const struct pager_opening *o, struct pager_session **ret, struct err *e) {
-        cleanup_fd int image = o->image_fd, sock = o->vmm_sock;
+        cleanup_fd int image = o->image_fd, sock = o->vmm_sock, set = o->workingset_fd;
         struct pager_session *s = NULL;
         struct pager_cached *cached;
         int r;
@@ -230,9 +234,16 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
         }
         s->pager = p;
         s->cached = cached;
+        r = o->record ? pager_workingset_record(s) : 0;
+        if (r < 0) {
+                r = err_errno(e, r, "opening a session");
+                goto put;
+        }
         r = watch_vmm(s, o, TAKE_FD(sock), e);
         if (r < 0)
                 goto put;
+        if (set >= 0)
+                pager_workingset_open(p, s, set);
         s->next = p->sessions;
         p->sessions = s;
         p->n_sessions++;
@@ -240,8 +251,10 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
         *ret = s;
         return 0;
 put:
-        if (s)
+        if (s) {
                 pager_peer_free(s->peer);
+                pager_workingset_end(s);
+        }
         pager_session_free(s);
         pager_cache_put(cached);
         return r;
@@ -250,11 +263,10 @@ put:
 /* ---- letters ---- */
 
 static void on_filled(struct pager *p, struct pager_image *img) {
-        struct pager_image_fill_job *job = pager_image_job(img);
+        struct pager_fill_job *job = pager_image_job(img);
         cleanup_mp_buf struct mp_buf b = { 0 };
         char uuid[2 * SNAP_UUID_LEN + 1];
 
-        job->running = false;
         hex_encode(pager_image_info(img)->uuid, SNAP_UUID_LEN, uuid);
         if (job->result != -ECANCELED) {
                 mp_buf_init(&b);
@@ -266,7 +278,7 @@ static void on_filled(struct pager *p, struct pager_image *img) {
         }
         if (job->result < 0 && job->result != -ECANCELED)
                 log_warning("image %s: filling it in the background stopped: %s", uuid, pager_image_reason(job->result));
-        pager_image_unref(img);
+        pager_fill_job_done(job);
 }
 
 static void read_inbox(struct pager *p) {
@@ -295,6 +307,9 @@ static void read_inbox(struct pager *p) {
                         break;
                 case PAGER_FILLED:
                         on_filled(p, l->object);
+                        break;
+                case PAGER_REPLAYED:
+                        pager_workingset_replayed(l->object);
                         break;
                 }
         }
@@ -401,6 +416,8 @@ static void set_defaults(struct pager_config *cfg) {
         if (cfg->workers == 0)
                 cfg->workers = cpus > 0 ? (unsigned) cpus : 1;
         cfg->workers = MIN_OF(cfg->workers, PAGER_MAX_WORKERS);
+        if (cfg->record_seconds == 0)
+                cfg->record_seconds = PAGER_RECORD_SECONDS;
         if (cfg->handshake_seconds == 0)
                 cfg->handshake_seconds = PAGER_HANDSHAKE_SECONDS;
 }

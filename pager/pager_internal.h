@@ -44,7 +44,8 @@ struct pager {
         bool draining;
         unsigned end_polls;
         /* Of sessions that have gone: totals count what they did, too. */
-        uint64_t past_faults[PAGER_N_FAULTS], past_pages_installed, past_zero_pages, past_sessions, past_failed;
+        uint64_t past_faults[PAGER_N_FAULTS], past_pages_installed, past_zero_pages, past_pages_ahead, past_zero_ahead,
+                past_sessions, past_failed;
         struct hist_copy past_wait, past_service;
 };
 
@@ -56,7 +57,9 @@ struct pager_opening {
         uint64_t ram_bytes;
         pid_t vm_pid; /* 0: not told */
         bool expect;  /* session.expect will name the VMM */
+        bool record;  /* the order in which its pages are needed */
         int image_fd, vmm_sock;
+        int workingset_fd; /* -1: none */
 };
 /** Takes the descriptors of @o. */
 int pager_open_session(struct pager *p, const struct pager_opening *o, struct pager_session **ret,
@@ -77,6 +80,18 @@ int pager_balance_init(struct pager *p) attr_warn_unused;
 void pager_balance_start(struct pager *p);
 /** The worker that the session leaves has let go. */
 void pager_on_moved(struct pager *p, struct pager_session *s);
+
+/* ---- workingset.c ---- */
+/** The session has the working set in @fd (stays the caller's), which is decoded from now on. An unusable one is
+ *  left aside. */
+void pager_workingset_open(struct pager *p, struct pager_session *s, int fd);
+void pager_workingset_replayed(struct pager_ahead *a);
+/** The session is to record; the window opens when its VMM attaches. -ENOMEM. */
+int pager_workingset_record(struct pager_session *s) attr_warn_unused;
+void pager_workingset_attached(struct pager_session *s);
+void pager_workingset_end(struct pager_session *s);
+/** The answer to session.workingset. */
+void pager_workingset_tell(const struct pager_session *s, struct mp_buf *b);
 
 /* ---- control.c ---- */
 void pager_accept(int fd, void *arg);

@@ -57,7 +57,8 @@ static bool join_last(struct pager_record *rec, uint64_t runs, uint64_t first, u
 void pager_record_add(struct pager_record *rec, uint64_t first, uint64_t n) {
         uint64_t runs = atomic_load_explicit(&rec->n_runs, memory_order_relaxed);
 
-        if (atomic_load_explicit(&rec->closed, memory_order_relaxed) || pager_record_is_full(rec) || join_last(rec, runs, first, n))
+        if (atomic_load_explicit(&rec->closed, memory_order_relaxed) || pager_record_is_full(rec) ||
+            join_last(rec, runs, first, n))
                 return;
         atomic_store_explicit(&rec->run[runs], pack(first, n), memory_order_relaxed);
         atomic_store_explicit(&rec->n_runs, runs + 1, memory_order_release);

@@ -4,6 +4,9 @@
 #include <errno.h>
 #include <string.h>
 
+#include "pager/ahead.h"
+#include "pager/record.h"
+
 const char *const pager_fault_names[PAGER_N_FAULTS] = { "missing", "zero", "present", "removed" };
 
 int pager_session_new(const char *id, struct pager_image *image, struct pager_session **ret) {
@@ -27,6 +30,8 @@ void pager_session_free(struct pager_session *s) {
                 return;
         (void) close_fd(s->uffd);
         pager_image_unref(s->image);
+        pager_ahead_unref(s->ahead);
+        pager_record_free(s->record);
         free(s->layout);
         free(s->removed);
         free(s);

@@ -19,7 +19,8 @@
 #include "pager/limits.h"
 #include "pager/mailbox.h"
 
-/** Letters. To a worker: SERVE, DROP, MOVE, SYNC. To the control thread: the rest (FILLED's object is an image). */
+/** Letters. To a worker: SERVE, DROP, MOVE, SYNC. To the control thread: the rest (FILLED's object is an image, REPLAYED's a
+ *  working set). */
 enum pager_letter_kind {
         PAGER_SERVE,
         PAGER_DROP,
@@ -31,6 +32,7 @@ enum pager_letter_kind {
         PAGER_MOVED,    /* it has let go, for another worker to go on */
         PAGER_SYNCED,
         PAGER_FILLED,
+        PAGER_REPLAYED,
 };
 
 /** How a fault was answered. */
@@ -63,6 +65,8 @@ struct pager_session {
         uint64_t busy_seen_ns; /* busy_ns when the load was last looked at */
         double share;          /* of the last interval, spent on its faults */
         unsigned moves;
+        struct event *record_end; /* while it records */
+        bool recorded;            /* session.recorded was sent */
         char reason[PAGER_MAX_REASON];
         struct pager_cached *cached;      /* the image's place in the cache */
         struct pager_waiter close_waiter; /* the session.close to answer when it is released */
@@ -77,14 +81,23 @@ struct pager_session {
         _Atomic uint64_t *removed; /* a bit a guest page: discarded, reads zero */
         _Atomic uint64_t removed_pages;
         _Atomic uint64_t faults[PAGER_N_FAULTS];
-        _Atomic uint64_t pages_installed, zero_pages;
-        _Atomic uint64_t oldest_ns; /* when the oldest unanswered fault was read, 0: none */
-        _Atomic uint64_t busy_ns;   /* spent on its faults */
-        struct hist wait;           /* from a fault's reading to its turn */
-        struct hist service;        /* from its turn to the answer; faults in one frame share one turn */
+        _Atomic uint64_t pages_installed, zero_pages; /* mapped to answer faults */
+        _Atomic uint64_t pages_ahead, zero_ahead;     /* mapped before one came */
+        _Atomic uint64_t oldest_ns;                   /* when the oldest unanswered fault was read, 0: none */
+        _Atomic uint64_t busy_ns;                     /* spent on its faults */
+        struct hist wait;                             /* from a fault's reading to its turn */
+        struct hist service;                          /* from its turn to the answer; faults in one frame share one turn */
+
+        struct pager_ahead *ahead;   /* a reference, or NULL: no working set */
+        struct pager_record *record; /* NULL: not asked for */
 
         /* The worker's. */
-        struct pager_session *worker_next, *run_next;
+        struct pager_session *worker_next;
+        TAILQ_ENTRY(pager_session) run, idle;
+        size_t ahead_unit;                               /* what of the working set is to be mapped next, and */
+        uint64_t ahead_at;                               /* where in that unit */
+        bool ahead_done;                                 /* or given up */
+        bool has_ahead;                                  /* in the worker's list of sessions with something left to map */
         struct pager_pending pending[PAGER_MAX_PENDING]; /* ascending by address */
         unsigned n_pending;
         uint64_t sweep;       /* faults at this address and above have their turn first */

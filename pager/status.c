@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* What the method `status` tells: docs/protocol.md, section 2. */
 #include "common/io.h"
+#include "pager/ahead.h"
 #include "pager/pager_internal.h"
+#include "pager/record.h"
 
 struct sums {
         uint64_t reclaimed_pages, refaults;
-        uint64_t faults[PAGER_N_FAULTS], pages_installed, zero_pages, decodes, pages[PAGER_N_CAUSES], present_bytes;
+        uint64_t faults[PAGER_N_FAULTS], pages_installed, zero_pages, pages_ahead, zero_ahead, decodes, pages[PAGER_N_CAUSES],
+                present_bytes;
         struct hist_copy wait, service;
         unsigned failed;
         double oldest_ms;
@@ -71,11 +74,14 @@ static void put_session(struct mp_buf *b, const struct pager_session *s, struct 
         }
         sums->pages_installed += get(&s->pages_installed);
         sums->zero_pages += get(&s->zero_pages);
+        sums->pages_ahead += get(&s->pages_ahead);
+        sums->zero_ahead += get(&s->zero_ahead);
         sums->failed += s->failed;
         sums->oldest_ms = MAX_OF(sums->oldest_ms, oldest_ms);
 
-        mp_map(b, 15);
+        mp_map(b, 19);
         mp_kv_str(b, "session", s->id);
+        mp_kv_str(b, "mode", pager_mode_name(s->layout ? s->layout->mode : PAGER_MODE_MEMFD));
         mp_kv_str(b, "image", uuid);
         mp_kv_i64(b, "vm_pid", s->vm_pid);
         mp_kv_bool(b, "attached", s->layout != NULL);
@@ -85,6 +91,9 @@ static void put_session(struct mp_buf *b, const struct pager_session *s, struct 
         put_faults(b, faults);
         mp_kv_u64(b, "pages_installed", get(&s->pages_installed));
         mp_kv_u64(b, "zero_pages", get(&s->zero_pages));
+        mp_kv_u64(b, "pages_ahead", get(&s->pages_ahead));
+        mp_kv_u64(b, "zero_ahead", get(&s->zero_ahead));
+        mp_kv_u64(b, "recorded_pages", s->record ? get(&s->record->n_pages) : 0);
         mp_kv_u64(b, "removed_pages", get(&s->removed_pages));
         mp_kv_double(b, "oldest_fault_ms", oldest_ms);
         mp_kv_u64(b, "moves", s->moves);
@@ -123,7 +132,7 @@ static void put_image(struct mp_buf *b, const struct pager_cached *c, struct sum
         mp_kv_u64(b, "reclaimed_pages", st.reclaimed_pages);
         mp_kv_u64(b, "refaults", st.refaults);
         mp_kv_double(b, "idle_s", c->n_sessions ? 0 : ms_since(c->idle_since_ns) / 1000);
-        mp_kv_bool(b, "filling", pager_image_job(c->image)->running);
+        mp_kv_bool(b, "filling", pager_image_job(c->image)->running || (c->ahead && c->ahead->job.running));
         mp_kv_bool(b, "bad", pager_image_is_bad(c->image));
 }
 
@@ -141,7 +150,7 @@ static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
         for (unsigned w = 0; w < p->n_workers; w++)
                 busy_ns = MAX_OF(busy_ns, pager_worker_busy_ns(p->workers[w]));
 
-        mp_map(b, 20);
+        mp_map(b, 22);
         mp_kv_u64(b, "sessions", p->n_sessions);
         mp_kv_u64(b, "sessions_ended", p->past_sessions);
         mp_kv_u64(b, "sessions_failed", p->past_failed + sums->failed);
@@ -149,6 +158,8 @@ static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
         put_faults(b, sums->faults);
         mp_kv_u64(b, "pages_installed", sums->pages_installed + p->past_pages_installed);
         mp_kv_u64(b, "zero_pages", sums->zero_pages + p->past_zero_pages);
+        mp_kv_u64(b, "pages_ahead", sums->pages_ahead + p->past_pages_ahead);
+        mp_kv_u64(b, "zero_ahead", sums->zero_ahead + p->past_zero_ahead);
         mp_kv_u64(b, "decodes", sums->decodes + pager_cache_past(p->cache)->decodes);
         put_decoded(b, sums->pages);
         mp_kv_u64(b, "present_bytes", sums->present_bytes);

@@ -4,6 +4,8 @@
  * that was not enough. When all that stand there had their turn the worker looks who else has come, so a fault
  * waits for two turns of each session that is busy at the most, however many faults those have.
  *
+ * When nobody waits it goes on with the working sets of its sessions, a step at a time (ahead.c).
+ *
  * It is never in the kernel on behalf of one session for longer than an answer takes. A session that must be
  * asked again (its VMM changes its layout) goes to the retry list instead of being spun on: its process may be
  * frozen in the middle of that change, and the others must not wait for it.
@@ -18,6 +20,7 @@
 #include <sys/epoll.h>
 
 #include "common/io.h"
+#include "pager/ahead.h"
 #include "pager/uffd.h"
 
 #define EPOLL_BATCH 32
@@ -36,7 +39,8 @@ struct pager_worker {
 
         /* The thread's. */
         struct pager_session *sessions;
-        struct pager_session *run_first, **run_last;
+        TAILQ_HEAD(, pager_session) run;  /* have something to do */
+        TAILQ_HEAD(, pager_session) idle; /* have a working set to be mapped, when there is nothing to do */
         unsigned n_queued;
 };
 
@@ -47,42 +51,35 @@ static void enqueue(struct pager_worker *w, struct pager_session *s) {
                 return;
         s->queued = true;
         w->n_queued++;
-        s->run_next = NULL;
-        *w->run_last = s;
-        w->run_last = &s->run_next;
-}
-
-static struct pager_session *dequeue(struct pager_worker *w) {
-        struct pager_session *s = w->run_first;
-
-        if (!s)
-                return NULL;
-        w->run_first = s->run_next;
-        if (!w->run_first)
-                w->run_last = &w->run_first;
-        s->queued = false;
-        w->n_queued--;
-        return s;
+        TAILQ_INSERT_TAIL(&w->run, s, run);
 }
 
 static void unqueue(struct pager_worker *w, struct pager_session *s) {
-        struct pager_session **p = &w->run_first;
-
         if (!s->queued)
                 return;
-        while (*p != s)
-                p = &(*p)->run_next;
-        *p = s->run_next;
-        if (w->run_last == &s->run_next)
-                w->run_last = p;
         s->queued = false;
         w->n_queued--;
+        TAILQ_REMOVE(&w->run, s, run);
+}
+
+static void begin_ahead(struct pager_worker *w, struct pager_session *s) {
+        if (!s->ahead || s->ahead_done || s->has_ahead)
+                return;
+        s->has_ahead = true;
+        TAILQ_INSERT_TAIL(&w->idle, s, idle);
+}
+
+static void end_ahead(struct pager_worker *w, struct pager_session *s) {
+        if (s->has_ahead)
+                TAILQ_REMOVE(&w->idle, s, idle);
+        s->has_ahead = false;
 }
 
 static void unwatch(struct pager_worker *w, struct pager_session *s) {
         if (s->served)
                 (void) epoll_ctl(w->epoll_fd, EPOLL_CTL_DEL, s->uffd, NULL);
         unqueue(w, s);
+        end_ahead(w, s);
         s->served = false;
         s->retry_at_ns = 0;
 }
@@ -117,6 +114,8 @@ static void serve_turn(struct pager_worker *w, struct pager_session *s) {
                 s->retry_us = 0;
                 if (r > 0)
                         enqueue(w, s);
+                else
+                        begin_ahead(w, s);
         } else if (r == -EAGAIN) {
                 s->retry_us = s->retry_us ? MIN_OF(s->retry_us * 2, PAGER_RETRY_MAX_US) : PAGER_RETRY_MIN_US;
                 s->retry_at_ns = now_ns() + s->retry_us * 1000ull;
@@ -136,6 +135,7 @@ static void add(struct pager_worker *w, struct pager_session *s) {
                 return;
         }
         s->served = true;
+        begin_ahead(w, s);
         if (s->n_pending > 0) /* its last worker had read them */
                 enqueue(w, s);
 }
@@ -195,18 +195,47 @@ static int queue_retries(struct pager_worker *w) {
         return 0;
 }
 
+/** Gives each session that is queued now one turn. */
+static void serve_queue(struct pager_worker *w) {
+        struct pager_session *s;
+
+        (void) atomic_fetch_add_explicit(&w->load->busy, 1, memory_order_relaxed);
+        for (unsigned turns = w->n_queued; turns > 0 && (s = TAILQ_FIRST(&w->run)); turns--) {
+                unqueue(w, s);
+                serve_turn(w, s);
+        }
+        (void) atomic_fetch_sub_explicit(&w->load->busy, 1, memory_order_relaxed);
+}
+
+/** Nobody waits: one step of one session's working set. */
+static void look_ahead(struct pager_worker *w) {
+        struct pager_session *s = TAILQ_FIRST(&w->idle);
+        int r = 0;
+
+        TAILQ_REMOVE(&w->idle, s, idle);
+        if (!atomic_load_explicit(&s->dropping, memory_order_relaxed))
+                r = pager_ahead_step(s, &w->scratch);
+        s->has_ahead = r > 0;
+        if (r > 0)
+                TAILQ_INSERT_TAIL(&w->idle, s, idle);
+        else if (r == -EAGAIN) /* its events have to be read first: it goes on after its next turn */
+                s->retry_at_ns = now_ns() + PAGER_RETRY_MIN_US * 1000ull;
+        else
+                s->ahead_done = true;
+}
+
 static void *worker_main(void *arg) {
         struct pager_worker *w = arg;
         struct epoll_event ev[EPOLL_BATCH];
 
         for (bool go_on = true; go_on;) {
                 int timeout = queue_retries(w), n;
-                struct pager_session *s;
                 bool letters = false;
 
-                n = epoll_wait(w->epoll_fd, ev, EPOLL_BATCH, w->run_first ? 0 : timeout);
+                if (w->n_queued > 0 || !TAILQ_EMPTY(&w->idle))
+                        timeout = 0;
+                n = epoll_wait(w->epoll_fd, ev, EPOLL_BATCH, timeout);
                 atomic_store_explicit(&w->busy_since_ns, now_ns(), memory_order_relaxed);
-                (void) atomic_fetch_add_explicit(&w->load->busy, 1, memory_order_relaxed);
                 for (int i = 0; i < n; i++) {
                         if (ev[i].data.ptr)
                                 on_event(w, ev[i].data.ptr, ev[i].events);
@@ -215,9 +244,10 @@ static void *worker_main(void *arg) {
                 }
                 if (letters)
                         go_on = read_letters(w);
-                for (unsigned turns = w->n_queued; turns > 0 && (s = dequeue(w)); turns--)
-                        serve_turn(w, s);
-                (void) atomic_fetch_sub_explicit(&w->load->busy, 1, memory_order_relaxed);
+                if (w->n_queued > 0)
+                        serve_queue(w);
+                else if (!TAILQ_EMPTY(&w->idle))
+                        look_ahead(w);
                 atomic_store_explicit(&w->busy_since_ns, 0, memory_order_relaxed);
         }
         while (w->sessions)
@@ -259,7 +289,8 @@ int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pa
         w->index = index;
         w->to_control = to_control;
         w->load = load;
-        w->run_last = &w->run_first;
+        TAILQ_INIT(&w->run);
+        TAILQ_INIT(&w->idle);
         w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
         r = w->epoll_fd < 0 ? -errno : pager_mailbox_init(&w->mailbox);
         if (r == 0 && epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, w->mailbox.fd, &ev) < 0)

@@ -275,12 +275,13 @@ uint64_t image_zero_page(const struct image *img, uint64_t page) {
 /* ---- VMMs ---- */
 
 void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
-        vmm_open_for(h, v, img, 0, false);
+        vmm_open_with(h, v, img, &(struct vmm_opening){ 0 });
 }
 
-void vmm_open_for(struct harness *h, struct vmm *v, const struct image *img, pid_t vm_pid, bool expect) {
+void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, const struct vmm_opening *o) {
         cleanup_mp_buf struct mp_buf b = { 0 };
-        int pair[2], fds[2];
+        int pair[2], fds[3];
+        size_t n_fds = o->workingset_fd > 0 ? 3 : 2;
 
         *v = (struct vmm){ .memfd = -1, .sock = -1, .pidfd = -1, .err_fd = -1, .layout_fd = -1, .ram_fd = -1, .uffd_dev = -1 };
         v->ram_bytes = img->n_pages * TEST_PAGE;
@@ -288,20 +289,24 @@ void vmm_open_for(struct harness *h, struct vmm *v, const struct image *img, pid
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
         fds[0] = img->fd;
         fds[1] = pair[0];
+        fds[2] = o->workingset_fd;
         mp_buf_init(&b);
-        mp_map(&b, 3u + (vm_pid != 0) + expect);
+        mp_map(&b, 3u + (o->vm_pid != 0) + o->expect + o->record);
         mp_kv_str(&b, "session", v->session);
         mp_kv_u64(&b, "ram_bytes", v->ram_bytes);
-        if (vm_pid != 0)
-                mp_kv_i64(&b, "vm_pid", vm_pid);
-        if (expect)
+        if (o->vm_pid != 0)
+                mp_kv_i64(&b, "vm_pid", o->vm_pid);
+        if (o->expect)
                 mp_kv_bool(&b, "expect", true);
-        mp_kv_u64(&b, "fds", 2);
-        struct answer a = harness_call(h, "session.open", &b, fds, 2);
+        if (o->record)
+                mp_kv_bool(&b, "record", true);
+        mp_kv_u64(&b, "fds", n_fds);
+        struct answer a = harness_call(h, "session.open", &b, fds, n_fds);
         (void) close_fd(pair[0]);
         if (a.r < 0)
                 fail_msg("session.open: %s", a.e.message);
         assert_int_equal(a.n_fds, 1);
+        assert_int_equal(mp_get_u64(&a.doc.root, "workingset_pages", &v->workingset_pages), 0);
         v->memfd = TAKE_FD(a.fds[0]);
         v->sock = pair[1];
         answer_clear(&a);
@@ -414,9 +419,13 @@ const char *vmm_cmd(struct vmm *v, const char *fmt, ...) {
 }
 
 void vmm_start(struct harness *h, struct vmm *v, const struct image *img) {
+        vmm_open(h, v, img);
+        vmm_run(h, v, img);
+}
+
+void vmm_run(struct harness *h, struct vmm *v, const struct image *img) {
         char expected[32];
 
-        vmm_open(h, v, img);
         vmm_spawn(v);
         (void) snprintf(expected, sizeof(expected), "ok %llu", (unsigned long long) img->n_pages);
         assert_string_equal(vmm_cmd(v, "map"), expected);

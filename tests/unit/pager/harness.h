@@ -91,12 +91,19 @@ struct vmm {
         FILE *in, *out; /* of the probe */
         int err_fd, layout_fd, ram_fd;
         int uffd_dev; /* an open /dev/userfaultfd to hand to the probe, -1: none; stays the test's */
-        uint64_t ram_bytes;
+        uint64_t ram_bytes, workingset_pages;
 };
 /** session.open. */
 void vmm_open(struct harness *h, struct vmm *v, const struct image *img);
-/** The same with parameters of its own: @vm_pid unless 0, @expect unless false. */
-void vmm_open_for(struct harness *h, struct vmm *v, const struct image *img, pid_t vm_pid, bool expect);
+/** With more than that; zeroed fields: not given. */
+struct vmm_opening {
+        pid_t vm_pid;
+        bool expect, record;
+        int workingset_fd;
+};
+void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, const struct vmm_opening *o);
+/** After vmm_open: spawn, map, and the notification that it is attached. */
+void vmm_run(struct harness *h, struct vmm *v, const struct image *img);
 /** Starts the probe. */
 void vmm_spawn(struct vmm *v);
 /** Starts @argv (which may name the numbers of PROBE_…_FD) in its place; stdin and stdout as for the probe. */

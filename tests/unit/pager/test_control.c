@@ -62,12 +62,12 @@ static void end_raw(struct vmm *v) {
 
 static struct answer open_with(const char *session, uint64_t ram_bytes, int image_fd, unsigned n_fds) {
         cleanup_mp_buf struct mp_buf b = { 0 };
-        int pair[2], fds[3];
+        int pair[2], fds[4];
 
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
         fds[0] = image_fd;
         fds[1] = pair[0];
-        fds[2] = pair[1];
+        fds[2] = fds[3] = pair[1];
         mp_buf_init(&b);
         mp_map(&b, 3);
         mp_kv_str(&b, "session", session);
@@ -109,7 +109,7 @@ static void test_open_refusals(void **state) {
         expect_error(open_with("0123456789abcdef0", ram, img.fd, 2), ERR_INVALID, "hex");
         expect_error(open_with("0123456789abcdef", ram, img.fd, 1), ERR_INVALID, "1 descriptors");
         expect_error(open_with("0123456789abcdef", ram, img.fd, 0), ERR_INVALID, "0 descriptors");
-        expect_error(open_with("0123456789abcdef", ram, img.fd, 3), ERR_INVALID, "3 descriptors");
+        expect_error(open_with("0123456789abcdef", ram, img.fd, 4), ERR_INVALID, "4 descriptors");
         expect_error(open_with("0123456789abcdef", ram + TEST_PAGE, img.fd, 2), ERR_INVALID, "ram_bytes");
         expect_error(open_with("0123456789abcdef", ram, null, 2), ERR_INVALID, "image");
         expect_error(open_with("0123456789abcdef", ram, garbage, 2), ERR_CORRUPT, "torn or corrupt");

@@ -165,7 +165,7 @@ static void test_held_until_named(void **state) {
         int self;
 
         assert_int_equal(spawn_pidfd_open(getpid(), 0, &self), 0);
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         raw_map(&r, v.memfd, v.ram_bytes);
         send_layout(&r, v.sock);
         wait_until_read(v.sock);
@@ -183,7 +183,7 @@ static void test_held_until_named(void **state) {
 
         /* named before it comes; in pieces of one process */
         char json[256];
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         raw_map(&r, v.memfd, v.ram_bytes);
         expect_ok(v.session, self);
         int n = layout_json(&r, json, sizeof(json));
@@ -201,7 +201,7 @@ static void test_held_until_named(void **state) {
 static void test_a_real_process(void **state) {
         struct vmm v;
 
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         vmm_spawn(&v);
         vmm_send(&v, "map");
         expect_ok(v.session, v.pidfd);
@@ -221,7 +221,7 @@ static void test_another_process(void **state) {
 
         expected_words(words, sizeof(words), getpid(), other);
         for (unsigned how = 0; how < 3; how++) {
-                vmm_open_for(&h, &v, &img, how == 0 ? other : 0, how == 1);
+                vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = how == 0 ? other : 0, .expect = how == 1 });
                 raw_map(&r, v.memfd, v.ram_bytes);
                 if (how == 2) /* named, though nobody had announced it */
                         expect_ok(v.session, pidfd);
@@ -257,7 +257,7 @@ static void test_pieces_of_two(void **state) {
         int status;
         pid_t pid;
 
-        vmm_open_for(&h, &v, &img, getpid(), false);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = getpid(), .expect = false });
         raw_map(&r, v.memfd, v.ram_bytes);
         int n = layout_json(&r, json, sizeof(json));
         raw_send(v.sock, json, 10, -1);
@@ -304,7 +304,7 @@ static void test_expected_has_ended(void **state) {
         pid_t pid = start_idle(&pidfd, &end);
 
         /* between session.expect and the handshake */
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         raw_map(&r, v.memfd, v.ram_bytes);
         expect_ok(v.session, pidfd);
         end = close_fd(end);
@@ -315,7 +315,7 @@ static void test_expected_has_ended(void **state) {
         close_session(&v);
 
         /* before it was named: the caller hears of it, and may name another */
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         expect_error(call_expect(v.session, &pidfd, 1), ERR_INVALID, "has ended");
         assert_int_equal(waitpid(pid, NULL, 0), pid);
         expect_error(call_expect(v.session, &pidfd, 1), ERR_INVALID, "has ended");
@@ -335,7 +335,7 @@ static void test_refused_calls(void **state) {
         assert_int_equal(spawn_pidfd_open(getpid(), 0, &self), 0);
         expect_error(call_expect("0123456789abcdef", &self, 1), ERR_NOT_FOUND, "no session");
         expect_error(call_expect("nonsense", &self, 1), ERR_INVALID, "hex");
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         fds[0] = fds[1] = self;
         expect_error(call_expect(v.session, NULL, 0), ERR_INVALID, "0 descriptors");
         expect_error(call_expect(v.session, fds, 2), ERR_INVALID, "2 descriptors");
@@ -351,8 +351,8 @@ static void test_deadline(void **state) {
         struct vmm v, w;
         int self;
 
-        vmm_open_for(&h, &v, &img, 0, true);
-        vmm_open_for(&h, &w, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
+        vmm_open_with(&h, &w, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         assert_int_equal(spawn_pidfd_open(getpid(), 0, &self), 0);
         raw_map(&r, v.memfd, v.ram_bytes);
         send_layout(&r, v.sock);
@@ -372,7 +372,7 @@ static void test_held_and_then(void **state) {
         int self;
 
         assert_int_equal(spawn_pidfd_open(getpid(), 0, &self), 0);
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         raw_map(&r, v.memfd, v.ram_bytes);
         send_layout(&r, v.sock);
         wait_until_read(v.sock);
@@ -383,7 +383,7 @@ static void test_held_and_then(void **state) {
         close_session(&v);
         raw_unmap(&r);
 
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         raw_map(&r, v.memfd, v.ram_bytes);
         send_layout(&r, v.sock);
         wait_until_read(v.sock);
@@ -396,7 +396,7 @@ static void test_held_and_then(void **state) {
         close_session(&v);
         raw_unmap(&r);
 
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         raw_map(&r, v.memfd, v.ram_bytes);
         send_layout(&r, v.sock);
         wait_until_read(v.sock);
@@ -486,7 +486,7 @@ static void test_pid_namespace(void **state) {
         char words[96];
         int pidfd;
 
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         if (!start_inner(&v, &in)) {
                 (void) waitpid(in.outer, NULL, 0);
                 if (getenv("FORKD_TEST_NO_SKIP"))
@@ -506,7 +506,7 @@ static void test_pid_namespace(void **state) {
         (void) harness_note(&h, "session.gone", v.session);
 
         /* the process that made the namespace is not the VMM */
-        vmm_open_for(&h, &v, &img, 0, true);
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
         assert_true(start_inner(&v, &in));
         assert_int_equal(spawn_pidfd_open(in.outer, 0, &pidfd), 0);
         expect_ok(v.session, pidfd);

@@ -125,6 +125,15 @@ static void verify(uint64_t seed, unsigned threads) {
                 printf("ok\n");
 }
 
+static void verify_range(uint64_t seed, uint64_t first, unsigned n) {
+        for (uint64_t page = first; page < first + n; page++)
+                if (!page_is_good(seed, page)) {
+                        printf("bad %llu\n", (unsigned long long) page);
+                        return;
+                }
+        printf("ok\n");
+}
+
 static uint64_t ns(void) {
         struct timespec ts;
 
@@ -279,6 +288,8 @@ int main(int argc, char **argv) {
                         map_ram();
                 else if (!strcmp(cmd, "verify"))
                         verify(a, (unsigned) b);
+                else if (!strcmp(cmd, "range"))
+                        verify_range(a, b, (unsigned) c);
                 else if (!strcmp(cmd, "time"))
                         time_touches();
                 else if (!strcmp(cmd, "write")) {
