@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -634,6 +635,44 @@ static void test_remove(void **state) {
         assert_int_equal(entries_in_tmp(f), 0);
 }
 
+/* One process learns without end, until it is told that the snapshot is gone. */
+static pid_t start_learner(struct fixture *f) {
+        pid_t pid = fork();
+
+        if (pid == 0) {
+                struct snap_store *s;
+                int r = snap_store_open(f->dir, &s);
+
+                for (uint64_t i = 0; r == 0; i = (i + 97) % 5900)
+                        r = snap_store_learn_workingset(s, f->m.id, (struct snap_run[]){ { i, 97 } }, 1, NULL);
+                /* -EBADMSG: caught between its directory and its manifest */
+                _exit(r == -ENOENT || r == -EBADMSG ? 0 : 1);
+        }
+        assert_true(pid > 0);
+        return pid;
+}
+
+/* The snapshot is removed while its working set is replaced: it goes, and so does all that was on its way to it. */
+static void test_remove_while_learning(void **state) {
+        struct fixture *f = *state;
+
+        for (unsigned round = 0; round < 60; round++) {
+                pid_t pid = start_learner(f);
+                struct snap_workingset w = {};
+                int status, r;
+
+                while ((r = snap_store_read_workingset(f->store, &f->m, &w)) == -ENODATA)
+                        ;
+                assert_ok(r); /* what a reader sees is always whole */
+                snap_workingset_clear(&w);
+                assert_ok(snap_store_remove(f->store, f->m.id));
+                assert_int_equal(waitpid(pid, &status, 0), pid);
+                assert_int_equal(status, 0);
+                assert_int_equal(entries_in_tmp(f), 0);
+                publish(f->store, &f->ram, NULL, false, &f->m);
+        }
+}
+
 /* A full or read-only file system: an error, the old set as it was, nothing left behind. */
 static void test_no_room(void **state) {
         struct snap_store *s;
@@ -712,6 +751,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_useless_file, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_link, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_remove, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_remove_while_learning, setup, teardown),
                 cmocka_unit_test(test_no_room),
         };
 
