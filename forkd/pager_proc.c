@@ -172,7 +172,7 @@ int pager_find(struct pager *p, struct err *e) {
 }
 
 static int pager_spawn(struct pager *p, struct err *e) {
-        char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], budget[24], level[16];
+        char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], budget[24], level[16], record[16];
         const char *argv[16] = { prog, "--control",   p->socket_path, "--control-fd", "3", "--idle-image-seconds",
                                  idle, "--log-level", level };
         unsigned n_args = 9;
@@ -196,6 +196,11 @@ static int pager_spawn(struct pager *p, struct err *e) {
                 (void) snprintf(budget, sizeof(budget), "%" PRIu64, p->d->cfg.memory_budget);
                 argv[n_args++] = "--memory-budget";
                 argv[n_args++] = budget;
+        }
+        if (p->d->cfg.record_seconds > 0) { /* else no session is asked to record */
+                (void) snprintf(record, sizeof(record), "%u", p->d->cfg.record_seconds);
+                argv[n_args++] = "--record-seconds";
+                argv[n_args++] = record;
         }
         r = io_listen_unix(p->socket_path, 0600, &listen_fd);
         if (r < 0)
