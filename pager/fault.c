@@ -11,7 +11,7 @@
  *   page was removed      UFFDIO_ZEROPAGE; never the image's old content
  *   page not stored       UFFDIO_ZEROPAGE for the zero pages around it
  *   page stored           its frame is decoded into the memfd if it is not there, then UFFDIO_CONTINUE for the
- *                         whole run of the frame's pages
+ *                         whole run of the frame's pages; in copy mode UFFDIO_COPY, see copy.c
  *
  * What an errno of these requests tells:
  *   EEXIST  the page is mapped already, by another vCPU's fault or the kernel's fault-around. Nobody was woken
@@ -29,6 +29,7 @@
 #include <string.h>
 
 #include "common/io.h"
+#include "pager/copy.h"
 #include "pager/record.h"
 #include "pager/uffd.h"
 
@@ -50,6 +51,21 @@ static void add_fault(struct pager_session *s, uint64_t addr, uint64_t now) {
                 atomic_store_explicit(&s->oldest_ns, now, memory_order_relaxed);
 }
 
+/** Memory that moves keeps its guest pages; those who wait at the old place look again. */
+static int apply_move(struct pager_session *s, uint64_t from, uint64_t to, uint64_t len) {
+        int r;
+
+        if (s->layout->mode != PAGER_MODE_COPY)
+                return fail(s, -EPROTO, "the VMM moved guest memory to another address");
+        r = pager_copy_moved(s, from, to, len);
+        if (r == -E2BIG)
+                return fail(s, -EPROTO, "the VMM has moved its memory about until it lies in too many pieces");
+        if (r < 0)
+                return fail(s, r == -ENOMEM ? r : -EPROTO, "a move of the VMM's memory cannot be followed");
+        (void) uffd_wake(s->uffd, from, len);
+        return 0;
+}
+
 static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint64_t now) {
         switch (m->event) {
         case UFFD_EVENT_PAGEFAULT:
@@ -66,7 +82,10 @@ static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint
                 (void) uffd_wake(s->uffd, m->arg.remove.start, m->arg.remove.end - m->arg.remove.start);
                 return 0;
         case UFFD_EVENT_REMAP:
-                return fail(s, -EPROTO, "the VMM moved guest memory to another address");
+                return apply_move(s, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
+        case UFFD_EVENT_FORK:
+                (void) close_fd((int) m->arg.fork.ufd); /* reading the event has put it among ours */
+                return fail(s, -EPROTO, "the VMM forked with its guest's memory");
         default:
                 return fail(s, -EPROTO, "the VMM's userfaultfd sent an event that was not agreed on");
         }
@@ -76,6 +95,7 @@ static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint
  *  makes the descriptor readable again. */
 static int read_events(struct pager_session *s) {
         struct uffd_msg msgs[PAGER_EVENT_BATCH];
+        int failed = 0;
 
         while (s->n_pending < PAGER_MAX_PENDING) {
                 unsigned room = MIN_OF((unsigned) ARRAY_LEN(msgs), PAGER_MAX_PENDING - s->n_pending);
@@ -87,10 +107,12 @@ static int read_events(struct pager_session *s) {
                         return fail(s, n, "the VMM's userfaultfd cannot be read");
                 uint64_t now = now_ns();
                 for (int i = 0; i < n; i++) {
+                        /* Those behind a bad one are applied, too: some bring a descriptor. */
                         int r = apply_message(s, &msgs[i], now);
-                        if (r < 0)
-                                return r;
+                        failed = failed < 0 ? failed : r;
                 }
+                if (failed < 0)
+                        return failed;
                 if ((unsigned) n < room)
                         return 0;
         }
@@ -164,16 +186,38 @@ static void zero_window(struct pager_image *img, uint64_t page, uint64_t *ret_fi
         *ret_n = 1;
 }
 
+/** The addresses around @addr in @g, within an aligned window, that have nothing to show any more. */
+static void removed_window(const struct pager_session *s, const struct pager_region *g, uint64_t addr, uint64_t *ret_lo,
+                           uint64_t *ret_hi) {
+        uint64_t window = PAGER_ZERO_WINDOW * PAGER_PAGE, min = MAX_OF(addr - addr % window, g->base);
+        uint64_t max = MIN_OF(addr - addr % window + window, g->base + g->size), lo = addr, hi = addr + PAGER_PAGE;
+        bool all = g->offset == PAGER_READS_ZERO;
+
+        while (lo > min && (all || pager_session_removed(s, (lo - PAGER_PAGE - g->base + g->offset) / PAGER_PAGE)))
+                lo -= PAGER_PAGE;
+        while (hi < max && (all || pager_session_removed(s, (hi - g->base + g->offset) / PAGER_PAGE)))
+                hi += PAGER_PAGE;
+        *ret_lo = lo;
+        *ret_hi = hi;
+}
+
+static int answer_huge(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t addr,
+                       uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
+        bool image_error;
+        int r = pager_copy_huge(s, g, scratch, addr, ret_lo, ret_hi, ret_kind, &image_error);
+
+        return image_error ? fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r)) : r;
+}
+
 static int answer(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page,
                   uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
         struct pager_fill_result fill;
         uint64_t first, n;
         int r;
 
-        if (pager_session_removed(s, page)) {
+        if (g->offset == PAGER_READS_ZERO || pager_session_removed(s, page)) {
                 *ret_kind = PAGER_FAULT_REMOVED;
-                *ret_lo = addr;
-                *ret_hi = addr + PAGER_PAGE;
+                removed_window(s, g, addr, ret_lo, ret_hi);
                 return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
         }
         r = pager_image_fill(s->image, scratch, page, PAGER_DEMAND, &fill);
@@ -186,12 +230,27 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
                 return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
         }
         *ret_kind = fill.kind == PAGER_PAGE_DECODED ? PAGER_FAULT_MISSING : PAGER_FAULT_PRESENT;
+        if (s->layout->mode == PAGER_MODE_COPY)
+                return pager_copy_pages(s, g, scratch, &fill, page, addr, ret_lo, ret_hi);
         clip(s, g, page, fill.first, fill.n, ret_lo, ret_hi);
         r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed);
         if (r == -EFAULT) {
                 pager_image_recheck(s->image, fill.first, fill.n);
                 return -EAGAIN;
         }
+        return r;
+}
+
+/** A page of a session that has failed and whose VMM could not be ended: the kernel ends it. */
+static int poison(struct pager_session *s, uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
+        uint64_t start = addr - addr % s->layout->page_size, done;
+        int r = uffd_poison(s->uffd, start, s->layout->page_size, &done);
+
+        if (r == -EEXIST || r == -ENOENT)
+                r = uffd_wake(s->uffd, start, s->layout->page_size);
+        *ret_lo = start;
+        *ret_hi = start + s->layout->page_size;
+        *ret_kind = PAGER_FAULT_REMOVED;
         return r;
 }
 
@@ -202,13 +261,20 @@ static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, u
         const struct pager_region *g = pager_layout_find(s->layout, addr);
         int r;
 
+        if (s->poison)
+                return poison(s, addr, ret_lo, ret_hi, ret_kind);
+        if (!g && s->layout->mode == PAGER_MODE_COPY && uffd_changing(s->uffd))
+                return -EAGAIN; /* a move is under way, whose event tells of this address */
         if (!g)
                 return fail(s, -EPROTO, "the VMM faulted at an address that it had not told of");
-        r = answer(s, g, scratch, (addr - g->base + g->offset) / PAGER_PAGE, addr, ret_lo, ret_hi, ret_kind);
+        if (s->layout->page_size == PAGER_HUGE_PAGE)
+                r = answer_huge(s, g, scratch, addr, ret_lo, ret_hi, ret_kind);
+        else
+                r = answer(s, g, scratch, (addr - g->base + g->offset) / PAGER_PAGE, addr, ret_lo, ret_hi, ret_kind);
         if (r == -ENOMEM && !s->fail_reason[0])
-                return fail(s, r, "out of memory for the VMM's page tables");
+                return fail(s, r, "out of memory for the VMM's pages or page tables");
         if (r < 0 && r != -EAGAIN && r != -ESRCH && !s->fail_reason[0])
-                return fail(s, r, "the kernel refused to map a page into the VMM");
+                return fail(s, r, "the kernel refused to put a page into the VMM");
         return r;
 }
 
@@ -224,7 +290,7 @@ static void note_need(struct pager_session *s, const struct pager_scratch *scrat
                       uint64_t hi) {
         const struct pager_region *g = pager_layout_find(s->layout, lo);
 
-        if (kind == PAGER_FAULT_MISSING)
+        if (kind == PAGER_FAULT_MISSING && s->layout->page_size == PAGER_PAGE)
                 for (unsigned i = 0; i < scratch->n_runs; i++)
                         pager_record_add(s->record, scratch->run[i].first, scratch->run[i].n);
         else if (g && kind != PAGER_FAULT_REMOVED)

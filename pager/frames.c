@@ -197,7 +197,7 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
                 r = insert_run(img, f.page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, cause, page);
                 if (r < 0)
                         return r;
-                s->run[s->n_runs++] = (struct pager_run){ f.page[i], n };
+                s->run[s->n_runs++] = (struct pager_run){ f.page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE };
                 if (page >= f.page[i] && page < f.page[i] + n) {
                         *ret = (struct pager_fill_result){ PAGER_PAGE_DECODED, f.page[i], n };
                         found = true;
@@ -245,6 +245,31 @@ int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t 
         }
         if (r == -EBADMSG || r == -EUCLEAN)
                 atomic_store_explicit(&img->bad, true, memory_order_relaxed);
+        return r;
+}
+
+int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t page, struct pager_fill_result *ret) {
+        struct pager_fill_result run;
+        struct snap_loc loc;
+        int r = snap_image_lookup(img->snap, page, &loc);
+
+        if (r < 0)
+                return r;
+        if (loc.zero)
+                return -EAGAIN;
+        struct pager_claim claim = { page / SNAP_REGION_PAGES, loc.frame_off };
+
+        /* Whoever punches pages out has claimed their whole region: what is there now stays until we let go. */
+        pager_image_claim(img, &claim);
+        if (pager_image_present(img, page)) {
+                run = present_run(img, page);
+                r = io_pread_full(img->memfd, s->frame, run.n * PAGER_PAGE, run.first * PAGER_PAGE);
+        } else {
+                r = -EAGAIN;
+        }
+        pager_image_release(img, &claim);
+        if (r == 0)
+                *ret = run;
         return r;
 }
 

@@ -29,6 +29,8 @@ int pager_scratch_init(struct pager_scratch *s) {
 void pager_scratch_clear(struct pager_scratch *s) {
         snap_decoder_free(s->decoder);
         free(s->frame);
+        if (s->huge)
+                (void) munmap(s->huge, PAGER_HUGE_PAGE);
         *s = (struct pager_scratch){ 0 };
 }
 

@@ -17,9 +17,11 @@
 struct pager_scratch {
         struct snap_decoder *decoder;
         uint8_t *frame; /* SNAP_FRAME_BYTES */
+        uint8_t *huge;  /* PAGER_HUGE_PAGE bytes; NULL until a VMM with such pages comes */
         /* What the last pager_image_fill decoded: a frame's pages need not be neighbours. */
         struct pager_run {
                 uint64_t first, n;
+                const uint8_t *data; /* in `frame`, until its next use */
         } run[SNAP_FRAME_PAGES];
         unsigned n_runs;
 };
@@ -74,6 +76,11 @@ struct pager_fill_result {
  *  -EBADMSG: the stored bytes are corrupt; -EUCLEAN: somebody else has put another content into the memfd;
  *  -EIO, -ENOMEM, -ERANGE; -EDQUOT: @cause is PAGER_AHEAD and the memory budget is used up. Afterwards the image is marked bad where its content is in doubt. */
 int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page, enum pager_cause cause,
+                     struct pager_fill_result *ret) attr_warn_unused;
+
+/** Reads the present pages around @page out of the memfd into @s->frame, for a VMM that cannot map it: ret->n pages from
+ *  ret->first on. -EAGAIN: @page is not there (any more); else the errors of pager_image_fill. */
+int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t page,
                      struct pager_fill_result *ret) attr_warn_unused;
 
 /** A sentence for an error of pager_image_fill. */

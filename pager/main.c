@@ -5,10 +5,12 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/ids.h"
 #include "common/log.h"
 #include "pager/pager.h"
+#include "pager/serve.h"
 
 #ifndef FORKD_VERSION
 #error "the build says which version this is"
@@ -17,11 +19,27 @@
 #define MAX_FD 65536u
 #define MAX_SECONDS 604800u /* a week: anything longer is a mistake */
 
+struct options {
+        struct pager_config cfg;
+        struct pager_serve_config serve; /* path NULL: forkd's pager */
+        bool is_serve;
+        enum log_level level;
+};
+
 static void usage(FILE *out) {
         (void) fprintf(out,
                        "uffd-pager --control PATH [OPTION]...\n"
                        "Serves guests' page faults from compressed snapshot images. Started by forkd.\n"
                        "\n"
+                       "uffd-pager serve --snapshot DIR --socket PATH [OPTION]...\n"
+                       "Serves one snapshot, without forkd, to every VMM that connects to PATH and speaks\n"
+                       "Firecracker's userfaultfd handshake (\"backend_type\": \"Uffd\"). A VMM whose memory\n"
+                       "cannot be served (a corrupt frame, an I/O error) is killed, with the reason in the log.\n"
+                       "\n"
+                       "  --snapshot DIR          serve: the snapshot; its memory is DIR/memory.img\n"
+                       "  --socket PATH           serve: the unix socket for VMMs, mode 0600\n"
+                       "  --peer-uid UID          serve: VMMs of this user may connect, too, not only those of\n"
+                       "                          root and of the pager's own user; the socket becomes theirs\n"
                        "  --control PATH          listen for forkd on the unix socket PATH\n"
                        "  --control-fd N          descriptor N listens at PATH already\n"
                        "  --workers N             fault threads, 1 to %u (default: one per CPU)\n"
@@ -34,8 +52,9 @@ static void usage(FILE *out) {
                        "  --log-level LEVEL       error, warning, info or debug (default info)\n"
                        "  --help, --version\n"
                        "\n"
-                       "SIGTERM and SIGINT: take no new sessions, end with the last one. Killing the pager\n"
-                       "leaves its guests waiting for their pages; they never see wrong ones.\n",
+                       "SIGTERM and SIGINT: take no new sessions, end with the last one. With serve, a second\n"
+                       "one kills the VMMs that are left and ends at once. Killing the pager leaves its guests\n"
+                       "waiting for their pages; they never see wrong ones.\n",
                        PAGER_MAX_WORKERS, PAGER_RECORD_SECONDS, PAGER_HANDSHAKE_SECONDS);
 }
 
@@ -56,8 +75,20 @@ static bool parse_number(const char *s, unsigned min, unsigned max, unsigned *re
         return true;
 }
 
+static int check_options(const struct options *o) {
+        if (!o->is_serve && (o->serve.snapshot || o->serve.path || o->serve.peer_uid >= 0))
+                return bad_usage("--snapshot, --socket and --peer-uid belong to 'uffd-pager serve'");
+        if (o->is_serve && (!o->serve.snapshot || !o->serve.path))
+                return bad_usage("serve wants --snapshot and --socket");
+        if (!o->is_serve && !o->cfg.control_path)
+                return bad_usage("--control is missing");
+        if (o->cfg.control_fd > 0 && !o->cfg.control_path)
+                return bad_usage("--control-fd wants --control, too");
+        return -1;
+}
+
 /** -1: go on; else the exit code. */
-static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_level *level) {
+static int parse_args(int argc, char **argv, struct options *o) {
         enum {
                 OPT_CONTROL = 256,
                 OPT_CONTROL_FD,
@@ -68,7 +99,10 @@ static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_
                 OPT_RECORD,
                 OPT_LEVEL,
                 OPT_HELP,
-                OPT_VERSION
+                OPT_VERSION,
+                OPT_SNAPSHOT,
+                OPT_SOCKET,
+                OPT_PEER_UID
         };
         static const struct option options[] = {
                 { "control", required_argument, NULL, OPT_CONTROL },
@@ -79,45 +113,63 @@ static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_
                 { "handshake-seconds", required_argument, NULL, OPT_HANDSHAKE },
                 { "record-seconds", required_argument, NULL, OPT_RECORD },
                 { "log-level", required_argument, NULL, OPT_LEVEL },
+                { "snapshot", required_argument, NULL, OPT_SNAPSHOT },
+                { "socket", required_argument, NULL, OPT_SOCKET },
+                { "peer-uid", required_argument, NULL, OPT_PEER_UID },
                 { "help", no_argument, NULL, OPT_HELP },
                 { "version", no_argument, NULL, OPT_VERSION },
                 { 0 },
         };
-        unsigned fd;
+        unsigned n;
 
+        if (argc > 1 && !strcmp(argv[1], "serve")) {
+                o->is_serve = true;
+                optind = 2;
+        }
         for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
                 switch (c) {
                 case OPT_CONTROL:
-                        cfg->control_path = optarg;
+                        o->cfg.control_path = optarg;
                         break;
                 case OPT_CONTROL_FD:
-                        if (!parse_number(optarg, 3, MAX_FD, &fd))
+                        if (!parse_number(optarg, 3, MAX_FD, &n))
                                 return bad_usage("--control-fd wants the number of a descriptor from 3 on");
-                        cfg->control_fd = (int) fd;
+                        o->cfg.control_fd = (int) n;
                         break;
                 case OPT_WORKERS:
-                        if (!parse_number(optarg, 1, PAGER_MAX_WORKERS, &cfg->workers))
+                        if (!parse_number(optarg, 1, PAGER_MAX_WORKERS, &o->cfg.workers))
                                 return bad_usage("--workers wants a number from 1 to 16");
                         break;
                 case OPT_IDLE:
-                        if (!parse_number(optarg, 0, MAX_SECONDS, &cfg->idle_seconds))
+                        if (!parse_number(optarg, 0, MAX_SECONDS, &o->cfg.idle_seconds))
                                 return bad_usage("--idle-image-seconds wants a number from 0 to 604800");
                         break;
                 case OPT_BUDGET:
-                        if (size_parse(optarg, &cfg->memory_budget) < 0 || cfg->memory_budget < PAGER_MIN_BUDGET)
+                        if (size_parse(optarg, &o->cfg.memory_budget) < 0 || o->cfg.memory_budget < PAGER_MIN_BUDGET)
                                 return bad_usage("--memory-budget wants a size of 4M or more");
                         break;
                 case OPT_HANDSHAKE:
-                        if (!parse_number(optarg, 1, MAX_SECONDS, &cfg->handshake_seconds))
+                        if (!parse_number(optarg, 1, MAX_SECONDS, &o->cfg.handshake_seconds))
                                 return bad_usage("--handshake-seconds wants a number from 1 to 604800");
                         break;
                 case OPT_RECORD:
-                        if (!parse_number(optarg, 1, MAX_SECONDS, &cfg->record_seconds))
+                        if (!parse_number(optarg, 1, MAX_SECONDS, &o->cfg.record_seconds))
                                 return bad_usage("--record-seconds wants a number from 1 to 604800");
                         break;
                 case OPT_LEVEL:
-                        if (log_level_parse(optarg, level) < 0)
+                        if (log_level_parse(optarg, &o->level) < 0)
                                 return bad_usage("--log-level wants error, warning, info or debug");
+                        break;
+                case OPT_SNAPSHOT:
+                        o->serve.snapshot = optarg;
+                        break;
+                case OPT_SOCKET:
+                        o->serve.path = optarg;
+                        break;
+                case OPT_PEER_UID:
+                        if (!parse_number(optarg, 0, UINT32_MAX - 1, &n))
+                                return bad_usage("--peer-uid wants the number of a user");
+                        o->serve.peer_uid = n;
                         break;
                 case OPT_HELP:
                         usage(stdout);
@@ -131,19 +183,32 @@ static int parse_args(int argc, char **argv, struct pager_config *cfg, enum log_
         }
         if (optind < argc)
                 return bad_usage("unexpected argument");
-        if (!cfg->control_path)
-                return bad_usage("--control is missing");
-        return -1;
+        return check_options(o);
 }
+
+struct running {
+        struct pager *pager;
+        struct pager_serve *serve; /* NULL: forkd's pager */
+        bool draining;
+};
 
 static void on_term(evutil_socket_t sig, short what, void *arg) {
-        pager_drain(arg);
+        struct running *run = arg;
+
+        if (run->serve && run->draining) {
+                pager_serve_kill(run->serve);
+                pager_end(run->pager);
+                return;
+        }
+        run->draining = true;
+        pager_serve_close(run->serve);
+        pager_drain(run->pager);
 }
 
-static int run(const struct pager_config *cfg) {
+static int run(const struct options *o) {
         struct event_base *base = event_base_new();
         struct event *term = NULL, *intr = NULL;
-        struct pager *p = NULL;
+        struct running now = { 0 };
         struct err e = { 0 };
         int r = 1;
 
@@ -151,37 +216,43 @@ static int run(const struct pager_config *cfg) {
                 log_error("out of memory");
                 return 1;
         }
-        if (pager_new(base, cfg, &p, &e) < 0) {
+        if (pager_new(base, &o->cfg, &now.pager, &e) < 0 ||
+            (o->is_serve && pager_serve_new(base, now.pager, &o->serve, &now.serve, &e) < 0)) {
                 log_error("%s", e.message);
                 goto out;
         }
-        term = evsignal_new(base, SIGTERM, on_term, p);
-        intr = evsignal_new(base, SIGINT, on_term, p);
+        term = evsignal_new(base, SIGTERM, on_term, &now);
+        intr = evsignal_new(base, SIGINT, on_term, &now);
         if (!term || !intr || event_add(term, NULL) < 0 || event_add(intr, NULL) < 0) {
                 log_error("out of memory");
                 goto out;
         }
-        log_info("uffd-pager %s serves at %s", FORKD_VERSION, cfg->control_path);
+        if (o->is_serve)
+                log_info("uffd-pager %s serves %s at %s", FORKD_VERSION, o->serve.snapshot, o->serve.path);
+        else
+                log_info("uffd-pager %s serves at %s", FORKD_VERSION, o->cfg.control_path);
         r = event_base_dispatch(base) < 0 ? 1 : 0;
 out:
         if (term)
                 event_free(term);
         if (intr)
                 event_free(intr);
-        pager_free(p);
+        pager_free(now.pager);
+        pager_serve_free(now.serve);
         event_base_free(base);
         return r;
 }
 
 int main(int argc, char **argv) {
-        struct pager_config cfg = { .idle_seconds = 300, .version = FORKD_VERSION };
-        enum log_level level = LOG_LVL_INFO;
-        int r = parse_args(argc, argv, &cfg, &level);
+        struct options o = { .cfg = { .idle_seconds = 300, .version = FORKD_VERSION },
+                             .serve = { .peer_uid = -1 },
+                             .level = LOG_LVL_INFO };
+        int r = parse_args(argc, argv, &o);
 
         if (r >= 0)
                 return r;
-        log_init("uffd-pager", level);
+        log_init("uffd-pager", o.level);
         (void) signal(SIGPIPE, SIG_IGN);
         (void) signal(SIGHUP, SIG_IGN); /* the terminal of whoever started forkd is none of our concern */
-        return run(&cfg);
+        return run(&o);
 }

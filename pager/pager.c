@@ -62,6 +62,8 @@ void pager_release_session(struct pager *p, struct pager_session *s) {
         mp_buf_init(&b);
         mp_map(&b, 1);
         mp_kv_str(&b, "session", s->id);
+        if (s->keeper)
+                s->keeper->on_released(s, s->keeper_arg);
         pager_session_free(s);
         pager_cache_put(cached);
         /* Said last: who hears it finds the memory given back. */
@@ -99,6 +101,15 @@ void pager_fail_session(struct pager *p, struct pager_session *s, const char *re
         mp_kv_str(&b, "session", s->id);
         mp_kv_str(&b, "reason", s->reason);
         pager_notify(p, "session.failed", &b, NULL, 0);
+        if (s->keeper)
+                s->keeper->on_failed(s, s->depends, s->keeper_arg); /* @s may be gone */
+}
+
+int pager_poison_session(struct pager *p, struct pager_session *s) {
+        if (!s->worker || s->moving || s->ending)
+                return -ESRCH;
+        pager_worker_poison(s->worker, s);
+        return 0;
 }
 
 /* ---- the VMM's socket ---- */
@@ -133,27 +144,30 @@ static void notify_attached(struct pager *p, const struct pager_session *s) {
 static int on_attach(struct pager_layout *layout, int uffd, char *why, size_t why_size, void *arg) {
         struct pager_session *s = arg;
         struct pager *p = s->pager;
+        int r;
 
         if (s->failed) { /* cannot be: a failed session has no peer */
                 (void) snprintf(why, why_size, "the session has failed");
                 return -EIO;
         }
-        if (layout->mode == PAGER_MODE_COPY) {
-                (void) snprintf(why, why_size, "its regions have no \"forkd\" extension, and copy mode is not served here");
-                return -EOPNOTSUPP;
+        r = pager_session_attach(s, layout, uffd);
+        if (r < 0) {
+                (void) snprintf(why, why_size, "out of memory");
+                return r;
         }
-        s->layout = layout;
-        s->uffd = uffd;
+        s->depends = true;
+        log_info("session %s: attached, %zu region(s), %s mode", s->id, layout->n, pager_mode_name(layout->mode));
+        notify_attached(p, s); /* while the layout is ours: from here on it is the worker's */
         pager_worker_add(idlest_worker(p), s);
         pager_workingset_attached(s);
-        log_info("session %s: attached, %zu region(s)", s->id, layout->n);
-        notify_attached(p, s);
         return 0;
 }
 
 static void on_peer_failed(const char *reason, void *arg) {
         struct pager_session *s = arg;
 
+        if (pager_peer_gave_uffd(s->peer))
+                s->depends = true;
         pager_peer_free(TAKE_PTR(s->peer));
         pager_fail_session(s->pager, s, reason);
 }
@@ -384,6 +398,8 @@ static int start_listening(struct pager *p, struct err *e) {
         struct stat st;
         int fd, r;
 
+        if (!p->control_path)
+                return 0;
         if (p->cfg.control_fd > 0) {
                 int listening = 0;
                 socklen_t len = sizeof(listening);
@@ -436,10 +452,10 @@ int pager_new(struct event_base *base, const struct pager_config *cfg, struct pa
         r = pager_mailbox_init(&p->inbox);
         if (r < 0)
                 return err_errno(e, r, "starting the pager");
-        p->control_path = strdup(cfg->control_path);
+        p->control_path = cfg->control_path ? strdup(cfg->control_path) : NULL;
         p->inbox_ev = event_new(base, p->inbox.fd, EV_READ | EV_PERSIST, on_inbox, p);
         p->end_ev = evtimer_new(base, on_end, p);
-        if (!p->control_path || !p->inbox_ev || !p->end_ev || event_add(p->inbox_ev, NULL) < 0)
+        if ((cfg->control_path && !p->control_path) || !p->inbox_ev || !p->end_ev || event_add(p->inbox_ev, NULL) < 0)
                 return err_errno(e, -ENOMEM, "starting the pager");
         r = start_reclaim(p);
         if (r == 0)

@@ -8,7 +8,7 @@
 #include "pager/limits.h"
 
 struct pager_config {
-        const char *control_path;   /* of the control socket */
+        const char *control_path;   /* of the control socket; NULL: there is none */
         int control_fd;             /* > 0: already listens there (whoever starts the pager can connect at once);
                                     * taken */
         unsigned workers;           /* 1 … PAGER_MAX_WORKERS; 0: one per online CPU */
@@ -33,3 +33,6 @@ DEFINE_CLEANUP(struct pager, pager_free)
 /** Accepts no new session any more, and ends the loop when the last one has gone: at once, if there is none.
  *  This is what SIGTERM asks for. */
 void pager_drain(struct pager *p);
+
+/** Ends the loop once the answers that are queued have been sent, whatever is open. */
+void pager_end(struct pager *p);

@@ -71,8 +71,9 @@ void pager_end_session(struct pager *p, struct pager_session *s);
 /** When no worker has it. */
 void pager_release_session(struct pager *p, struct pager_session *s);
 void pager_fail_session(struct pager *p, struct pager_session *s, const char *reason);
-/** Ends the loop once the answers that are queued have been sent. */
-void pager_end(struct pager *p);
+/** Of a session that has failed, whose VMM cannot be ended in another way: what it touches from now on is poisoned.
+ *  -ESRCH: nobody serves it. */
+int pager_poison_session(struct pager *p, struct pager_session *s) attr_warn_unused;
 
 /* ---- balance.c ---- */
 int pager_balance_init(struct pager *p) attr_warn_unused;

@@ -29,6 +29,7 @@ struct pager_peer {
         int expected; /* pidfd of the VMM, -1: not named */
         bool held;    /* until it is named */
         bool attached;
+        bool silent; /* it expects no answer to its handshake */
 
         char *buf;                 /* freed once attached */
         size_t len, cap, json_len; /* json_len: 0 until the whole layout is there */
@@ -47,6 +48,10 @@ void pager_peer_free(struct pager_peer *p) {
         (void) close_fd(p->expected);
         free(p->buf);
         free(p);
+}
+
+bool pager_peer_gave_uffd(const struct pager_peer *p) {
+        return p->uffd >= 0 && uffd_is(p->uffd);
 }
 
 /** Ends the conversation. @p may be gone afterwards. */
@@ -121,6 +126,7 @@ static int attach(struct pager_peer *p, char *why, size_t why_size) {
                 (void) snprintf(why, why_size, "the descriptor is no userfaultfd that is ready for use");
                 return r;
         }
+        p->silent = layout->mode == PAGER_MODE_COPY;
         r = p->handlers->on_attach(layout, p->uffd, why, why_size, p->arg);
         if (r < 0)
                 return r;
@@ -139,7 +145,7 @@ static void try_attach(struct pager_peer *p) {
         p->attached = true;
         (void) event_del(p->deadline);
         free(TAKE_PTR(p->buf));
-        if (send(p->fd, "ok\n", 3, MSG_NOSIGNAL | MSG_DONTWAIT) != 3)
+        if (!p->silent && send(p->fd, "ok\n", 3, MSG_NOSIGNAL | MSG_DONTWAIT) != 3)
                 finish(p, NULL);
 }
 

@@ -11,7 +11,8 @@ struct pager_peer;
 
 struct pager_peer_handlers {
         /** The handshake is good. On success the callee owns @layout (to be freed) and @uffd, and the peer
-         *  answers "ok"; on failure it fills @why, and the peer answers "error: @why". */
+         *  answers "ok", but in copy mode, where the VMM expects no answer; on failure it fills @why, and the peer
+         *  answers "error: @why". */
         int (*on_attach)(struct pager_layout *layout, int uffd, char *why, size_t why_size, void *arg);
         /** It was refused, took too long, or something came after it. The socket is closed. */
         void (*on_failed)(const char *reason, void *arg);
@@ -24,6 +25,9 @@ struct pager_peer_handlers {
 int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned timeout_s,
                    const struct pager_peer_handlers *handlers, void *arg, struct pager_peer **ret) attr_warn_unused;
 void pager_peer_free(struct pager_peer *p); /* NULL is fine */
+
+/** Has it sent a userfaultfd, which it still depends on, though no session was made of it? */
+bool pager_peer_gave_uffd(const struct pager_peer *p);
 
 /** The VMM is the process of @pidfd (taken on success), whose pid goes to *ret_pid: a handshake from another one is
  *  refused. -EALREADY: named before; else the errors of spawn_pidfd_pid. */

@@ -34,7 +34,21 @@ void pager_session_free(struct pager_session *s) {
         pager_record_free(s->record);
         free(s->layout);
         free(s->removed);
+        free(s->copied);
         free(s);
+}
+
+int pager_session_attach(struct pager_session *s, struct pager_layout *layout, int uffd) {
+        uint64_t pages = pager_image_info(s->image)->ram_bytes / PAGER_PAGE;
+
+        if (layout->mode == PAGER_MODE_COPY) {
+                s->copied = calloc((pages + 63) / 64, sizeof(*s->copied));
+                if (!s->copied)
+                        return -ENOMEM;
+        }
+        s->layout = layout;
+        s->uffd = uffd;
+        return 0;
 }
 
 bool pager_session_removed(const struct pager_session *s, uint64_t page) {
@@ -46,7 +60,7 @@ void pager_session_mark_removed(struct pager_session *s, uint64_t start, uint64_
                 const struct pager_region *g = &s->layout->region[i];
                 uint64_t from = MAX_OF(start, g->base), to = MIN_OF(end, g->base + g->size);
 
-                if (from >= to)
+                if (from >= to || g->offset == PAGER_READS_ZERO)
                         continue;
                 uint64_t page = (from - g->base + g->offset) / PAGER_PAGE;
                 for (uint64_t n = (to - from + PAGER_PAGE - 1) / PAGER_PAGE; n > 0; n--, page++) {

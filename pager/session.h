@@ -19,13 +19,14 @@
 #include "pager/limits.h"
 #include "pager/mailbox.h"
 
-/** Letters. To a worker: SERVE, DROP, MOVE, SYNC. To the control thread: the rest (FILLED's object is an image, REPLAYED's a
- *  working set). */
+/** Letters. To a worker: SERVE, DROP, MOVE, SYNC, POISON. To the control thread: the rest (FILLED's object is an image,
+ *  REPLAYED's a working set). */
 enum pager_letter_kind {
         PAGER_SERVE,
         PAGER_DROP,
         PAGER_MOVE,
         PAGER_SYNC,
+        PAGER_POISON,   /* of a session that has failed: whoever faults gets SIGBUS */
         PAGER_FAILED,   /* faults are not answered any more; ->fail_reason tells why */
         PAGER_VMM_GONE, /* its memory is gone */
         PAGER_RELEASED, /* the worker has let go, for good */
@@ -50,17 +51,31 @@ struct pager_waiter {
         uint32_t msgid;
 };
 
+struct pager_session;
+
+/** Who answers for a session in place of forkd. Both are called by the control thread. */
+struct pager_keeper {
+        /** It has failed, and the log says why. @depends: its VMM has given us its userfaultfd, so it waits for us. */
+        void (*on_failed)(struct pager_session *s, bool depends, void *arg);
+        /** It is about to be freed. */
+        void (*on_released)(struct pager_session *s, void *arg);
+};
+
 struct pager_session {
         struct pager_session *next; /* control thread's list */
         struct pager *pager;
         id_str id;
         int64_t vm_pid; /* 0: not told */
         struct pager_image *image;
-        struct pager_layout *layout; /* NULL until attached, then constant */
+        struct pager_layout *layout; /* NULL until attached; then constant, but in copy mode the worker's (its mode and
+                                      * page size stay) */
         int uffd;
         struct pager_worker *worker; /* NULL until attached; while it moves: the one that it goes to */
         struct pager_peer *peer;     /* the VMM's socket; NULL once closed */
         bool failed, ending, hung_up, moving;
+        bool depends;                      /* the VMM has given us its userfaultfd */
+        const struct pager_keeper *keeper; /* NULL: forkd hears of it by notifications */
+        void *keeper_arg;
         bool sync_deferred;    /* sync_waiter waits for the end of a move */
         uint64_t busy_seen_ns; /* busy_ns when the load was last looked at */
         double share;          /* of the last interval, spent on its faults */
@@ -73,7 +88,7 @@ struct pager_session {
         struct pager_waiter sync_waiter;  /* the session.removed to answer when the worker has caught up */
         uint64_t sync_first_page;
 
-        struct pager_letter to_worker_serve, to_worker_drop, to_worker_move, sync;
+        struct pager_letter to_worker_serve, to_worker_drop, to_worker_move, to_worker_poison, sync;
         struct pager_letter from_worker_failed, from_worker_gone, from_worker_released, from_worker_moved;
 
         /* Shared, atomic. */
@@ -103,6 +118,8 @@ struct pager_session {
         uint64_t sweep;       /* faults at this address and above have their turn first */
         bool served;          /* in the epoll set */
         bool queued;          /* in the worker's queue of sessions that have something to do */
+        bool poison;          /* it has failed, and its VMM cannot be killed */
+        uint64_t *copied;     /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
         uint64_t retry_at_ns; /* 0: not waiting */
         uint32_t retry_us;
         char fail_reason[PAGER_MAX_REASON]; /* written before PAGER_FAILED is posted, read after */
@@ -113,6 +130,9 @@ int pager_session_new(const char *id, struct pager_image *image, struct pager_se
 /** The session must not be with a worker. Closes the userfaultfd. NULL is fine. */
 void pager_session_free(struct pager_session *s);
 DEFINE_CLEANUP(struct pager_session, pager_session_free)
+
+/** The handshake is done: takes @layout and @uffd, or, on failure (-ENOMEM), nothing. */
+int pager_session_attach(struct pager_session *s, struct pager_layout *layout, int uffd) attr_warn_unused;
 
 /** Was the guest page discarded? */
 bool pager_session_removed(const struct pager_session *s, uint64_t page);

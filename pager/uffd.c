@@ -53,7 +53,8 @@ int uffd_register(int fd, uint64_t start, uint64_t len) {
         return ioctl(fd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
-int uffd_check(int fd, uint64_t addr) {
+/** 0: it is a userfaultfd; -EINVAL. */
+static int check_kind(int fd) {
         static const char expected[] = "anon_inode:[userfaultfd]";
         char path[64], target[sizeof(expected) + 1];
         ssize_t n;
@@ -62,10 +63,25 @@ int uffd_check(int fd, uint64_t addr) {
         n = readlink(path, target, sizeof(target));
         if (n < 0)
                 return -errno;
-        if ((size_t) n != sizeof(expected) - 1 || memcmp(target, expected, (size_t) n) != 0)
-                return -EINVAL;
+        return (size_t) n == sizeof(expected) - 1 && memcmp(target, expected, (size_t) n) == 0 ? 0 : -EINVAL;
+}
+
+bool uffd_is(int fd) {
+        return check_kind(fd) == 0;
+}
+
+int uffd_check(int fd, uint64_t addr) {
+        int r = check_kind(fd);
+
         /* Before UFFDIO_API every other request is -EINVAL; a wake-up of a page harms nobody. */
-        return uffd_wake(fd, addr, 4096);
+        return r < 0 ? r : uffd_wake(fd, addr, 4096);
+}
+
+bool uffd_changing(int fd) {
+        struct uffdio_copy nothing = { 0 };
+
+        /* The kernel looks for changes under way before it looks at the range, which is refused as empty. */
+        return ioctl(fd, UFFDIO_COPY, &nothing) < 0 && errno == EAGAIN;
 }
 
 int uffd_copy(int fd, uint64_t dst, const void *src, uint64_t len, uint64_t *ret_done) {
@@ -112,6 +128,20 @@ int uffd_zeropage(int fd, uint64_t start, uint64_t len, uint64_t *ret_done) {
                         *ret_done += (uint64_t) z.zeropage;
                 else
                         return -errno;
+        }
+        return 0;
+}
+
+int uffd_poison(int fd, uint64_t start, uint64_t len, uint64_t *ret_done) {
+        *ret_done = 0;
+        while (*ret_done < len) {
+                struct uffd_poison_args p = { .range = { .start = start + *ret_done, .len = len - *ret_done } };
+                if (ioctl(fd, UFFD_IOC_POISON, &p) == 0)
+                        *ret_done = len;
+                else if (p.updated > 0)
+                        *ret_done += (uint64_t) p.updated;
+                else
+                        return errno == EINVAL || errno == ENOTTY ? -EOPNOTSUPP : -errno;
         }
         return 0;
 }

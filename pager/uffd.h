@@ -29,9 +29,17 @@ int uffd_register(int fd, uint64_t start, uint64_t len) attr_warn_unused;
 /** Is @fd a userfaultfd at all, one whose UFFDIO_API was called? @addr: a page of its process. -EINVAL. */
 int uffd_check(int fd, uint64_t addr) attr_warn_unused;
 
+/** Is @fd a userfaultfd, whatever its state? */
+bool uffd_is(int fd);
+
+/** Is the process changing its memory layout just now? Then some event is unread, or its cause not over. */
+bool uffd_changing(int fd);
+
 int uffd_copy(int fd, uint64_t dst, const void *src, uint64_t len, uint64_t *ret_done) attr_warn_unused;
 int uffd_continue(int fd, uint64_t start, uint64_t len, uint64_t *ret_done) attr_warn_unused;
 int uffd_zeropage(int fd, uint64_t start, uint64_t len, uint64_t *ret_done) attr_warn_unused;
+/** Whoever touches these pages gets SIGBUS. -EOPNOTSUPP before Linux 6.6. */
+int uffd_poison(int fd, uint64_t start, uint64_t len, uint64_t *ret_done) attr_warn_unused;
 
 /** Wakes whoever waits in the range: they look again. Works for ranges that are unmapped by now. */
 int uffd_wake(int fd, uint64_t start, uint64_t len);

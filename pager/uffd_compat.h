@@ -14,6 +14,14 @@
 #define USERFAULTFD_IOC_NEW _IO(USERFAULTFD_IOC, 0x00) /* on /dev/userfaultfd, since 6.1 */
 #endif
 
+/* UFFDIO_POISON, since 6.6; under names of our own, for headers with and without it. */
+struct uffd_poison_args {
+        struct uffdio_range range;
+        __u64 mode;
+        __s64 updated;
+};
+#define UFFD_IOC_POISON _IOWR(UFFDIO, 0x08, struct uffd_poison_args)
+
 #define UFFD_DEVICE "/dev/userfaultfd"
 
 /** What a VMM's descriptor must have been opened with. EVENT_REMAP is asked for so that memory that moves

@@ -21,6 +21,7 @@
 
 #include "common/io.h"
 #include "pager/ahead.h"
+#include "pager/copy.h"
 #include "pager/uffd.h"
 
 #define EPOLL_BATCH 32
@@ -119,25 +120,45 @@ static void serve_turn(struct pager_worker *w, struct pager_session *s) {
         } else if (r == -EAGAIN) {
                 s->retry_us = s->retry_us ? MIN_OF(s->retry_us * 2, PAGER_RETRY_MAX_US) : PAGER_RETRY_MIN_US;
                 s->retry_at_ns = now_ns() + s->retry_us * 1000ull;
+        } else if (r != -ECANCELED && s->poison) {
+                unwatch(w, s); /* failed is what it was before */
         } else if (r != -ECANCELED) {
                 give_up(w, s, r);
         }
 }
 
-static void add(struct pager_worker *w, struct pager_session *s) {
+static int watch(struct pager_worker *w, struct pager_session *s) {
         struct epoll_event ev = { .events = EPOLLIN, .data.ptr = s };
+
+        if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, s->uffd, &ev) < 0)
+                return -errno;
+        s->served = true;
+        if (s->n_pending > 0) /* read before, by this worker or another one */
+                enqueue(w, s);
+        return 0;
+}
+
+static void add(struct pager_worker *w, struct pager_session *s) {
+        int r;
 
         s->worker_next = w->sessions;
         w->sessions = s;
-        if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, s->uffd, &ev) < 0) {
-                (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "watching the userfaultfd: %s", strerrordesc_np(errno));
+        r = pager_copy_prepare(s, &w->scratch);
+        if (r == 0)
+                r = watch(w, s);
+        if (r == 0) {
+                begin_ahead(w, s);
+        } else {
+                (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "watching the userfaultfd: %s", strerrordesc_np(-r));
                 pager_mailbox_post(w->to_control, &s->from_worker_failed, PAGER_FAILED, s);
-                return;
         }
-        s->served = true;
-        begin_ahead(w, s);
-        if (s->n_pending > 0) /* its last worker had read them */
-                enqueue(w, s);
+}
+
+static void poison(struct pager_worker *w, struct pager_session *s) {
+        s->poison = true;
+        s->ahead_done = true;
+        if (!s->served)
+                best_effort(watch(w, s)); /* what fails now leaves the VMM waiting, as it was */
 }
 
 static void hand_back(struct pager_worker *w, struct pager_session *s, bool to_other) {
@@ -167,6 +188,8 @@ static bool read_letters(struct pager_worker *w) {
                         hand_back(w, l->object, false);
                 else if (l->kind == PAGER_MOVE)
                         hand_back(w, l->object, true);
+                else if (l->kind == PAGER_POISON)
+                        poison(w, l->object);
                 else if (l->kind == PAGER_SYNC)
                         pager_mailbox_post(w->to_control, l, PAGER_SYNCED, l->object);
                 else
@@ -333,6 +356,10 @@ void pager_worker_drop(struct pager_worker *w, struct pager_session *s) {
         (void) atomic_fetch_sub_explicit(&w->n_sessions, 1, memory_order_relaxed);
         atomic_store_explicit(&s->dropping, true, memory_order_relaxed);
         pager_mailbox_post(&w->mailbox, &s->to_worker_drop, PAGER_DROP, s);
+}
+
+void pager_worker_poison(struct pager_worker *w, struct pager_session *s) {
+        pager_mailbox_post(&w->mailbox, &s->to_worker_poison, PAGER_POISON, s);
 }
 
 void pager_worker_sync(struct pager_worker *w, struct pager_session *s) {

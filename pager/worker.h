@@ -22,6 +22,8 @@ void pager_worker_add(struct pager_worker *w, struct pager_session *s);
 void pager_worker_drop(struct pager_worker *w, struct pager_session *s);
 /** Takes it from its worker for @to; MOVED follows, and the control thread adds it there. */
 void pager_worker_move(struct pager_worker *w, struct pager_session *s, struct pager_worker *to);
+/** Of a session that has failed: from now on its pages are poisoned as they are touched. */
+void pager_worker_poison(struct pager_worker *w, struct pager_session *s);
 /** SYNCED follows when all that the worker has read by now is in the session's bitmap. One at a time. */
 void pager_worker_sync(struct pager_worker *w, struct pager_session *s);
 unsigned pager_worker_sessions(const struct pager_worker *w);

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation. A VMM in copy mode has anonymous (or hugetlbfs) memory, and gets each page by UFFDIO_COPY. What
+ * is copied comes out of the same images: a frame is decoded once per host, into the memfd, and every other VMM's copy
+ * is read from there.
+ *
+ * The source of a copy is always this worker's scratch memory, never a mapping of the memfd: touching a hole of that
+ * would put a zero page into it for everybody. The scratch holds verified bytes, for one of two reasons: the frame was
+ * decoded into it just now; or it was read from the memfd while the frame was claimed and the pages' bits, looked at
+ * under that claim, said that they are there, so that nobody could punch them out meanwhile.
+ *
+ * One answer is a whole frame: all its pages that lie in the region, were not discarded, and are not there yet as far as
+ * we know (`copied`, a hint that saves requests: who is wrong about it gets EEXIST, or another fault).
+ *
+ * Huge pages are put together from the frames of their 2 MiB, which is exactly one region of the image, and copied as
+ * one: the kernel takes no less. They have no zero page, so zeros are copied, too. */
+#include "pager/copy.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "pager/uffd.h"
+
+_Static_assert(PAGER_HUGE_PAGE == SNAP_REGION_PAGES * PAGER_PAGE, "a huge page is a region of the image");
+
+int pager_copy_prepare(const struct pager_session *s, struct pager_scratch *scratch) {
+        void *p;
+
+        if (s->layout->page_size != PAGER_HUGE_PAGE || scratch->huge)
+                return 0;
+        p = mmap(NULL, PAGER_HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        if (p == MAP_FAILED)
+                return -errno;
+        scratch->huge = p;
+        return 0;
+}
+
+int pager_copy_moved(struct pager_session *s, uint64_t from, uint64_t to, uint64_t len) {
+        return pager_layout_move(&s->layout, from, to, len);
+}
+
+static bool is_copied(const struct pager_session *s, uint64_t page) {
+        return s->copied[page / 64] >> (page % 64) & 1;
+}
+
+static void mark_copied(struct pager_session *s, uint64_t first, uint64_t n) {
+        for (uint64_t p = first; p < first + n; p++)
+                s->copied[p / 64] |= 1ull << (p % 64);
+}
+
+/** Copies @n pages from @first on to @addr. A page that is there already, or not registered (any more), is passed over,
+ *  and whoever waits for it is woken to look again. */
+static int install(struct pager_session *s, uint64_t first, uint64_t n, uint64_t addr, const uint8_t *data) {
+        uint64_t at = 0, step = n, done;
+        bool wake = false;
+        int r = 0;
+
+        while (at < n) {
+                r = uffd_copy(s->uffd, addr + at * PAGER_PAGE, data + at * PAGER_PAGE, MIN_OF(step, n - at) * PAGER_PAGE, &done);
+                (void) atomic_fetch_add_explicit(&s->pages_installed, done / PAGER_PAGE, memory_order_relaxed);
+                mark_copied(s, first + at, done / PAGER_PAGE);
+                at += done / PAGER_PAGE;
+                if (r == -ENOENT && step > 1) {
+                        step = 1; /* a range that is not all of one mapping is refused as a whole */
+                } else if (r == -EEXIST || r == -ENOENT) {
+                        wake = true;
+                        if (r == -EEXIST)
+                                mark_copied(s, first + at, 1);
+                        at++;
+                } else if (r < 0) {
+                        break;
+                }
+        }
+        if (wake)
+                (void) uffd_wake(s->uffd, addr, n * PAGER_PAGE);
+        return r == -EEXIST || r == -ENOENT ? 0 : r;
+}
+
+static bool wanted(const struct pager_session *s, uint64_t page) {
+        return !pager_session_removed(s, page) && !is_copied(s, page);
+}
+
+/** Copies what is wanted of [@lo, @hi) of the run. */
+static int install_wanted(struct pager_session *s, const struct pager_region *g, const struct pager_run *run, uint64_t lo,
+                          uint64_t hi) {
+        for (uint64_t p = lo, end; p < hi; p = end) {
+                int r;
+
+                for (end = p + 1; end < hi && wanted(s, end) == wanted(s, p); end++) {
+                }
+                if (!wanted(s, p))
+                        continue;
+                r = install(s, p, end - p, g->base + p * PAGER_PAGE - g->offset, run->data + (p - run->first) * PAGER_PAGE);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+/** Copies the run that holds the fault's page: first what is around that. */
+static int install_main(struct pager_session *s, const struct pager_region *g, const struct pager_run *run, uint64_t page,
+                        uint64_t *ret_lo, uint64_t *ret_hi) {
+        uint64_t region_first = g->offset / PAGER_PAGE, min = MAX_OF(run->first, region_first);
+        uint64_t max = MIN_OF(run->first + run->n, region_first + g->size / PAGER_PAGE), lo = page, hi = page + 1;
+        int r;
+
+        while (lo > min && wanted(s, lo - 1))
+                lo--;
+        while (hi < max && wanted(s, hi))
+                hi++;
+        *ret_lo = g->base + lo * PAGER_PAGE - g->offset;
+        *ret_hi = g->base + hi * PAGER_PAGE - g->offset;
+        r = install(s, lo, hi - lo, *ret_lo, run->data + (lo - run->first) * PAGER_PAGE);
+        if (r == 0)
+                r = install_wanted(s, g, run, min, lo);
+        return r == 0 ? install_wanted(s, g, run, hi, max) : r;
+}
+
+/** What a fill brought, as runs. -EAGAIN: it was given back meanwhile. */
+static int content(struct pager_session *s, struct pager_scratch *scratch, const struct pager_fill_result *fill, uint64_t page,
+                   const struct pager_run **ret, unsigned *ret_n) {
+        struct pager_fill_result there;
+        int r;
+
+        if (fill->kind != PAGER_PAGE_DECODED) {
+                r = pager_image_read(s->image, scratch, page, &there);
+                if (r < 0)
+                        return r;
+                scratch->run[0] = (struct pager_run){ there.first, there.n, scratch->frame };
+                scratch->n_runs = 1;
+        }
+        *ret = scratch->run;
+        *ret_n = scratch->n_runs;
+        return 0;
+}
+
+static bool holds(const struct pager_run *run, uint64_t page) {
+        return page >= run->first && page - run->first < run->n;
+}
+
+int pager_copy_pages(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch,
+                     const struct pager_fill_result *fill, uint64_t page, uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi) {
+        uint64_t region_first = g->offset / PAGER_PAGE, region_end = region_first + g->size / PAGER_PAGE;
+        const struct pager_run *run;
+        unsigned n, main_run = 0;
+        int r = content(s, scratch, fill, page, &run, &n);
+
+        if (r < 0)
+                return r;
+        while (main_run < n && !holds(&run[main_run], page))
+                main_run++;
+        if (main_run == n)
+                return -EBADMSG; /* cannot be: the fill brought it */
+        r = install_main(s, g, &run[main_run], page, ret_lo, ret_hi);
+        if (r < 0)
+                return r;
+        /* The fault is answered. What else came with it is a gift: whatever stands in its way is met again. */
+        for (unsigned i = 0; i < n; i++) {
+                uint64_t lo = MAX_OF(run[i].first, region_first), hi = MIN_OF(run[i].first + run[i].n, region_end);
+
+                if (i != main_run && lo < hi && install_wanted(s, g, &run[i], lo, hi) < 0)
+                        break;
+        }
+        return 0;
+}
+
+/* ---- huge pages ---- */
+
+/** Puts the stored pages among the 512 from @first on into the scratch, where they are not discarded. *ret_n: how
+ *  many. */
+static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint64_t first, uint64_t *ret_n,
+                    enum pager_fault_kind *ret_kind) {
+        uint64_t done[SNAP_REGION_PAGES / 64] = { 0 }, n_stored = 0;
+
+        memset(scratch->huge, 0, PAGER_HUGE_PAGE);
+        for (uint64_t i = 0; i < SNAP_REGION_PAGES;) {
+                const struct pager_run *run;
+                struct pager_fill_result fill;
+                unsigned n;
+                int r;
+
+                if (done[i / 64] >> (i % 64) & 1 || pager_session_removed(s, first + i)) {
+                        i++;
+                        continue;
+                }
+                r = pager_image_fill(s->image, scratch, first + i, PAGER_DEMAND, &fill);
+                if (r == 0 && fill.kind == PAGER_PAGE_ZERO) {
+                        i += MAX_OF(1u, pager_image_zero_run(s->image, first + i, SNAP_REGION_PAGES - i));
+                        continue;
+                }
+                if (r == 0)
+                        r = content(s, scratch, &fill, first + i, &run, &n);
+                if (r == -EAGAIN)
+                        continue; /* given back between the two: decode it again */
+                if (r < 0)
+                        return r;
+                if (fill.kind == PAGER_PAGE_DECODED)
+                        *ret_kind = PAGER_FAULT_MISSING;
+                else if (*ret_kind != PAGER_FAULT_MISSING)
+                        *ret_kind = PAGER_FAULT_PRESENT;
+                for (unsigned k = 0; k < n; k++)
+                        for (uint64_t p = 0; p < run[k].n; p++) {
+                                uint64_t at = run[k].first + p - first;
+
+                                if (pager_session_removed(s, first + at) || done[at / 64] >> (at % 64) & 1)
+                                        continue;
+                                memcpy(scratch->huge + at * PAGER_PAGE, run[k].data + p * PAGER_PAGE, PAGER_PAGE);
+                                done[at / 64] |= 1ull << (at % 64);
+                                n_stored++;
+                        }
+        }
+        *ret_n = n_stored;
+        return 0;
+}
+
+int pager_copy_huge(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t addr,
+                    uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind, bool *ret_image_error) {
+        uint64_t start = addr - addr % PAGER_HUGE_PAGE, first = (start - g->base + g->offset) / PAGER_PAGE, n_stored = 0, done;
+        int r;
+
+        *ret_image_error = false;
+        if (g->offset == PAGER_READS_ZERO || pager_session_removed(s, first)) {
+                *ret_kind = PAGER_FAULT_REMOVED;
+                memset(scratch->huge, 0, PAGER_HUGE_PAGE);
+        } else {
+                *ret_kind = PAGER_FAULT_ZERO;
+                r = assemble(s, scratch, first, &n_stored, ret_kind);
+                if (r < 0) {
+                        *ret_image_error = true;
+                        return r;
+                }
+        }
+        *ret_lo = start;
+        *ret_hi = start + PAGER_HUGE_PAGE;
+        r = uffd_copy(s->uffd, start, scratch->huge, PAGER_HUGE_PAGE, &done);
+        if (r == -EEXIST || r == -ENOENT) {
+                (void) uffd_wake(s->uffd, start, PAGER_HUGE_PAGE);
+                return 0;
+        }
+        if (r < 0)
+                return r;
+        (void) atomic_fetch_add_explicit(&s->pages_installed, n_stored, memory_order_relaxed);
+        (void) atomic_fetch_add_explicit(&s->zero_pages, SNAP_REGION_PAGES - n_stored, memory_order_relaxed);
+        return 0;
+}

@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: MIT */
+/* Copy mode: VMMs with memory of their own, as Firecracker's. The same images, the same decoded pages. */
+#include "tests/unit/pager/fc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "common/io.h"
+
+#define PAGES 4096ull
+
+static struct harness h;
+static struct image img;
+
+static int setup(void **state) {
+        harness_start(&h, NULL);
+        image_make(&img, PAGES, 42, SNAP_CODEC_LZ4);
+        return 0;
+}
+
+static int teardown(void **state) {
+        fc_restore_huge_pages();
+        image_clear(&img);
+        harness_stop(&h);
+        return 0;
+}
+
+static double of(const struct vmm *v, const char *key) {
+        return harness_status(&h, "sessions", v->session, key);
+}
+
+static void test_every_page_right(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 1, "", 0, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "verify 42 4"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 1"), "ok");
+        assert_int_equal(harness_status(&h, "images", NULL, "present_bytes"), img.n_stored * TEST_PAGE);
+        assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
+        /* each page once, whatever the number of threads; zeros cost the VMM nothing */
+        assert_int_equal(of(&v, "pages_installed"), img.n_stored);
+        assert_int_equal(of(&v, "zero_pages"), PAGES - img.n_stored);
+        assert_int_equal(of(&v, "faults.removed"), 0);
+        assert_true(of(&v, "faults.missing") <= 4 * img.stats.frames);
+        assert_int_equal(of(&v, "oldest_fault_ms"), 0);
+        vmm_end(&h, &v);
+}
+
+/** Firecracker's handshakes of all times; a layout in many pieces; a sender that takes its time. */
+static void test_handshakes(void **state) {
+        static const struct {
+                size_t regions;
+                int how;
+        } cases[] = { { 2, FC_1_6 },      { 2, FC_1_7 },    { 7, FC_TODAY },
+                      { 1024, FC_TODAY }, { 1023, FC_1_6 }, { 16, FC_TODAY + FC_BYTEWISE } };
+
+        for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+                struct vmm v;
+
+                fc_start(&h, &v, &img, cases[i].regions, "", 0, cases[i].how);
+                assert_string_equal(vmm_cmd(&v, "verify 42 4"), "ok");
+                assert_int_equal(of(&v, "pages_installed"), img.n_stored);
+                vmm_end(&h, &v);
+        }
+        assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
+}
+
+static void test_clones(void **state) {
+        struct vmm v[3], m;
+
+        for (unsigned i = 0; i < 3; i++)
+                fc_start(&h, &v[i], &img, 1 + i, "", 0, FC_TODAY);
+        vmm_start(&h, &m, &img); /* one that maps the image, at the same time */
+        for (unsigned i = 0; i < 3; i++)
+                vmm_send(&v[i], "verify 42 3");
+        vmm_send(&m, "verify 42 3");
+        for (unsigned i = 0; i < 3; i++)
+                assert_string_equal(vmm_answer(&v[i]), "ok");
+        assert_string_equal(vmm_answer(&m), "ok");
+        assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
+        assert_int_equal(harness_status(&h, "images", NULL, "present_bytes"), img.n_stored * TEST_PAGE);
+
+        /* the next one finds every page decoded */
+        vmm_end(&h, &v[0]);
+        fc_start(&h, &v[0], &img, 5, "", 0, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v[0], "verify 42 2"), "ok");
+        assert_int_equal(of(&v[0], "faults.missing"), 0);
+        assert_true(of(&v[0], "faults.present") > 0);
+
+        /* what one writes is its own */
+        for (unsigned i = 0; i < 64; i++)
+                assert_string_equal(vmm_cmd(&v[0], "write %u %u", i * 61, i + 1), "ok");
+        for (unsigned i = 0; i < 3; i++)
+                assert_string_equal(vmm_cmd(&v[i], "verify 42 1"), "ok");
+        assert_string_equal(vmm_cmd(&m, "verify 42 1"), "ok");
+        for (unsigned i = 0; i < 3; i++)
+                vmm_end(&h, &v[i]);
+        vmm_end(&h, &m);
+}
+
+static void test_write_first(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 3, "", 0, FC_TODAY);
+        for (unsigned i = 0; i < PAGES; i += 7)
+                assert_string_equal(vmm_cmd(&v, "write %u %u", i, 1 + i % 250), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_end(&h, &v);
+}
+
+/** A page that was discarded is zero, before and after it was ever touched. */
+static void test_balloon(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 1, "", 0, FC_TODAY);
+        for (unsigned i = 0; i < 40; i++)
+                assert_string_equal(vmm_cmd(&v, "discard %u %u", i * 37, 1 + i), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        for (unsigned i = 0; i < 40; i++)
+                assert_string_equal(vmm_cmd(&v, "discard %u %u", i * 53 + 11, 1 + i % 9), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        assert_true(of(&v, "faults.removed") > 0);
+        assert_true(of(&v, "removed_pages") > 200);
+        assert_string_equal(vmm_cmd(&v, "write 0 9"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_end(&h, &v);
+}
+
+static void test_unmapped(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 1, "", FC_MOVES, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "unmap 100 50"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        assert_string_equal(vmm_cmd(&v, "unmap 90 20"), "ok");
+        assert_string_equal(vmm_cmd(&v, "unmap 2000 1"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        assert_int_equal(of(&v, "removed_pages"), 61);
+        vmm_end(&h, &v);
+}
+
+static void test_moved(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 1, "", FC_MOVES, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "move 100 50 0"), "ok");
+        assert_string_equal(vmm_cmd(&v, "move 120 10 1"), "ok"); /* its old place stays, and reads zero */
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        assert_string_equal(vmm_cmd(&v, "move 300 10 2"), "ok"); /* onto that place */
+        assert_string_equal(vmm_cmd(&v, "move 1000 1000 1"), "ok");
+        assert_string_equal(vmm_cmd(&v, "move 1100 300 1"), "ok");
+        assert_string_equal(vmm_cmd(&v, "discard 1200 100"), "ok"); /* at its new place */
+        assert_string_equal(vmm_cmd(&v, "unmap 1150 10"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 3"), "ok");
+        assert_int_equal(of(&v, "removed_pages"), 110);
+        vmm_end(&h, &v);
+}
+
+/** Without EVENT_REMAP, as with Firecracker, memory that moves is not ours any more: nobody is harmed. */
+static void test_moved_unheard(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 1, "", 0, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "move 100 50 0"), "ok");
+        assert_string_equal(vmm_cmd(&v, "touch 100"), "ok");
+        assert_string_equal(vmm_cmd(&v, "touch 99"), "ok");
+        vmm_end(&h, &v);
+        assert_false(harness_has_note(&h, "session.failed", NULL));
+}
+
+static void test_churn(void **state) {
+        struct vmm v, w;
+
+        fc_start(&h, &v, &img, 1, "", FC_MOVES, FC_TODAY);
+        fc_start(&h, &w, &img, 9, "", 0, FC_TODAY);
+        vmm_send(&v, "churn 42 600");
+        vmm_send(&w, "verify 42 3");
+        assert_string_equal(vmm_answer(&w), "ok");
+        assert_string_equal(vmm_answer(&v), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_end(&h, &v);
+        vmm_end(&h, &w);
+}
+
+/** More moves than are kept track of: a verdict. The VMM waits for its last event to be read, and is killed there. */
+static void test_too_many_moves(void **state) {
+        struct image large;
+        struct vmm v;
+
+        image_make(&large, 2 * PAGER_MAX_PIECES, 5, SNAP_CODEC_LZ4);
+        fc_start(&h, &v, &large, 1, "", FC_MOVES, FC_TODAY);
+        vmm_send(&v, "scatter");
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "pieces"));
+        vmm_end(&h, &v);
+        image_clear(&large);
+}
+
+static void test_huge_pages(void **state) {
+        struct vmm v, w;
+
+        if (!fc_huge_pages(2 * PAGES / 512))
+                fc_skip("no huge pages can be had here (vm.nr_hugepages)");
+        fc_start(&h, &v, &img, 1, "huge", FC_MOVES, FC_TODAY);
+        fc_start(&h, &w, &img, 3, "huge", 0, FC_1_7);
+        vmm_send(&v, "verify 42 4");
+        vmm_send(&w, "verify 42 4");
+        assert_string_equal(vmm_answer(&v), "ok");
+        assert_string_equal(vmm_answer(&w), "ok");
+        assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
+        assert_int_equal(of(&v, "pages_installed") + of(&v, "zero_pages"), PAGES);
+        assert_string_equal(vmm_cmd(&v, "write 5 7"), "ok");
+        assert_string_equal(vmm_cmd(&v, "discard 1024 512"), "ok");
+        assert_string_equal(vmm_cmd(&v, "move 512 512 0"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        assert_string_equal(vmm_cmd(&v, "unmap 2048 1024"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_end(&h, &v);
+        vmm_end(&h, &w);
+}
+
+/** Decoded pages are given back all the time while VMMs of all kinds read them. */
+static void test_little_memory(void **state) {
+        struct pager_config cfg = { .workers = 2, .idle_seconds = 300, .memory_budget = PAGER_MIN_BUDGET };
+        bool huge = fc_huge_pages(PAGES / 512);
+        struct vmm v[4], m;
+
+        harness_stop(&h);
+        harness_start(&h, &cfg);
+        assert_true(img.n_stored * TEST_PAGE > 2 * PAGER_MIN_BUDGET);
+        for (unsigned i = 0; i < 4; i++)
+                fc_start(&h, &v[i], &img, 1 + i, i == 3 && huge ? "huge" : "", 0, FC_TODAY);
+        vmm_start(&h, &m, &img);
+        for (unsigned i = 0; i < 4; i++)
+                vmm_send(&v[i], "verify 42 2");
+        assert_string_equal(vmm_cmd(&m, "verify 42 2"), "ok");
+        for (unsigned i = 0; i < 4; i++)
+                assert_string_equal(vmm_answer(&v[i]), "ok");
+        assert_true(harness_status(&h, "images", NULL, "reclaimed_pages") > 0);
+        assert_false(harness_has_note(&h, "session.failed", NULL));
+        for (unsigned i = 0; i < 4; i++)
+                vmm_end(&h, &v[i]);
+        vmm_end(&h, &m);
+}
+
+static void test_dies_in_the_middle(void **state) {
+        struct vmm v, w;
+
+        fc_start(&h, &v, &img, 1, "", 0, FC_TODAY);
+        fc_start(&h, &w, &img, 1, "", 0, FC_TODAY);
+        vmm_send(&v, "verify 42 4");
+        vmm_end(&h, &v);
+        assert_string_equal(vmm_cmd(&w, "verify 42 4"), "ok");
+        assert_int_equal(harness_status(&h, "totals", NULL, "sessions_failed"), 0);
+        vmm_end(&h, &w);
+}
+
+static void test_hangs_up(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 1, "", 0, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "hangup"), "ok");
+        (void) harness_note(&h, "session.gone", v.session);
+        vmm_kill(&v);
+}
+
+static void test_corrupt_frame(void **state) {
+        struct image bad;
+        struct vmm v, w;
+        uint64_t page;
+
+        image_make(&bad, PAGES, 9, SNAP_CODEC_LZ4);
+        page = image_stored_page(&bad, 300);
+        fc_start(&h, &v, &bad, 1, "", 0, FC_TODAY);
+        fc_start(&h, &w, &img, 1, "", 0, FC_TODAY);
+        image_corrupt(&bad, page);
+        assert_string_equal(vmm_cmd(&v, "touch %llu", (unsigned long long) page), "ok");
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "corrupt"));
+        assert_string_equal(vmm_cmd(&v, "touched"), "ok 0");
+        assert_string_equal(vmm_cmd(&w, "verify 42 2"), "ok");
+        assert_string_equal(vmm_cmd(&v, "touched"), "ok 0");
+        vmm_end(&h, &v);
+        vmm_end(&h, &w);
+        image_clear(&bad);
+}
+
+static void test_fault_outside(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 2, "", 0, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "outside"), "ok");
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "not told of"));
+        assert_string_equal(vmm_cmd(&v, "touched"), "ok 0");
+        vmm_end(&h, &v);
+}
+
+/** A VMM that asks for events of forks gets one that brings a descriptor into the pager. */
+static void test_forks(void **state) {
+        int fds = count_fds();
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 1, "", UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_FORK, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "fork"), "ok");
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "forked"));
+        vmm_end(&h, &v);
+        /* the image stays open: that is all */
+        fc_start(&h, &v, &img, 1, "", 0, FC_TODAY);
+        vmm_end(&h, &v);
+        assert_true(count_fds() <= fds + 5);
+}
+
+/** In this process: nothing is said to a VMM in copy mode, and a child image's stale pages never show. */
+static void test_child_image(void **state) {
+        struct snap_writer_params params = { .ram_bytes = PAGES * TEST_PAGE, .codec = SNAP_CODEC_ZSTD };
+        cleanup_snap_writer struct snap_writer *w = NULL;
+        struct image child = { .n_pages = PAGES };
+        struct raw_vmm r = { .len = PAGES * TEST_PAGE };
+        uint8_t page[TEST_PAGE];
+        char json[256];
+        struct vmm v;
+
+        child.fd = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        assert_true(child.fd >= 0);
+        assert_int_equal(snap_writer_new(child.fd, img.fd, &params, &w), 0);
+        for (uint64_t p = 0; p < PAGES; p++)
+                if (mix64(p) % 3 == 0) {
+                        content_fill(43, p, page);
+                        assert_int_equal(snap_writer_put(w, p, page, 1), 0);
+                }
+        assert_int_equal(snap_writer_finish(w, &child.stats), 0);
+
+        vmm_open(&h, &v, &child);
+        r.map = mmap(NULL, r.len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        assert_ptr_not_equal(r.map, MAP_FAILED);
+        assert_int_equal(uffd_open(0, &r.uffd), 0);
+        assert_int_equal(uffd_register(r.uffd, (uintptr_t) r.map, r.len), 0);
+        int n = snprintf(json, sizeof(json), "[{\"base_host_virt_addr\":%llu,\"size\":%zu,\"offset\":0}]",
+                         (unsigned long long) (uintptr_t) r.map, r.len);
+        raw_send(v.sock, json, (size_t) n, r.uffd);
+        for (uint64_t i = 0; i < PAGES; i++) {
+                uint64_t p = i * 1031 % PAGES;
+
+                content_fill(mix64(p) % 3 == 0 ? 43 : 42, p, page);
+                assert_memory_equal(r.map + p * TEST_PAGE, page, TEST_PAGE);
+        }
+        assert_int_equal(recv(v.sock, json, sizeof(json), MSG_DONTWAIT), -1);
+        assert_int_equal(errno, EAGAIN);
+        (void) close_fd(v.sock);
+        (void) harness_note(&h, "session.gone", v.session);
+        raw_unmap(&r);
+        (void) close_fd(v.memfd);
+        image_clear(&child);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test_setup_teardown(test_every_page_right, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_handshakes, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_clones, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_write_first, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_balloon, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_unmapped, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_moved, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_moved_unheard, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_churn, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_too_many_moves, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_huge_pages, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_little_memory, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_dies_in_the_middle, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_hangs_up, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_corrupt_frame, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_fault_outside, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_forks, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_child_image, setup, teardown),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}

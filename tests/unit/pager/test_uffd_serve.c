@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: MIT */
+/* `uffd-pager serve`, the program: VMMs come and go without forkd, and who cannot be served is ended. */
+#include "tests/unit/pager/fc.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "common/io.h"
+#include "common/spawn.h"
+
+#define PAGES 2048ull
+#define VMMS 8
+
+static struct fc_server srv;
+static struct image img;
+
+static int setup(void **state) {
+        image_make(&img, PAGES, 42, SNAP_CODEC_LZ4);
+        fc_snapshot(&srv, &img);
+        return 0;
+}
+
+static int teardown(void **state) {
+        fc_snapshot_remove(&srv);
+        image_clear(&img);
+        return 0;
+}
+
+/** Flips a bit in the server's copy of the frame that holds @page. */
+static void corrupt(uint64_t page) {
+        struct image copy = img;
+        char path[128];
+
+        (void) snprintf(path, sizeof(path), "%s/memory.img", srv.dir);
+        copy.fd = open(path, O_RDWR | O_CLOEXEC);
+        assert_true(copy.fd >= 0);
+        image_corrupt(&copy, page);
+        (void) close_fd(copy.fd);
+}
+
+static void wait_sessions(double n) {
+        uint64_t start = now_ns();
+
+        while (harness_status(&srv.h, "totals", NULL, "sessions") != n)
+                if (ms_since(start) > DEADLINE_MS)
+                        fail_msg("there are not %g sessions in the end", n);
+}
+
+static void assert_killed(struct vmm *v, int sig) {
+        int status = vmm_wait(v, NULL, 0);
+
+        assert_true(WIFSIGNALED(status));
+        assert_int_equal(WTERMSIG(status), sig);
+}
+
+static void test_many_vmms(void **state) {
+        struct vmm v[VMMS];
+
+        fc_server_start(&srv, NULL, false);
+        for (unsigned i = 0; i < VMMS; i++)
+                fc_attach(&srv, &v[i], &img);
+        for (unsigned i = 0; i < VMMS; i++)
+                vmm_send(&v[i], "verify 42 2");
+        for (unsigned i = 0; i < VMMS; i++)
+                assert_string_equal(vmm_answer(&v[i]), "ok");
+        assert_int_equal(harness_status(&srv.h, "totals", NULL, "sessions"), VMMS);
+        assert_int_equal(harness_status(&srv.h, "totals", NULL, "images"), 1);
+        assert_int_equal(harness_status(&srv.h, "images", NULL, "decodes"), img.stats.frames);
+        assert_int_equal(harness_status(&srv.h, "images", NULL, "present_bytes"), img.n_stored * TEST_PAGE);
+        assert_int_equal(harness_status(&srv.h, "totals", NULL, "pages_installed"), VMMS * img.n_stored);
+        for (unsigned i = 0; i < VMMS; i++)
+                vmm_kill(&v[i]);
+        wait_sessions(0);
+        assert_int_equal(harness_status(&srv.h, "totals", NULL, "sessions_failed"), 0);
+        fc_server_stop(&srv);
+}
+
+static void test_corrupt_frame(void **state) {
+        uint64_t page = image_stored_page(&img, 1000);
+        struct vmm v, w;
+
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        fc_attach(&srv, &w, &img);
+        assert_string_equal(vmm_cmd(&w, "verify 42 2"), "ok"); /* it has all of it now */
+        vmm_kill(&v);
+        vmm_kill(&w);
+        wait_sessions(0);
+        fc_server_stop(&srv);
+
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        fc_attach(&srv, &w, &img);
+        corrupt(page);
+        vmm_send(&v, "touch %llu", (unsigned long long) page);
+        assert_killed(&v, SIGKILL);
+        fc_server_says(&srv, "failed: a stored frame or index node is corrupt");
+        fc_server_says(&srv, "killed the VMM, process ");
+        wait_sessions(1);
+        /* the others go on with what is good */
+        assert_string_equal(vmm_cmd(&w, "touch 0"), "ok");
+        corrupt(page); /* flips it back */
+        assert_string_equal(vmm_cmd(&w, "verify 42 2"), "ok");
+        fc_attach(&srv, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_kill(&v);
+        vmm_kill(&w);
+        wait_sessions(0);
+        fc_server_stop(&srv);
+}
+
+/** Where the VMM cannot be signalled its pages are poisoned: the kernel ends it. */
+static void test_poison(void **state) {
+        uint64_t page = image_stored_page(&img, 1000);
+        struct vmm v;
+
+        if (geteuid() != 0 || access("/usr/bin/unshare", X_OK) != 0)
+                fc_skip("no pid namespace can be made here");
+        fc_server_start(&srv, NULL, true);
+        fc_attach(&srv, &v, &img);
+        corrupt(page);
+        vmm_send(&v, "touch %llu", (unsigned long long) page);
+        assert_killed(&v, SIGBUS);
+        fc_server_says(&srv, "is poisoned instead");
+        wait_sessions(0);
+        corrupt(page);
+        fc_attach(&srv, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_kill(&v);
+        wait_sessions(0);
+        assert_int_equal(spawn_kill(srv.pidfd, SIGKILL), 0);
+        (void) fc_server_wait(&srv);
+        assert_int_equal(unlink(srv.path) | unlink(srv.control), 0);
+}
+
+static void test_stale_socket(void **state) {
+        struct fc_server second;
+        struct vmm v;
+        int status;
+
+        fc_server_start(&srv, NULL, false);
+        /* a second one is refused, and harms nothing */
+        second = srv;
+        const char *argv[] = { UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", srv.path, NULL };
+        struct spawn_params sp = { .argv = argv, .cgroup_fd = -1 };
+        assert_int_equal(spawn_process(&sp, &second.pid, &second.pidfd), 0);
+        assert_int_equal(spawn_wait(second.pidfd, DEADLINE_MS, &status), 0);
+        (void) close_fd(second.pidfd);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+        fc_attach(&srv, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_kill(&v);
+
+        assert_int_equal(spawn_kill(srv.pidfd, SIGKILL), 0);
+        (void) fc_server_wait(&srv);
+        assert_int_equal(access(srv.path, F_OK), 0);
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_kill(&v);
+        wait_sessions(0);
+        fc_server_stop(&srv);
+}
+
+static void test_drains(void **state) {
+        struct vmm v, w;
+        int status, fd;
+
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        fc_attach(&srv, &w, &img);
+        wait_sessions(2);
+        assert_int_equal(spawn_kill(srv.pidfd, SIGTERM), 0);
+        fc_server_says(&srv, "will end with the last one");
+        assert_int_equal(access(srv.path, F_OK), -1);
+        assert_int_equal(io_connect_unix(srv.path, &fd), -ENOENT);
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok"); /* served to the end */
+        vmm_kill(&v);
+        assert_string_equal(vmm_cmd(&w, "touch 1"), "ok");
+        vmm_kill(&w);
+        status = fc_server_wait(&srv);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void test_second_term(void **state) {
+        struct vmm v;
+        int status;
+
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        wait_sessions(1);
+        assert_int_equal(spawn_kill(srv.pidfd, SIGTERM), 0);
+        fc_server_says(&srv, "will end with the last one");
+        assert_int_equal(spawn_kill(srv.pidfd, SIGTERM), 0);
+        assert_killed(&v, SIGKILL); /* not left waiting for a pager that is gone */
+        status = fc_server_wait(&srv);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/** A connection that has nothing to lose is only hung up on: its process lives. */
+static void test_garbage(void **state) {
+        static const char *const cases[] = { "hello\n", "[]", "[{}]",
+                                             "[{\"base_host_virt_addr\":4096,\"size\":4096,\"offset\":0}]" };
+        static const char *const more[] = { "--handshake-seconds", "1", NULL };
+        struct vmm v;
+        int fd;
+
+        fc_server_start(&srv, more, false);
+        for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+                assert_int_equal(io_connect_unix(srv.path, &fd), 0);
+                raw_send(fd, cases[i], strlen(cases[i]), -1);
+                assert_int_equal(strncmp(raw_answer(fd), "error: ", 7), 0);
+                assert_string_equal(raw_answer(fd), "");
+                (void) close_fd(fd);
+        }
+        /* nothing at all, half of something, a descriptor of another kind, and gone at once */
+        assert_int_equal(io_connect_unix(srv.path, &fd), 0);
+        assert_non_null(strstr(raw_answer(fd), "within 1 seconds"));
+        (void) close_fd(fd);
+        assert_int_equal(io_connect_unix(srv.path, &fd), 0);
+        raw_send(fd, "[{\"base", 7, -1);
+        assert_non_null(strstr(raw_answer(fd), "within 1 seconds"));
+        (void) close_fd(fd);
+        assert_int_equal(io_connect_unix(srv.path, &fd), 0);
+        raw_send(fd, cases[3], strlen(cases[3]), srv.pidfd);
+        assert_non_null(strstr(raw_answer(fd), "no userfaultfd"));
+        (void) close_fd(fd);
+        for (unsigned i = 0; i < 100; i++) {
+                assert_int_equal(io_connect_unix(srv.path, &fd), 0);
+                (void) close_fd(fd);
+        }
+        wait_sessions(0);
+        fc_attach(&srv, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_kill(&v);
+        wait_sessions(0);
+        fc_server_stop(&srv);
+}
+
+/** Who has sent its userfaultfd depends on us: a layout that cannot be served is its end. */
+static void test_bad_layout(void **state) {
+        static const char *const more[] = { "--handshake-seconds", "1", NULL };
+        struct vmm v = { .memfd = -1, .sock = -1, .uffd_dev = -1 };
+
+        fc_server_start(&srv, more, false);
+        fc_spawn(&v, -1);
+        assert_string_equal(vmm_cmd(&v, "layout %llu 1", PAGES + 16), "ok 1");
+        vmm_send(&v, "attach %d %s", FC_TODAY, srv.path); /* may be killed before it can answer */
+        assert_killed(&v, SIGKILL);
+        fc_server_says(&srv, "lies outside of guest memory");
+        wait_sessions(0);
+
+        /* sends half of its layout, and the descriptor, and then nothing */
+        v = (struct vmm){ .memfd = -1, .sock = -1, .uffd_dev = -1 };
+        fc_spawn(&v, -1);
+        assert_string_equal(vmm_cmd(&v, "layout 2048 3"), "ok 3");
+        assert_string_equal(vmm_cmd(&v, "attach 22 %s", srv.path), "ok");
+        assert_killed(&v, SIGKILL);
+        fc_server_says(&srv, "within 1 seconds");
+        wait_sessions(0);
+        fc_server_stop(&srv);
+}
+
+static int become(uid_t uid) {
+        return setgroups(0, NULL) < 0 || setgid(uid) < 0 || setuid(uid) < 0 ? -1 : 0;
+}
+
+/** Runs @fn in a child that is user @uid; its exit code. */
+static int as_user(uid_t uid, int (*fn)(void)) {
+        pid_t pid = fork();
+        int status;
+
+        if (pid == 0)
+                _exit(become(uid) < 0 ? 99 : fn());
+        assert_true(pid > 0);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int try_to_connect(void) {
+        char c;
+        int fd, r = io_connect_unix(srv.path, &fd);
+
+        if (r < 0)
+                return r == -EACCES ? 1 : 98;
+        if (send(fd, "x", 1, MSG_NOSIGNAL) != 1)
+                return 2;
+        /* refused at the door: nothing is said; let in: the answer to nonsense */
+        return recv(fd, &c, 1, 0) == 1 && c == 'e' ? 0 : 2;
+}
+
+static void test_other_users(void **state) {
+        static const char *const more[] = { "--peer-uid", "4242", NULL };
+        struct stat st;
+
+        if (geteuid() != 0)
+                fc_skip("only root can be other users");
+        assert_int_equal(chmod(srv.dir, 0755), 0);
+        fc_server_start(&srv, NULL, false);
+        assert_int_equal(stat(srv.path, &st), 0);
+        assert_int_equal(st.st_mode & 0777, 0600);
+        assert_int_equal(as_user(4242, try_to_connect), 1);
+        assert_int_equal(chmod(srv.path, 0666), 0);
+        assert_int_equal(as_user(4242, try_to_connect), 2);
+        fc_server_says(&srv, "refused a connection of user 4242");
+        fc_server_stop(&srv);
+
+        fc_server_start(&srv, more, false);
+        assert_int_equal(stat(srv.path, &st), 0);
+        assert_int_equal(st.st_uid, 4242);
+        assert_int_equal(as_user(4242, try_to_connect), 0);
+        assert_int_equal(as_user(4243, try_to_connect), 1);
+        assert_int_equal(as_user(0, try_to_connect), 0);
+        wait_sessions(0);
+        fc_server_stop(&srv);
+}
+
+/** Exit code and words of a start that cannot be. */
+static void assert_refused(const char *const *argv, int code, const char *why) {
+        char words[4096];
+        int err[2], pidfd, status;
+        pid_t pid;
+        ssize_t n;
+
+        assert_int_equal(pipe2(err, O_CLOEXEC), 0);
+        struct spawn_fd fds[] = { { err[1], 2 } };
+        struct spawn_params sp = { .argv = argv, .fds = fds, .n_fds = 1, .cgroup_fd = -1 };
+        assert_int_equal(spawn_process(&sp, &pid, &pidfd), 0);
+        (void) close_fd(err[1]);
+        assert_int_equal(spawn_wait(pidfd, DEADLINE_MS, &status), 0);
+        (void) close_fd(pidfd);
+        n = io_read_full(err[0], words, sizeof(words) - 1);
+        assert_true(n >= 0);
+        words[n] = '\0';
+        (void) close_fd(err[0]);
+        assert_true(WIFEXITED(status));
+        if (WEXITSTATUS(status) != code || !strstr(words, why))
+                fail_msg("exit code %d, and it says: %s", WEXITSTATUS(status), words);
+}
+
+static void test_bad_starts(void **state) {
+        char torn[160];
+        cleanup_fd int fd = -1;
+
+        (void) snprintf(torn, sizeof(torn), "%s/torn", srv.dir);
+        assert_int_equal(mkdir(torn, 0700), 0);
+        assert_refused((const char *[]){ UFFD_PAGER, "serve", NULL }, 2, "--snapshot and --socket");
+        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, NULL }, 2, "--snapshot and --socket");
+        assert_refused((const char *[]){ UFFD_PAGER, "--snapshot", srv.dir, NULL }, 2, "belong to");
+        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", srv.path, "--peer-uid", "-1",
+                                         NULL },
+                       2, "--peer-uid");
+        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", torn, "--socket", srv.path, NULL }, 1, "memory.img");
+        (void) strcat(torn, "/memory.img");
+        fd = open(torn, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        assert_true(fd >= 0);
+        assert_int_equal(ftruncate(fd, 100000), 0);
+        *strrchr(torn, '/') = '\0';
+        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", torn, "--socket", srv.path, NULL }, 1,
+                       "torn, corrupt");
+        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", "/nowhere", "--socket", srv.path, NULL }, 1,
+                       "/nowhere");
+        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", "/nowhere/s", NULL }, 1,
+                       "/nowhere/s");
+        /* a file that is no socket is not removed */
+        (void) strcat(torn, "/memory.img");
+        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", torn, NULL }, 1,
+                       "torn/memory.img");
+        assert_int_equal(access(torn, F_OK), 0);
+        assert_int_equal(access(srv.path, F_OK), -1);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test_setup_teardown(test_many_vmms, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_corrupt_frame, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_poison, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_stale_socket, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_drains, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_second_term, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_garbage, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_bad_layout, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_other_users, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_bad_starts, setup, teardown),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
