@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import subprocess
 
 MIB = 1 << 20
@@ -75,7 +76,9 @@ def available_mib():
 
 def host(accel):
     model = re.search(r"model name\s*:\s*(.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+    qemu = "no QEMU"
+    if shutil.which("qemu-system-x86_64"):
+        qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True).stdout.split("\n")[0]
     return {"cpus": os.cpu_count(), "cpu": model.group(1) if model else platform.machine(), "kernel": platform.release(),
             "memory_mib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB, "qemu": qemu, "accel": accel,
             "load_before": round(os.getloadavg()[0], 2)}

@@ -12,7 +12,9 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parents[1] / "lib")]
@@ -28,12 +30,12 @@ WARM_MIB = 2048
 BALLAST_MIB = 32
 
 
-def why_not():
+def why_not(args):
     if os.geteuid() != 0:
         return "not root"
     if not os.path.exists("/dev/userfaultfd"):
         return "no /dev/userfaultfd"
-    for program in ("qemu-system-x86_64", "zstd"):
+    for program in () if args.only == ["pager"] else ("qemu-system-x86_64", "zstd"):
         if not shutil.which(program):
             return f"no {program}"
     return None
@@ -46,6 +48,16 @@ def make_base(lab):
     lab.sh("original", f"head -c {BALLAST_MIB * MIB} /dev/urandom > /run/data")
     lab.ctl("standby", "original", "--tag", lines.BASE)
     return lab.ctl("snapshot", "show", lines.BASE), accel
+
+
+def pager_lines(args):
+    """The promises about the pager alone: uffd-bench measures and prints them."""
+    what = ["next-clone", "cpu"] if args.quick else ["all"]  # in small they have a test of their own
+    how = ["--quick"] if args.quick else ["--rounds", str(max(2, args.rounds // 4))]
+    sys.stdout.flush()
+    with tempfile.NamedTemporaryFile(suffix=".json") as f:
+        subprocess.run([floor.bench_dir() / "uffd-bench", "line", *what, *how, "--json", f.name], stdout=sys.stdout.fileno(), check=True)
+        return json.load(f)["lines"]
 
 
 def plan(args):
@@ -87,6 +99,9 @@ def measure(args):
     warm_memory(min(WARM_MIB // (4 if args.quick else 1), available_mib() // 2))
     for config, steps in itertools.groupby(plan(args), key=lambda s: s[1]):
         done += run_lab(config, list(steps), info)
+    if not args.only or "pager" in args.only:
+        info = info or host("no guest")
+        done += pager_lines(args)
     info["load_after"] = round(os.getloadavg()[0], 2)
     return {"host": info, "quick": args.quick, "lines": done}
 
@@ -95,16 +110,16 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="two rounds of everything: does it run at all?")
     p.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds of each comparison (20)")
-    p.add_argument("--only", action="append", choices=["fork", "first", "standby", "chain", "idle"], help="only this; may be repeated")
+    p.add_argument("--only", action="append", choices=["fork", "first", "standby", "chain", "idle", "pager"], help="only this; may be repeated")
     p.add_argument("--json", metavar="FILE", help="write all figures there too ('-': to stdout, instead of the tables)")
     args = p.parse_args()
     if args.rounds < 2:
         p.error("--rounds must be at least 2")
-    reason = why_not()
+    reason = why_not(args)
     if reason:
         print(f"SKIPPED: {reason}")
         return 1 if os.environ.get("FORKD_TEST_NO_SKIP") == "1" else 0
-    for file in ("fork_floor", "libfloor-map.so"):
+    for file in ("fork_floor", "libfloor-map.so", "uffd-bench"):
         if not (floor.bench_dir() / file).exists():
             sys.exit(f"bench: {floor.bench_dir() / file} is missing: build with 'make', or set FORKD_BIN_DIR")
     started = time.monotonic()
@@ -112,7 +127,7 @@ def main():
     if args.json == "-":
         sys.stdout = sys.stderr
     doc = measure(args)
-    missed = sum(not line["met"] for line in doc["lines"])
+    missed = sum(not line.get("met", True) for line in doc["lines"])
     print(f"{len(doc['lines']) - missed} met, {missed} missed, in {time.monotonic() - started:.0f} s")
     if args.json == "-":
         json.dump(doc, stdout, indent=2)

@@ -53,16 +53,12 @@ static int await(struct bench_guest *g, const struct bench_watch *watch, struct 
         return 0;
 }
 
-int bench_guest_start(const struct bench_setup *setup, int file_fd, int sock_fd, struct bench_guest *ret, struct err *e) {
+static int spawn_guest(struct bench_guest *ret) {
         const char *const argv[] = { "/proc/self/exe", BENCH_GUEST_ARG, NULL };
-        struct bench_command c = { .op = BENCH_OP_SETUP, .setup = *setup, .has_file = file_fd >= 0, .has_sock = sock_fd >= 0 };
-        struct bench_guest g = BENCH_GUEST_NONE;
-        struct bench_result res;
-        int sv[2], fds[2], r;
-        size_t n_fds = 0;
+        int sv[2], r;
 
         if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv) < 0)
-                return err_errno(e, -errno, "making a socket");
+                return -errno;
         const struct spawn_fd passed[] = { { STDERR_FILENO, STDERR_FILENO }, { sv[1], BENCH_GUEST_FD } };
         const struct spawn_params params = {
                 .argv = argv,
@@ -71,18 +67,24 @@ int bench_guest_start(const struct bench_setup *setup, int file_fd, int sock_fd,
                 .cgroup_fd = -1,
                 .death_signal = SIGKILL,
         };
-        g.ctl = sv[0];
-        r = spawn_process(&params, &g.pid, &g.pidfd);
+        r = spawn_process(&params, &ret->pid, &ret->pidfd);
         (void) close(sv[1]);
-        if (r < 0) {
+        if (r < 0)
                 (void) close(sv[0]);
+        else
+                ret->ctl = sv[0];
+        return r;
+}
+
+int bench_guest_start(const struct bench_setup *setup, struct bench_guest *ret, struct err *e) {
+        const struct bench_command c = { .op = BENCH_OP_SETUP, .setup = *setup };
+        struct bench_guest g = BENCH_GUEST_NONE;
+        struct bench_result res;
+        int r = spawn_guest(&g);
+
+        if (r < 0)
                 return err_errno(e, r, "starting a synthetic guest");
-        }
-        if (file_fd >= 0)
-                fds[n_fds++] = file_fd;
-        if (sock_fd >= 0)
-                fds[n_fds++] = sock_fd;
-        r = send_command(&g, &c, fds, n_fds, e);
+        r = send_command(&g, &c, NULL, 0, e);
         if (r == 0)
                 r = await(&g, NULL, &res, e);
         if (r < 0) {
@@ -91,6 +93,20 @@ int bench_guest_start(const struct bench_setup *setup, int file_fd, int sock_fd,
         }
         *ret = g;
         return 0;
+}
+
+int bench_guest_connect(struct bench_guest *g, int file_fd, int sock_fd, struct err *e) {
+        const struct bench_command c = { .op = BENCH_OP_CONNECT, .has_file = file_fd >= 0, .has_sock = sock_fd >= 0 };
+        struct bench_result res;
+        size_t n_fds = 0;
+        int fds[2], r;
+
+        if (file_fd >= 0)
+                fds[n_fds++] = file_fd;
+        if (sock_fd >= 0)
+                fds[n_fds++] = sock_fd;
+        r = send_command(g, &c, fds, n_fds, e);
+        return r < 0 ? r : await(g, NULL, &res, e);
 }
 
 int bench_guest_prepare(struct bench_guest *g, const struct bench_touch *t, int list_fd, struct err *e) {

@@ -60,10 +60,10 @@ struct bench_watch {
         void *arg;
 };
 
-/** @file_fd, @sock_fd (-1: none) stay the caller's. */
-int bench_guest_start(const struct bench_setup *setup, int file_fd, int sock_fd, struct bench_guest *ret,
-                      struct err *e) attr_warn_unused;
-/** Makes the order and the threads. @list_fd: for BENCH_RECORDED a file of uint32_t page numbers, else -1. */
+int bench_guest_start(const struct bench_setup *setup, struct bench_guest *ret, struct err *e) attr_warn_unused;
+/** What it is to map, and where its pager is (-1: none); both stay the caller's. Before the first go. */
+int bench_guest_connect(struct bench_guest *g, int file_fd, int sock_fd, struct err *e) attr_warn_unused;
+/** Makes the order and the threads; connected or not yet. @list_fd: for BENCH_RECORDED a file of uint32_t page numbers, else -1. */
 int bench_guest_prepare(struct bench_guest *g, const struct bench_touch *t, int list_fd, struct err *e) attr_warn_unused;
 /** Attaches if it has not yet, waits for the lead, and touches. Returns at once. */
 int bench_guest_go(struct bench_guest *g, struct err *e) attr_warn_unused;
@@ -79,7 +79,7 @@ void bench_guest_end(struct bench_guest *g);
 int bench_guest_main(void);
 
 /* ---- between the two ---- */
-enum bench_op { BENCH_OP_SETUP, BENCH_OP_PREPARE, BENCH_OP_GO };
+enum bench_op { BENCH_OP_SETUP, BENCH_OP_CONNECT, BENCH_OP_PREPARE, BENCH_OP_GO };
 struct bench_command {
         enum bench_op op;
         struct bench_setup setup;

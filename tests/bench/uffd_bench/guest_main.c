@@ -278,6 +278,8 @@ static void obey(struct guest *g, const struct bench_command *c, int *fds, struc
         switch (c->op) {
         case BENCH_OP_SETUP:
                 g->setup = c->setup;
+                break;
+        case BENCH_OP_CONNECT:
                 if (c->has_file)
                         g->file_fd = TAKE_FD(fds[next++]);
                 if (c->has_sock)

@@ -177,9 +177,9 @@ struct group {
         struct clone clone[BENCH_MAX_CLONES];
 };
 
-static int start_clone(struct bench_lab *lab, struct group *g, struct clone *c, struct err *e) {
+/** A session, a server of ours, or just a file. */
+static int connect_clone(struct bench_lab *lab, struct group *g, struct clone *c, struct err *e) {
         const struct mode_info *m = g->mode;
-        const struct bench_setup setup = { m->memory, lab->cfg->threads, lab->image.n_pages, lab->image.content };
         int file = -1, sock = -1, r = 0;
 
         if (m->pager) {
@@ -197,15 +197,23 @@ static int start_clone(struct bench_lab *lab, struct group *g, struct clone *c, 
                 file = c->rival.memfd;
                 sock = c->rival.guest_sock;
         }
-        if (r < 0)
-                return r;
-        r = bench_guest_start(&setup, file, sock, &c->guest, e);
+        if (r == 0)
+                r = bench_guest_connect(&c->guest, file, sock, e);
         /* The guest's are the only ones now: their end is its end. */
         if (c->has_session)
                 bench_session_clear(&c->session);
         if (c->has_rival)
                 c->rival.guest_sock = close_fd(c->rival.guest_sock);
         return r;
+}
+
+static int start_clone(struct bench_lab *lab, struct group *g, const struct bench_touch *touch, struct clone *c, struct err *e) {
+        const struct bench_setup setup = { g->mode->memory, lab->cfg->threads, lab->image.n_pages, lab->image.content };
+        int r = bench_guest_start(&setup, &c->guest, e);
+
+        if (r == 0)
+                r = bench_guest_prepare(&c->guest, touch, -1, e);
+        return r < 0 ? r : connect_clone(lab, g, c, e);
 }
 
 /** Ends guests and servers, also when something has gone wrong before (@failed): then as well as it can be done.
@@ -235,18 +243,12 @@ static int end_group(struct group *g, bool failed, uint64_t *ret_cpu_ns, struct 
         return failed ? 0 : r;
 }
 
-/** All guests at once. */
-static int touch_all(struct group *g, const struct bench_touch *touch, struct bench_run *ret, struct err *e) {
+/** All guests at once; they are prepared. */
+static int touch_all(struct group *g, struct bench_run *ret, struct err *e) {
         const struct bench_watch watch = { bench_pager_check, g->pager };
         uint64_t first = UINT64_MAX, last = 0;
         int r = 0;
 
-        for (unsigned i = 0; r == 0 && i < g->n; i++) {
-                struct bench_touch t = *touch;
-
-                t.order.seed += i;
-                r = bench_guest_prepare(&g->clone[i].guest, &t, -1, e);
-        }
         for (unsigned i = 0; r == 0 && i < g->n; i++)
                 r = bench_guest_go(&g->clone[i].guest, e);
         for (unsigned i = 0; r == 0 && i < g->n; i++) {
@@ -264,9 +266,23 @@ static int touch_all(struct group *g, const struct bench_touch *touch, struct be
         return r;
 }
 
+/** Each compares every byte of what it touched. */
+static int verify_all(struct group *g, const struct bench_touch *touch, struct err *e) {
+        struct bench_touch t = *touch;
+        struct bench_run ignored = { 0 };
+        int r = 0;
+
+        t.verify = true;
+        t.lead_ns = 0;
+        for (unsigned i = 0; r == 0 && i < g->n; i++, t.order.seed++)
+                r = bench_guest_prepare(&g->clone[i].guest, &t, -1, e);
+        return r < 0 ? r : touch_all(g, &ignored, e);
+}
+
 static int measure(struct group *g, struct bench_lab *lab, const struct bench_touch *touch, struct bench_run *run,
                    struct err *e) {
         uint64_t cpu_before = 0, cpu_after = 0, start = now_ns();
+        struct bench_touch t = *touch;
         double populate_ms = 0;
         int r = 0;
 
@@ -274,21 +290,16 @@ static int measure(struct group *g, struct bench_lab *lab, const struct bench_to
                 r = bench_populate(&lab->image, &g->eager_fd, e);
                 populate_ms = ms_since(start);
         }
-        for (; r == 0 && g->n < lab->cfg->clones; g->n++)
-                r = start_clone(lab, g, &g->clone[g->n], e);
+        for (; r == 0 && g->n < lab->cfg->clones; t.order.seed++) /* each clone has an order of its own */
+                r = start_clone(lab, g, &t, &g->clone[g->n++], e);
         if (r == 0 && g->pager)
                 r = bench_cpu_ns(g->pager->pid, &cpu_before, e);
         if (r == 0)
-                r = touch_all(g, touch, run, e);
+                r = touch_all(g, run, e);
         if (r == 0 && g->pager)
                 r = bench_cpu_ns(g->pager->pid, &cpu_after, e);
-        if (r == 0 && lab->cfg->verify) {
-                struct bench_touch t = *touch;
-                struct bench_run ignored = { 0 };
-
-                t.verify = true;
-                r = touch_all(g, &t, &ignored, e);
-        }
+        if (r == 0 && lab->cfg->verify)
+                r = verify_all(g, touch, e);
         run->wall_ms += populate_ms;
         run->server_cpu_us = (double) (cpu_after - cpu_before) / 1e3;
         return r;
@@ -313,8 +324,6 @@ int bench_lab_run(struct bench_lab *lab, enum bench_mode mode, const struct benc
         for (unsigned i = 0; i < BENCH_MAX_CLONES; i++)
                 g->clone[i] = (struct clone){ .guest = BENCH_GUEST_NONE, .session = BENCH_SESSION_NONE };
         r = measure(g, lab, touch, &run, e);
-        if (r < 0 && g->n < lab->cfg->clones)
-                g->n++; /* the one that could not be started may have a session already */
         q = end_group(g, r < 0, &rival_ns, e);
         if (r == -EIO && m->pager && m->memory == BENCH_MEM_ANON && strstr(e->message, "copy mode"))
                 r = err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "the pager has no copy mode");

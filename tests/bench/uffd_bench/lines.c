@@ -206,6 +206,7 @@ int bench_compare(const struct bench_config *cfg, const enum bench_mode *modes, 
 const struct bench_preset bench_presets[] = {
         { "first-clone", "first clone against the floor and against classic copies", line_first },
         { "next-clone", "next clone against a plain private mapping", line_next },
+        { "workingset", "a recorded working set, with and without the lead of a VMM's start", bench_line_workingset },
         { "scaling", "8 clones of 8 images, workers from 1 to the cores; service times", bench_line_scaling },
         { "fairness", "a quiet guest beside one that faults with 64 threads", bench_line_fairness },
         { "memory", "the pager's own memory, and 64 clones of one image", bench_line_memory },

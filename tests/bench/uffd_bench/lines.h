@@ -19,5 +19,7 @@ int bench_compare(const struct bench_config *cfg, const enum bench_mode *modes, 
 /* lines_load.c */
 int bench_line_scaling(const struct bench_config *cfg, struct bench_report *report, struct err *e) attr_warn_unused;
 int bench_line_fairness(const struct bench_config *cfg, struct bench_report *report, struct err *e) attr_warn_unused;
+/* lines_workingset.c */
+int bench_line_workingset(const struct bench_config *cfg, struct bench_report *report, struct err *e) attr_warn_unused;
 /* lines_memory.c */
 int bench_line_memory(const struct bench_config *cfg, struct bench_report *report, struct err *e) attr_warn_unused;

@@ -34,12 +34,14 @@ static int member_start(struct bench_pager *p, const struct bench_image *img, un
         int r;
 
         *ret = (struct member){ BENCH_SESSION_NONE, BENCH_GUEST_NONE };
-        r = bench_session_open(p, img, -1, false, &ret->session, e);
-        if (r == 0)
-                r = bench_guest_start(&setup, ret->session.memfd, ret->session.sock, &ret->guest, e);
-        bench_session_clear(&ret->session);
+        r = bench_guest_start(&setup, &ret->guest, e);
         if (r == 0)
                 r = bench_guest_prepare(&ret->guest, touch, -1, e);
+        if (r == 0)
+                r = bench_session_open(p, img, -1, false, &ret->session, e);
+        if (r == 0)
+                r = bench_guest_connect(&ret->guest, ret->session.memfd, ret->session.sock, e);
+        bench_session_clear(&ret->session);
         return r;
 }
 

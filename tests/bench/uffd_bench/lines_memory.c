@@ -81,12 +81,14 @@ static int start_crowd(struct bench_pager *p, const struct bench_image *img, con
                 struct bench_session s = BENCH_SESSION_NONE;
 
                 c->guest[c->n] = BENCH_GUEST_NONE;
-                r = bench_session_open(p, img, -1, false, &s, e);
-                if (r == 0)
-                        r = bench_guest_start(&setup, s.memfd, s.sock, &c->guest[c->n], e);
-                bench_session_clear(&s);
+                r = bench_guest_start(&setup, &c->guest[c->n], e);
                 if (r == 0)
                         r = bench_guest_prepare(&c->guest[c->n], touch, -1, e);
+                if (r == 0)
+                        r = bench_session_open(p, img, -1, false, &s, e);
+                if (r == 0)
+                        r = bench_guest_connect(&c->guest[c->n], s.memfd, s.sock, e);
+                bench_session_clear(&s);
                 if (r == 0)
                         r = bench_guest_go(&c->guest[c->n], e);
                 c->n++;

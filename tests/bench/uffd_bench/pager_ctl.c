@@ -218,6 +218,7 @@ static int start(const struct bench_pager_options *o, const char *path, struct b
                 r = rpc_conn_new(p->base, fd, &handlers, p, &p->conn);
         if (r < 0)
                 return err_errno(e, r, "connecting to the pager");
+        listen_fd = close_fd(listen_fd); /* the pager's is the only one now: if it dies we hear of it */
         return read_hello(p, e);
 }
 

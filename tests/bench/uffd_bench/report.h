@@ -7,7 +7,7 @@
 
 #include "common/err.h"
 
-#define BENCH_MAX_SAMPLES 256u
+#define BENCH_MAX_SAMPLES 512u
 #define BENCH_MAX_PARTS 24u
 #define BENCH_MAX_LINES 32u
 
