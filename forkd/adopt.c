@@ -31,6 +31,7 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/pager_link.h"
+#include "forkd/recording.h"
 #include "forkd/vm.h"
 #include "forkd/vmm/cgroup.h"
 
@@ -158,6 +159,7 @@ static void vmm_known(struct adoption *a) {
 static void adopt_agent(struct vm *vm) {
         struct err e = { 0 };
 
+        recording_adopt(vm);
         if (vm->state == VM_RUNNING && vm_agent_regain(vm, &e) < 0)
                 log_warning("%s (%s): taken back, but its agent does not answer: %s", vm->name, vm->id, e.message);
         if (vm_record_save(vm, &e) < 0)

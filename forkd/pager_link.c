@@ -186,10 +186,12 @@ int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, ui
         return 0;
 }
 
-int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) {
+int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, bool *ret_complete,
+                             struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_mp_buf struct mp_buf b = { 0 };
         const msgpack_object *runs;
+        bool complete;
         int r;
 
         mp_buf_init(&b);
@@ -198,13 +200,14 @@ int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret,
         if (r < 0)
                 return r;
         runs = mp_get_array(&a.doc.root, "runs");
-        if (!runs || runs->via.array.size > SNAP_WORKINGSET_MAX_RUNS)
+        if (!runs || runs->via.array.size > SNAP_WORKINGSET_MAX_RUNS || mp_get_bool(&a.doc.root, "complete", &complete) < 0)
                 return err_set(e, ERR_PAGER, -EPROTO, "the pager's answer to session.workingset makes no sense");
         for (uint32_t i = 0; i < runs->via.array.size; i++)
                 mp_obj(ret, &runs->via.array.ptr[i]);
         if (ret->failed)
                 return err_errno(e, -ENOMEM, "reading the recorded pages");
         *ret_n = runs->via.array.size;
+        *ret_complete = complete;
         return 0;
 }
 

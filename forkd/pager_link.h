@@ -38,8 +38,10 @@ int pager_mark_sessions(struct pager *p, struct err *e) attr_warn_unused;
 /** What the guest discarded: *ret_n ranges [first page, pages], encoded one behind the other in @ret. */
 int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
 /** What the guest needed since it was restored, in the order of need: *ret_n ranges as above, at most
- *  SNAP_WORKINGSET_MAX_RUNS. @vm may be gone when it returns. */
-int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
+ *  SNAP_WORKINGSET_MAX_RUNS; none of a session that does not record. *ret_complete: its time to record is over. @vm may be
+ *  gone when it returns. */
+int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, bool *ret_complete,
+                             struct err *e) attr_warn_unused;
 
 int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) attr_warn_unused;
 /** Ends the pager; guests must be gone. */

@@ -14,8 +14,8 @@
  * goes on.
  * Two recordings of one snapshot may be merged at the same time; then one is lost, and recorded again some day.
  *
- * A forkd that is restarted does not know who records. It hears of the end all the same, and learns then; only what
- * ends while no forkd is there is lost. */
+ * A forkd that is restarted asks each session that it takes back (recording_adopt): what ended while no forkd was there
+ * is learned then, and what goes on is waited for. */
 #include "forkd/recording.h"
 
 #include <errno.h>
@@ -33,11 +33,13 @@
 void recorded_init(struct recorded *rec) {
         mp_buf_init(&rec->runs);
         rec->n = 0;
+        rec->complete = false;
 }
 
 void recorded_clear(struct recorded *rec) {
         mp_buf_clear(&rec->runs);
         rec->n = 0;
+        rec->complete = false;
 }
 
 int recording_begin(struct vm *vm, struct snap_entry *s) {
@@ -65,20 +67,25 @@ void recording_end(struct vm *vm) {
                 s->recording = false;
 }
 
-void recording_fetch(struct vm *vm, struct recorded *ret) {
+static void fetch(struct vm *vm, struct recorded *ret) {
         struct recorded rec;
         struct err e;
 
-        if (!vm->recording || !vm->session || vm->vmm_exited)
+        if (!vm->session || vm->vmm_exited)
                 return;
         recorded_init(&rec);
-        if (pager_session_workingset(vm->d->pager, vm, &rec.runs, &rec.n, &e) < 0) {
-                log_debug("what %s recorded is lost: %s", vm->name, e.message);
+        if (pager_session_workingset(vm->d->pager, vm, &rec.runs, &rec.n, &rec.complete, &e) < 0) {
+                log_debug("what was recorded of %s is lost: %s", vm->id, e.message);
                 recorded_clear(&rec);
                 return;
         }
         recorded_clear(ret);
         *ret = rec;
+}
+
+void recording_fetch(struct vm *vm, struct recorded *ret) {
+        if (vm->recording)
+                fetch(vm, ret);
 }
 
 /* ---- in the background ---- */
@@ -176,7 +183,7 @@ static void fetch_and_learn(void *arg) {
 
         if (!vm || !vm->session)
                 learning_free(l);
-        else if (pager_session_workingset(l->d->pager, vm, &l->rec.runs, &l->rec.n, &e) < 0) {
+        else if (pager_session_workingset(l->d->pager, vm, &l->rec.runs, &l->rec.n, &l->rec.complete, &e) < 0) {
                 log_debug("what %s recorded is lost: %s", l->vm, e.message);
                 learning_free(l);
         } else
@@ -202,4 +209,19 @@ void recording_keep(struct vm *vm) {
                 recording_fetch(vm, &rec);
         recording_learn(vm, vm->snapshot, &rec);
         recording_end(vm);
+}
+
+void recording_adopt(struct vm *vm) {
+        cleanup_recorded struct recorded rec;
+        struct snap_entry *s;
+
+        if (!vm->d->cfg.workingset || !vm->snapshot[0])
+                return;
+        recorded_init(&rec);
+        fetch(vm, &rec);
+        s = catalog_by_id(vm->d->catalog, vm->snapshot);
+        if (rec.complete) /* if the last forkd has learned that already, nothing is new */
+                recording_learn(vm, vm->snapshot, &rec);
+        else if (rec.n > 0 && s && !s->recording)
+                vm->recording = s->recording = true;
 }

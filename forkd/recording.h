@@ -5,6 +5,7 @@
  * All of it is a help and never a condition: what fails here is logged, and costs the next guest some time. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,6 +19,7 @@ struct vm;
 struct recorded {
         struct mp_buf runs;
         uint64_t n;
+        bool complete; /* the time for it was over */
 };
 void recorded_init(struct recorded *rec);
 void recorded_clear(struct recorded *rec);
@@ -39,6 +41,10 @@ void recording_keep(struct vm *vm);
 
 /** The pager says that @vm's time to record is over: fetched and kept in the background. */
 void recording_done(struct vm *vm);
+
+/** For a guest that an earlier forkd restored: finds out whether it records, or did and nobody heard of the end. A
+ *  coroutine call. */
+void recording_adopt(struct vm *vm);
 
 /** @vm's session is no more, or records no longer: another VM of its snapshot may. */
 void recording_end(struct vm *vm);

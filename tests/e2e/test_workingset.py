@@ -73,7 +73,7 @@ class Recorded(Case):
         type(self).demanded = first["faults"]["missing"]
         self.assertGreater(self.demanded, 0)
         pages = self.until("the snapshot learns", lambda: self.known("first"))
-        self.assertGreater(pages, 8 * MIB // 4096) # the data alone
+        self.assertGreater(pages, 8 * MIB // 4096)  # the data alone
         self.assertLessEqual(pages, 128 * MIB // 4096 // 4)
         self.gone("one")
 
@@ -92,7 +92,7 @@ class Recorded(Case):
         self.file("first").unlink()
         self.lab.ctl("fork", "first", "short")
         self.use("short")
-        self.lab.ctl("rm", "short") # well within the window, or just behind it
+        self.lab.ctl("rm", "short")  # well within the window, or just behind it
         self.until("the snapshot learns", lambda: self.file("first").exists())
         self.until("the image is forgotten", lambda: not self.lab.ctl("pager", "status")["images"])
         self.lab.ctl("fork", "first", "next")
@@ -109,20 +109,29 @@ class Recorded(Case):
             self.lab.ctl("fork", "first", "brave")
             self.use("brave")
             self.assertEqual(self.session("brave")["pages_ahead"], 0)
-            self.lab.ctl("rm", "brave")
+            self.gone("brave")
             self.until("it is mended", lambda: not self.lab.ctl("snapshot", "verify", "first")["notes"])
         # That of another image, whole in itself.
         self.lab.ctl("fork", "first", "brave")
         other = self.lab.ctl("standby", "brave")["snapshot"]
         self.file("first").write_bytes(self.file(other).read_bytes())
         self.assertEqual(len(self.lab.ctl("snapshot", "verify", "first")["notes"]), 1)
-        self.lab.ctl("rm", "brave")
+        self.gone("brave")
         self.lab.ctl("fork", "first", "brave")
         self.use("brave")
         self.assertEqual(self.session("brave")["pages_ahead"], 0)
         self.gone("brave")
 
-    def test_5_many_at_once_and_a_snapshot_that_goes(self):
+    def test_5_forkd_restarts_meanwhile(self):
+        self.file("first").unlink()
+        self.lab.ctl("fork", "first", "lasts")
+        self.use("lasts")
+        self.lab.terminate()
+        self.lab.start()  # the window ends before this or after it
+        self.until("the snapshot learns", lambda: self.known("first"))
+        self.gone("lasts")
+
+    def test_6_many_at_once_and_a_snapshot_that_goes(self):
         self.file("first").unlink(missing_ok=True)
         self.lab.ctl("fork", "first", "c", "--count", "3")
         for i in (1, 2, 3):
@@ -146,7 +155,7 @@ class Off(Case):
         self.lab.ctl("standby", "one", "--tag", "first")
         self.lab.ctl("restore", "one")
         self.lab.sh("one", "true")
-        self.lab.ctl("standby", "one") # would be the end of a recording
+        self.lab.ctl("standby", "one")  # would be the end of a recording
         for snap in self.lab.ctl("snapshot", "ls"):
             self.assertEqual(snap["workingset_pages"], 0)
             self.assertFalse((pathlib.Path(snap["path"]) / "workingset").exists())

@@ -28,7 +28,7 @@ struct fake_pager {
         struct rpc_conn *c;
         const struct snap_run *run;
         size_t n_runs;
-        bool refuses, no_array, remove_first;
+        bool refuses, no_array, remove_first, incomplete;
         unsigned asked;
         /* of the last session.open */
         bool record;
@@ -74,7 +74,7 @@ static void answer_workingset(struct rpc_msg *m) {
         mp_buf_init(&b);
         mp_map(&b, 3);
         mp_kv_u64(&b, "pages", 1);
-        mp_kv_bool(&b, "complete", true);
+        mp_kv_bool(&b, "complete", !fake.incomplete);
         mp_key(&b, "runs");
         if (fake.no_array)
                 mp_str(&b, "all of them");
@@ -302,6 +302,29 @@ static void test_unknown_recorder(void **state) {
         assert_int_equal(catalog_workingset_pages(d.catalog, s), 1);
 }
 
+static void adopt(void *arg) {
+        recording_adopt(arg);
+}
+
+/* After a restart: a recording that goes on, one that never was, one that has ended. */
+static void test_adopt(void **state) {
+        answers((const struct snap_run[]){ { 7, 3 } }, 1);
+        vms[0].session = vms[1].session = true;
+        fake.incomplete = true;
+        in_coroutine(adopt, &vms[0]);
+        assert_true(vms[0].recording && s->recording);
+        assert_int_equal(catalog_workingset_pages(d.catalog, s), 0);
+        recording_end(&vms[0]);
+        answers(NULL, 0);
+        in_coroutine(adopt, &vms[1]);
+        assert_false(vms[1].recording || s->recording);
+        answers((const struct snap_run[]){ { 7, 3 } }, 1);
+        fake.incomplete = false;
+        in_coroutine(adopt, &vms[0]);
+        assert_false(vms[0].recording || s->recording);
+        assert_int_equal(catalog_workingset_pages(d.catalog, s), 3);
+}
+
 static void keep(void *arg) {
         recording_keep(arg);
 }
@@ -419,9 +442,9 @@ static void test_stranger(void **state) {
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_one_records),       T(test_settings),   T(test_open),     T(test_window_over),
-                T(test_unknown_recorder),  T(test_keep),       T(test_fetch),    T(test_bad_answers),
-                T(test_removed_meanwhile), T(test_store_gone), T(test_stranger),
+                T(test_one_records), T(test_settings), T(test_open),  T(test_window_over), T(test_unknown_recorder),
+                T(test_keep),        T(test_adopt),    T(test_fetch), T(test_bad_answers), T(test_removed_meanwhile),
+                T(test_store_gone),  T(test_stranger),
         };
         (void) signal(SIGPIPE, SIG_IGN);
         return cmocka_run_group_tests_name("forkd: working sets", tests, NULL, NULL);
