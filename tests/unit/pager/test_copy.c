@@ -33,6 +33,15 @@ static double of(const struct vmm *v, const char *key) {
         return harness_status(&h, "sessions", v->session, key);
 }
 
+/** A guest is woken before its answer is counted: the last one may be a moment late. */
+static void comes_to(const struct vmm *v, const char *key, double value) {
+        uint64_t start = now_ns();
+
+        while (of(v, key) != value)
+                if (ms_since(start) > DEADLINE_MS)
+                        fail_msg("%s is %g, not %g", key, of(v, key), value);
+}
+
 static void test_every_page_right(void **state) {
         struct vmm v;
 
@@ -42,11 +51,11 @@ static void test_every_page_right(void **state) {
         assert_int_equal(harness_status(&h, "images", NULL, "present_bytes"), img.n_stored * TEST_PAGE);
         assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
         /* each page once, whatever the number of threads; zeros cost the VMM nothing */
-        assert_int_equal(of(&v, "pages_installed"), img.n_stored);
-        assert_int_equal(of(&v, "zero_pages"), PAGES - img.n_stored);
+        comes_to(&v, "pages_installed", (double) img.n_stored);
+        comes_to(&v, "zero_pages", (double) (PAGES - img.n_stored));
         assert_int_equal(of(&v, "faults.removed"), 0);
         assert_true(of(&v, "faults.missing") <= 4 * img.stats.frames);
-        assert_int_equal(of(&v, "oldest_fault_ms"), 0);
+        comes_to(&v, "oldest_fault_ms", 0);
         vmm_end(&h, &v);
 }
 
@@ -63,7 +72,7 @@ static void test_handshakes(void **state) {
 
                 fc_start(&h, &v, &img, cases[i].regions, "", 0, cases[i].how);
                 assert_string_equal(vmm_cmd(&v, "verify 42 4"), "ok");
-                assert_int_equal(of(&v, "pages_installed"), img.n_stored);
+                comes_to(&v, "pages_installed", (double) img.n_stored);
                 vmm_end(&h, &v);
         }
         assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
@@ -139,7 +148,7 @@ static void test_unmapped(void **state) {
         assert_string_equal(vmm_cmd(&v, "unmap 90 20"), "ok");
         assert_string_equal(vmm_cmd(&v, "unmap 2000 1"), "ok");
         assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
-        assert_int_equal(of(&v, "removed_pages"), 61);
+        comes_to(&v, "removed_pages", 61);
         vmm_end(&h, &v);
 }
 
@@ -156,7 +165,7 @@ static void test_moved(void **state) {
         assert_string_equal(vmm_cmd(&v, "discard 1200 100"), "ok"); /* at its new place */
         assert_string_equal(vmm_cmd(&v, "unmap 1150 10"), "ok");
         assert_string_equal(vmm_cmd(&v, "verify 42 3"), "ok");
-        assert_int_equal(of(&v, "removed_pages"), 110);
+        comes_to(&v, "removed_pages", 110);
         vmm_end(&h, &v);
 }
 
@@ -211,7 +220,8 @@ static void test_huge_pages(void **state) {
         assert_string_equal(vmm_answer(&v), "ok");
         assert_string_equal(vmm_answer(&w), "ok");
         assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
-        assert_int_equal(of(&v, "pages_installed") + of(&v, "zero_pages"), PAGES);
+        comes_to(&v, "pages_installed", (double) img.n_stored);
+        comes_to(&v, "zero_pages", (double) (PAGES - img.n_stored));
         assert_string_equal(vmm_cmd(&v, "write 5 7"), "ok");
         assert_string_equal(vmm_cmd(&v, "discard 1024 512"), "ok");
         assert_string_equal(vmm_cmd(&v, "move 512 512 0"), "ok");
