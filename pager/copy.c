@@ -174,7 +174,7 @@ static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint
 
         memset(scratch->huge, 0, PAGER_HUGE_PAGE);
         for (uint64_t i = 0; i < SNAP_REGION_PAGES;) {
-                const struct pager_run *run;
+                const struct pager_run *run = NULL;
                 struct pager_fill_result fill;
                 unsigned n;
                 int r;

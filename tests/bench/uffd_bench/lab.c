@@ -9,11 +9,12 @@
 #include "tests/bench/uffd_bench/rival.h"
 
 #define KEEP_SECONDS 86400u
+#define RECORDED_PART 32u /* of the pages: what a recorded order is made of */
 
 struct mode_info {
         const char *name, *explain;
         enum bench_memory memory;
-        bool pager, warm, raw;
+        bool pager, warm, set, raw;
         enum bench_rival_kind rival;
 };
 
@@ -27,6 +28,17 @@ static const struct mode_info modes[BENCH_N_MODES] = {
                          .memory = BENCH_MEM_MEMFD,
                          .pager = true,
                          .warm = true },
+        [BENCH_FIRST_SET] = { .name = "first-set",
+                              .explain = "uffd-pager, first clone with a recorded working set",
+                              .memory = BENCH_MEM_MEMFD,
+                              .pager = true,
+                              .set = true },
+        [BENCH_NEXT_SET] = { .name = "next-set",
+                             .explain = "uffd-pager, next clone with a recorded working set",
+                             .memory = BENCH_MEM_MEMFD,
+                             .pager = true,
+                             .warm = true,
+                             .set = true },
         [BENCH_COPY] = { .name = "copy",
                          .explain = "uffd-pager, copy mode: nothing is decoded",
                          .memory = BENCH_MEM_ANON,
@@ -75,8 +87,20 @@ int bench_mode_parse(const char *s, enum bench_mode *ret) {
 int bench_lab_open(const struct bench_config *cfg, uint64_t n_pages, uint64_t seed, struct bench_lab *ret, struct err *e) {
         const struct bench_content content = { .seed = seed, .zero_percent = cfg->zero_percent };
 
-        *ret = (struct bench_lab){ .cfg = cfg, .image.fd = -1, .raw.memfd = -1, .cold.pidfd = -1, .warm.pidfd = -1 };
-        return bench_image_make(cfg->dir, n_pages, &content, cfg->codec, cfg->level, &ret->image, e);
+        int r;
+
+        *ret = (struct bench_lab){ .cfg = cfg,
+                                   .image.fd = -1,
+                                   .raw.memfd = -1,
+                                   .list_fd = -1,
+                                   .set = BENCH_SET_NONE,
+                                   .cold.pidfd = -1,
+                                   .warm.pidfd = -1 };
+        r = bench_image_make(cfg->dir, n_pages, &content, cfg->codec, cfg->level, &ret->image, e);
+        if (r == 0 && cfg->pattern == BENCH_RECORDED)
+                r = bench_make_list(n_pages, MIN_OF(cfg->n_touches ? cfg->n_touches : n_pages / RECORDED_PART, n_pages / 2), seed,
+                                    &ret->list_fd, e);
+        return r;
 }
 
 void bench_lab_close(struct bench_lab *lab) {
@@ -85,6 +109,8 @@ void bench_lab_close(struct bench_lab *lab) {
         bench_pager_stop(&lab->cold);
         bench_pager_stop(&lab->warm);
         bench_raw_clear(&lab->raw);
+        bench_set_clear(&lab->set);
+        lab->list_fd = close_fd(lab->list_fd);
         bench_image_clear(&lab->image);
 }
 
@@ -149,9 +175,11 @@ static int get_ready(struct bench_lab *lab, const struct mode_info *m, const str
                 return r;
         if (m->raw && !lab->raw.map)
                 r = bench_raw_make(&lab->image, &lab->raw, e);
-        if (m->pager && !m->warm && !lab->cold.conn)
+        if (r == 0 && m->set && lab->set.file_fd < 0)
+                r = bench_set_record(lab->cfg->pager, lab->cfg->dir, &lab->image, t, lab->list_fd, &lab->set, e);
+        if (r == 0 && m->pager && !m->warm && !lab->cold.conn)
                 r = bench_lab_pager(lab->cfg, lab->cfg->workers, 0, &lab->cold, e);
-        if (m->warm && !lab->warm.conn) {
+        if (r == 0 && m->warm && !lab->warm.conn) {
                 r = bench_lab_pager(lab->cfg, lab->cfg->workers, KEEP_SECONDS, &lab->warm, e);
                 if (r == 0)
                         r = bench_lab_fill(&lab->warm, &lab->image, e);
@@ -183,7 +211,7 @@ static int connect_clone(struct bench_lab *lab, struct group *g, struct clone *c
         int file = -1, sock = -1, r = 0;
 
         if (m->pager) {
-                r = bench_session_open(g->pager, &lab->image, -1, false, &c->session, e);
+                r = bench_session_open(g->pager, &lab->image, m->set ? lab->set.file_fd : -1, false, &c->session, e);
                 c->has_session = r == 0;
                 file = m->memory == BENCH_MEM_MEMFD ? c->session.memfd : -1;
                 sock = c->session.sock;
@@ -212,7 +240,7 @@ static int start_clone(struct bench_lab *lab, struct group *g, const struct benc
         int r = bench_guest_start(&setup, &c->guest, e);
 
         if (r == 0)
-                r = bench_guest_prepare(&c->guest, touch, -1, e);
+                r = bench_guest_prepare(&c->guest, touch, lab->list_fd, e);
         return r < 0 ? r : connect_clone(lab, g, c, e);
 }
 
@@ -267,7 +295,7 @@ static int touch_all(struct group *g, struct bench_run *ret, struct err *e) {
 }
 
 /** Each compares every byte of what it touched. */
-static int verify_all(struct group *g, const struct bench_touch *touch, struct err *e) {
+static int verify_all(struct bench_lab *lab, struct group *g, const struct bench_touch *touch, struct err *e) {
         struct bench_touch t = *touch;
         struct bench_run ignored = { 0 };
         int r = 0;
@@ -275,7 +303,7 @@ static int verify_all(struct group *g, const struct bench_touch *touch, struct e
         t.verify = true;
         t.lead_ns = 0;
         for (unsigned i = 0; r == 0 && i < g->n; i++, t.order.seed++)
-                r = bench_guest_prepare(&g->clone[i].guest, &t, -1, e);
+                r = bench_guest_prepare(&g->clone[i].guest, &t, lab->list_fd, e);
         return r < 0 ? r : touch_all(g, &ignored, e);
 }
 
@@ -299,7 +327,7 @@ static int measure(struct group *g, struct bench_lab *lab, const struct bench_to
         if (r == 0 && g->pager)
                 r = bench_cpu_ns(g->pager->pid, &cpu_after, e);
         if (r == 0 && lab->cfg->verify)
-                r = verify_all(g, touch, e);
+                r = verify_all(lab, g, touch, e);
         run->wall_ms += populate_ms;
         run->server_cpu_us = (double) (cpu_after - cpu_before) / 1e3;
         return r;
@@ -325,8 +353,6 @@ int bench_lab_run(struct bench_lab *lab, enum bench_mode mode, const struct benc
                 g->clone[i] = (struct clone){ .guest = BENCH_GUEST_NONE, .session = BENCH_SESSION_NONE };
         r = measure(g, lab, touch, &run, e);
         q = end_group(g, r < 0, &rival_ns, e);
-        if (r == -EIO && m->pager && m->memory == BENCH_MEM_ANON && strstr(e->message, "copy mode"))
-                r = err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "the pager has no copy mode");
         if (r < 0 || q < 0)
                 return r < 0 ? r : q;
         run.us_per_page = run.wall_ms * 1e3 / (double) MAX_OF(run.touched, 1ull);

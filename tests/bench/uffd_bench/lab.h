@@ -8,6 +8,7 @@
 #include "tests/bench/uffd_bench/content.h"
 #include "tests/bench/uffd_bench/guest.h"
 #include "tests/bench/uffd_bench/pager_ctl.h"
+#include "tests/bench/uffd_bench/set.h"
 
 #define BENCH_MAX_CLONES 64u
 
@@ -32,6 +33,8 @@ struct bench_config {
 enum bench_mode {
         BENCH_FIRST,     /* ours, nothing decoded yet */
         BENCH_NEXT,      /* ours, the image is resident */
+        BENCH_FIRST_SET, /* as first, with a working set that a clone before has left */
+        BENCH_NEXT_SET,  /* as next, with that */
         BENCH_COPY,      /* ours, anonymous memory of the guest, nothing decoded yet */
         BENCH_COPY_NEXT, /* the same, the image is resident */
         BENCH_FLOOR,
@@ -49,6 +52,8 @@ struct bench_lab {
         const struct bench_config *cfg;
         struct bench_image image;
         struct bench_raw raw;          /* made when a mode first needs it */
+        int list_fd;                   /* BENCH_RECORDED: what is touched; -1 */
+        struct bench_set set;          /* made when a mode first needs it */
         struct bench_pager cold, warm; /* cold: forgets an image with its last session; warm: keeps it, and has it decoded */
 };
 
@@ -74,6 +79,6 @@ struct bench_run {
 };
 
 /** Measures once, with cfg->clones guests at the same time; with cfg->verify each guest compares all that it touched
- *  afterwards. -EOPNOTSUPP: the pager refuses this mode; -ENOSPC: memory is short, with numbers. */
+ *  afterwards. -ENOSPC: memory is short, with numbers. */
 int bench_lab_run(struct bench_lab *lab, enum bench_mode mode, const struct bench_touch *touch, struct bench_run *ret,
                   struct err *e) attr_warn_unused;

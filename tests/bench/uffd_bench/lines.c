@@ -18,18 +18,18 @@ struct step {
         enum bench_mode mode;
         struct bench_touch touch;
         unsigned repeat; /* times a round: short ones more often */
-        bool unsupported;
+        bool skipped;    /* memory is short */
         char why[200];
         struct bench_samples us_per_page, cpu_us;
 };
 
 static int run_step(struct bench_lab *lab, struct step *s, bool count, struct err *e) {
-        for (unsigned i = 0; i < MAX_OF(s->repeat, 1u) && !s->unsupported; i++) {
+        for (unsigned i = 0; i < MAX_OF(s->repeat, 1u) && !s->skipped; i++) {
                 struct bench_run run;
                 int r = bench_lab_run(lab, s->mode, &s->touch, &run, e);
 
-                if (r == -EOPNOTSUPP || r == -ENOSPC) {
-                        s->unsupported = true;
+                if (r == -ENOSPC) {
+                        s->skipped = true;
                         (void) snprintf(s->why, sizeof(s->why), "%.199s", e->message);
                         return 0;
                 }
@@ -187,8 +187,8 @@ int bench_compare(const struct bench_config *cfg, const enum bench_mode *modes, 
                 struct bench_line *l = bench_report_line(report, bench_mode_name(modes[i]), &s[i].us_per_page, "us/page", 0,
                                                          false, "%s", bench_mode_explain(modes[i]));
 
-                if (s[i].unsupported) {
-                        bench_line_note(l, "unsupported: %s", s[i].why);
+                if (s[i].skipped) {
+                        bench_line_note(l, "skipped: %s", s[i].why);
                         continue;
                 }
                 bench_line_part(l, &s[i].us_per_page, "us/page", "%s", bench_mode_name(modes[i]));

@@ -1,73 +1,33 @@
 /* SPDX-License-Identifier: MIT */
-/* The lines about recorded working sets. One session records which pages its guest needed; what was recorded becomes the
- * file `workingset`, as forkd would write it; then new clones of the image, with nothing decoded, touch the same pages in
- * the same order, with the file and without, in turn. The clock starts when the guest has attached. The session is
- * opened right before that, so that the pager has no other lead than the one that is asked for.
- *
- * The guest's list is made of runs of 1 to 16 pages from all over the image, zero pages included, as a kernel that wakes
- * up touches its memory. */
+/* The lines about recorded working sets. One clone is recorded (set.c); then new clones of the image, with nothing
+ * decoded, touch the same pages in the same order, with the file and without, in turn. The clock starts when the guest
+ * has attached. The session is opened right before that, so that the pager has no other lead than the one that is asked
+ * for. */
 #include <errno.h>
-#include <fcntl.h>
-#include <string.h>
-#include <sys/mman.h>
 
 #include "common/ids.h"
-#include "common/io.h"
-#include "snapstore/workingset.h"
 #include "tests/bench/uffd_bench/lines.h"
 #include "tests/bench/uffd_bench/proc.h"
+#include "tests/bench/uffd_bench/set.h"
 
 #define IMAGE_MIB 1024u
 #define IMAGE_QUICK_MIB 256u
-#define SET_PART 32u /* of the image: 32 MiB of 1 GiB, about what a small guest needs to wake up */
-#define MAX_RUN 16u
-#define RECORD_SECONDS 3600u /* the recording is asked for, not waited for */
+#define SET_PART 32u         /* of the image: 32 MiB of 1 GiB, about what a small guest needs to wake up */
 #define DEFAULT_LEAD_MS 22.0 /* QEMU, from its start to a loaded state: docs/benchmarks.md */
 #define N_LEADS 2u
 #define REPEAT 3u /* times as many rounds: they are short */
 
-struct set {
+struct subject {
         struct bench_image image;
-        int list_fd; /* uint32_t page numbers, in the order of touching */
+        int list_fd; /* what the guest touches */
         uint64_t n;
-        int file_fd; /* the working set as recorded */
-        uint64_t recorded_pages;
-        size_t recorded_runs;
+        struct bench_set set; /* what was recorded of that */
 };
 
-static void set_clear(struct set *s) {
+static void subject_clear(struct subject *s) {
         bench_image_clear(&s->image);
         s->list_fd = close_fd(s->list_fd);
-        s->file_fd = close_fd(s->file_fd);
-}
-
-/* ---- the list ---- */
-
-static int make_list(struct set *s, uint64_t seed, struct err *e) {
-        uint64_t pages = s->image.n_pages, want = pages / SET_PART;
-        cleanup_free uint32_t *list = malloc(want * sizeof(*list) + 1);
-        cleanup_free bool *taken = calloc(pages, sizeof(*taken));
-        cleanup_fd int fd = memfd_create("uffd-bench-list", MFD_CLOEXEC);
-        int r;
-
-        if (!list || !taken)
-                return err_errno(e, -ENOMEM, "making a list of pages");
-        if (fd < 0)
-                return err_errno(e, -errno, "making a memfd");
-        s->n = 0;
-        for (uint64_t i = 0; s->n < want; i++) {
-                uint64_t x = bench_mix(seed + i), page = (x >> 8) % pages;
-
-                for (uint64_t end = MIN_OF(page + 1 + x % MAX_RUN, pages); page < end && s->n < want && !taken[page]; page++) {
-                        taken[page] = true;
-                        list[s->n++] = (uint32_t) page;
-                }
-        }
-        r = io_pwrite_full(fd, list, s->n * sizeof(*list), 0);
-        if (r < 0)
-                return err_errno(e, r, "writing a list of pages");
-        s->list_fd = TAKE_FD(fd);
-        return 0;
+        bench_set_clear(&s->set);
 }
 
 /* ---- one clone ---- */
@@ -76,9 +36,9 @@ struct outcome {
         double from_attach_ms, touching_ms, faults;
 };
 
-/** Opens a session as @record and @workingset_fd say and has its guest touch the list. The session and the guest are
+/** Opens a session, with a working set or without (-1), and has its guest touch the list. The session and the guest are
  *  @ret_session's and @ret_guest's, to be ended by the caller also on failure. */
-static int touch_list(struct bench_pager *p, const struct set *s, int workingset_fd, bool record, double lead_ms,
+static int touch_list(struct bench_pager *p, const struct subject *s, int workingset_fd, double lead_ms,
                       struct bench_session *ret_session, struct bench_guest *ret_guest, struct outcome *ret, struct err *e) {
         const struct bench_setup setup = { BENCH_MEM_MEMFD, 1, s->image.n_pages, s->image.content };
         const struct bench_touch touch = { .order = { .pattern = BENCH_RECORDED }, .lead_ns = (uint64_t) (lead_ms * 1e6) };
@@ -93,7 +53,7 @@ static int touch_list(struct bench_pager *p, const struct set *s, int workingset
         if (r == 0)
                 r = bench_guest_prepare(ret_guest, &touch, s->list_fd, e);
         if (r == 0)
-                r = bench_session_open(p, &s->image, workingset_fd, record, ret_session, e);
+                r = bench_session_open(p, &s->image, workingset_fd, false, ret_session, e);
         if (r == 0)
                 r = bench_guest_connect(ret_guest, ret_session->memfd, ret_session->sock, e);
         bench_session_clear(ret_session);
@@ -120,73 +80,14 @@ static int touch_list(struct bench_pager *p, const struct set *s, int workingset
 }
 
 /** The same, and afterwards all of it gone, the decoded pages too. */
-static int touch_and_end(struct bench_pager *p, const struct set *s, int workingset_fd, double lead_ms, struct outcome *ret,
+static int touch_and_end(struct bench_pager *p, const struct subject *s, int workingset_fd, double lead_ms, struct outcome *ret,
                          struct err *e) {
         struct bench_session session;
         struct bench_guest guest;
-        int r = touch_list(p, s, workingset_fd, false, lead_ms, &session, &guest, ret, e);
+        int r = touch_list(p, s, workingset_fd, lead_ms, &session, &guest, ret, e);
 
         bench_guest_end(&guest);
         return r < 0 ? r : bench_pager_wait(p, "session.gone", session.id, e);
-}
-
-/* ---- recording ---- */
-
-/** The answer of session.workingset as a file. */
-static int write_set(struct set *s, const msgpack_object *answer, const char *dir, struct err *e) {
-        const msgpack_object *runs = mp_get_array(answer, "runs");
-        cleanup_snap_workingset struct snap_workingset w = { 0 };
-        cleanup_snap_image struct snap_image *img = NULL;
-        cleanup_free struct snap_run *run = NULL;
-        cleanup_free void *data = NULL;
-        cleanup_fd int fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-        size_t len, n = runs ? runs->via.array.size : 0;
-        int r;
-
-        if (fd < 0)
-                return err_errno(e, -errno, "making a file in %s", dir);
-        run = calloc(n + 1, sizeof(*run));
-        if (!run)
-                return err_errno(e, -ENOMEM, "reading a working set");
-        for (size_t i = 0; i < n; i++) {
-                const msgpack_object *o = &runs->via.array.ptr[i];
-
-                if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size != 2)
-                        return err_set(e, ERR_PAGER, -EBADMSG, "the pager's working set has a run that is none");
-                run[i] = (struct snap_run){ o->via.array.ptr[0].via.u64, o->via.array.ptr[1].via.u64 };
-        }
-        r = snap_image_open(s->image.fd, &img);
-        if (r == 0)
-                r = snap_workingset_merge(NULL, run, n, s->image.n_pages, snap_workingset_max_pages(s->image.n_pages), &w, NULL);
-        if (r == 0)
-                r = snap_workingset_encode(&w, snap_image_info(img)->uuid, s->image.n_pages, &data, &len);
-        if (r == 0)
-                r = io_pwrite_full(fd, data, len, 0);
-        if (r < 0)
-                return err_errno(e, r, "writing the working set");
-        s->recorded_pages = w.n_pages;
-        s->recorded_runs = w.n_runs;
-        s->file_fd = TAKE_FD(fd);
-        return 0;
-}
-
-static int record(struct bench_pager *p, struct set *s, const char *dir, struct err *e) {
-        cleanup_bench_answer struct bench_answer a = { .fd = -1 };
-        cleanup_mp_buf struct mp_buf b = { 0 };
-        struct bench_session session;
-        struct bench_guest guest;
-        struct outcome ignored;
-        int r = touch_list(p, s, -1, true, 0, &session, &guest, &ignored, e);
-
-        mp_buf_init(&b);
-        mp_map(&b, 1);
-        mp_kv_str(&b, "session", session.id);
-        if (r == 0)
-                r = bench_pager_call(p, "session.workingset", &b, NULL, 0, &a, e);
-        bench_guest_end(&guest);
-        if (r == 0)
-                r = bench_pager_wait(p, "session.gone", session.id, e);
-        return r < 0 ? r : write_set(s, &a.doc.root, dir, e);
 }
 
 /* ---- the lines ---- */
@@ -196,13 +97,13 @@ struct results {
         struct bench_samples with[N_LEADS], without[N_LEADS], touching[N_LEADS], faults_with[N_LEADS], faults_without[N_LEADS];
 };
 
-static int one_round(struct bench_pager *p, const struct set *s, struct results *res, bool count, struct err *e) {
+static int one_round(struct bench_pager *p, const struct subject *s, struct results *res, bool count, struct err *e) {
         for (unsigned i = 0; i < N_LEADS; i++) {
                 struct outcome without, with;
                 int r = touch_and_end(p, s, -1, res->lead_ms[i], &without, e);
 
                 if (r == 0)
-                        r = touch_and_end(p, s, s->file_fd, res->lead_ms[i], &with, e);
+                        r = touch_and_end(p, s, s->set.file_fd, res->lead_ms[i], &with, e);
                 if (r < 0)
                         return r;
                 if (!count)
@@ -216,7 +117,7 @@ static int one_round(struct bench_pager *p, const struct set *s, struct results 
         return 0;
 }
 
-static void report_set(const struct set *s, const struct results *res, struct bench_report *report) {
+static void report_set(const struct subject *s, const struct results *res, struct bench_report *report) {
         char ram[32], part[32];
 
         for (unsigned i = 0; i < N_LEADS; i++) {
@@ -233,8 +134,8 @@ static void report_set(const struct set *s, const struct results *res, struct be
                 bench_line_note(l, "lead %.0f ms; %llu pages of %s (%s) were touched, %llu in %zu runs were recorded",
                                 res->lead_ms[i], (unsigned long long) s->n,
                                 size_format(s->image.n_pages * BENCH_PAGE, ram, sizeof(ram)),
-                                size_format(s->n * BENCH_PAGE, part, sizeof(part)), (unsigned long long) s->recorded_pages,
-                                s->recorded_runs);
+                                size_format(s->n * BENCH_PAGE, part, sizeof(part)), (unsigned long long) s->set.n_pages,
+                                s->set.n_runs);
                 (void) bench_report_line(report, i == 0 ? "workingset-faults" : "workingset-lead-faults", &res->faults_with[i],
                                          "%", 2, false, "recorded set, %s: faults, of the set's pages", lead);
         }
@@ -246,32 +147,33 @@ int bench_line_workingset(const struct bench_config *base, struct bench_report *
                 .program = base->pager,
                 .run_dir = base->dir,
                 .workers = base->workers,
-                .record_seconds = RECORD_SECONDS,
         };
         struct results res = { .lead_ms = { 0, base->lead_ms > 0 ? base->lead_ms : DEFAULT_LEAD_MS } };
-        struct set s = { .image.fd = -1, .list_fd = -1, .file_fd = -1 };
+        struct subject s = { .image.fd = -1, .list_fd = -1, .set = BENCH_SET_NONE };
+        const struct bench_touch recording = { .order.pattern = BENCH_RECORDED };
         uint64_t pages = base->n_pages;
         struct bench_pager p = { .pidfd = -1 };
         int r;
 
         if (pages == 0)
                 pages = (uint64_t) (base->quick ? IMAGE_QUICK_MIB : IMAGE_MIB) * BENCH_PAGES_PER_MIB;
+        s.n = pages / SET_PART;
         r = bench_need_memory(2 * pages * BENCH_PAGE, "workingset", e);
         if (r == 0)
                 r = bench_image_make(base->dir, pages, &content, base->codec, base->level, &s.image, e);
         if (r == 0)
-                r = make_list(&s, base->seed, e);
+                r = bench_make_list(pages, s.n, base->seed, &s.list_fd, e);
+        if (r == 0)
+                r = bench_set_record(base->pager, base->dir, &s.image, &recording, s.list_fd, &s.set, e);
         if (r == 0)
                 r = bench_warm_memory(pages * BENCH_PAGE, e);
         if (r == 0)
                 r = bench_pager_start(&o, &p, e);
-        if (r == 0)
-                r = record(&p, &s, base->dir, e);
         for (unsigned round = base->quick ? 1 : 0; r == 0 && round <= base->rounds * (base->quick ? 1 : REPEAT); round++)
                 r = one_round(&p, &s, &res, round > 0, e);
         bench_pager_stop(&p);
         if (r == 0)
                 report_set(&s, &res, report);
-        set_clear(&s);
+        subject_clear(&s);
         return r;
 }
