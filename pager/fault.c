@@ -284,6 +284,36 @@ static void count(struct pager_session *s, enum pager_fault_kind kind, uint64_t 
         (void) atomic_fetch_add_explicit(&s->faults[kind], 1, memory_order_relaxed);
 }
 
+/** A zero page was asked for and is answered: its neighbours cost less now than a fault each later. They wake
+ *  nobody, so whatever stands in the way ends it. */
+static void map_more_zeros(struct pager_session *s, const struct pager_region *g, uint64_t page) {
+        uint64_t end = page - page % PAGER_ZERO_WINDOW + PAGER_ZERO_WINDOW, lo, hi, done;
+        uint64_t p = page - page % PAGER_ZERO_WINDOW;
+
+        p = MAX_OF(p, g->offset / PAGER_PAGE);
+        end = MIN_OF(end, (g->offset + g->size) / PAGER_PAGE);
+        for (unsigned runs = 0; p < end && runs < PAGER_ZERO_RUNS; p++) { /* the page behind a run is stored */
+                uint64_t n = pager_session_removed(s, p) ? 0 : pager_image_zero_run(s->image, p, end - p);
+                bool answered = page >= p && page < p + n;
+                int r;
+
+                if (n == 0)
+                        continue;
+                clip(s, g, p, p, n, &lo, &hi);
+                n = (hi - lo) / PAGER_PAGE;
+                if (!answered) {
+                        runs++;
+                        r = uffd_zeropage(s->uffd, lo, hi - lo, &done);
+                        (void) atomic_fetch_add_explicit(&s->zero_pages, done / PAGER_PAGE, memory_order_relaxed);
+                        if (r < 0 && r != -EEXIST)
+                                return;
+                        if (s->record)
+                                pager_record_add(s->record, p, n);
+                }
+                p += n;
+        }
+}
+
 /** Records what came with an answer. Of a decoded frame all pages: the kernel maps those around a fault that are
  *  in the memfd, and we never hear of them. */
 static void note_need(struct pager_session *s, const struct pager_scratch *scratch, enum pager_fault_kind kind, uint64_t lo,
@@ -332,6 +362,12 @@ static int serve_pending(struct pager_session *s, struct pager_scratch *scratch)
                 s->sweep = hi;
                 if (s->record)
                         note_need(s, scratch, kind, lo, hi);
+                if (kind == PAGER_FAULT_ZERO && s->layout->page_size == PAGER_PAGE) {
+                        const struct pager_region *g = pager_layout_find(s->layout, lo);
+
+                        map_more_zeros(s, g, (lo - g->base + g->offset) / PAGER_PAGE);
+                        now = now_ns();
+                }
                 begin = now;
         }
         (void) atomic_fetch_add_explicit(&s->busy_ns, begin - first, memory_order_relaxed);

@@ -25,7 +25,8 @@
 #define PAGER_QUANTUM 8u       /* answers to one session before others get their turn */
 #define PAGER_RETRY_ROUNDS 16u /* tries while a VMM changes its layout, before it is left for a while */
 #define PAGER_AHEAD_UNIT 32u   /* pages that are decoded or mapped ahead at a time */
-#define PAGER_ZERO_WINDOW 64u  /* pages: zero pages are mapped so many at a time */
+#define PAGER_ZERO_WINDOW 256u /* pages, aligned: zero pages in it are mapped when one of them is asked for, */
+#define PAGER_ZERO_RUNS 16u    /* at most so many runs of them */
 
 /* A session whose process changes its layout is asked again after this long, doubling. */
 #define PAGER_RETRY_MIN_US 200u
