@@ -209,18 +209,48 @@ static int answer_huge(struct pager_session *s, const struct pager_region *g, st
         return image_error ? fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r)) : r;
 }
 
+/** The page of the fault can be mapped, the rest of its frame cannot yet. */
+static void answer_early(void *arg) {
+        struct pager_session *s = arg;
+        uint64_t done;
+        int r = uffd_continue(s->uffd, s->early_addr, PAGER_PAGE, &done);
+
+        (void) atomic_fetch_add_explicit(&s->pages_installed, done / PAGER_PAGE, memory_order_relaxed);
+        if (r == -EEXIST)
+                r = uffd_wake(s->uffd, s->early_addr, PAGER_PAGE);
+        if (r == 0)
+                s->early_ns = now_ns();
+}
+
+/** The rest of [@lo, @hi), for which nobody waits. */
+static void map_rest(struct pager_session *s, uint64_t lo, uint64_t hi) {
+        uint64_t at = s->early_addr, before = 0, behind = 0;
+
+        if (at > lo)
+                best_effort(uffd_continue(s->uffd, lo, at - lo, &before));
+        if (hi > at + PAGER_PAGE)
+                best_effort(uffd_continue(s->uffd, at + PAGER_PAGE, hi - at - PAGER_PAGE, &behind));
+        (void) atomic_fetch_add_explicit(&s->pages_installed, (before + behind) / PAGER_PAGE, memory_order_relaxed);
+}
+
 static int answer(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page,
                   uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
         struct pager_fill_result fill;
         uint64_t first, n;
         int r;
 
+        s->early_ns = 0;
         if (g->offset == PAGER_READS_ZERO || pager_session_removed(s, page)) {
                 *ret_kind = PAGER_FAULT_REMOVED;
                 removed_window(s, g, addr, ret_lo, ret_hi);
                 return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
         }
-        r = pager_image_fill(s->image, scratch, page, PAGER_DEMAND, &fill);
+        /* Where only one waits its page comes first: it runs while the rest of the frame is put there. */
+        s->early_addr = addr;
+        if (s->n_pending == 1 && s->layout->mode == PAGER_MODE_MEMFD)
+                r = pager_image_fill_early(s->image, scratch, page, answer_early, s, &fill);
+        else
+                r = pager_image_fill(s->image, scratch, page, PAGER_DEMAND, &fill);
         if (r < 0)
                 return fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r));
         if (fill.kind == PAGER_PAGE_ZERO) {
@@ -233,6 +263,10 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         if (s->layout->mode == PAGER_MODE_COPY)
                 return pager_copy_pages(s, g, scratch, &fill, page, addr, ret_lo, ret_hi);
         clip(s, g, page, fill.first, fill.n, ret_lo, ret_hi);
+        if (s->early_ns) {
+                map_rest(s, *ret_lo, *ret_hi);
+                return 0;
+        }
         r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed);
         if (r == -EFAULT) {
                 pager_image_recheck(s->image, fill.first, fill.n);
@@ -352,7 +386,7 @@ static int serve_pending(struct pager_session *s, struct pager_scratch *scratch)
                         r = serve_fault(s, scratch, s->pending[i].addr, &lo, &hi, &kind);
                 if (r < 0)
                         break;
-                now = now_ns();
+                now = s->early_ns ? s->early_ns : now_ns();
                 while (i > 0 && s->pending[i - 1].addr >= lo)
                         i--;
                 for (end = i; end < s->n_pending && s->pending[end].addr < hi; end++)
@@ -366,9 +400,8 @@ static int serve_pending(struct pager_session *s, struct pager_scratch *scratch)
                         const struct pager_region *g = pager_layout_find(s->layout, lo);
 
                         map_more_zeros(s, g, (lo - g->base + g->offset) / PAGER_PAGE);
-                        now = now_ns();
                 }
-                begin = now;
+                begin = s->early_ns || kind == PAGER_FAULT_ZERO ? now_ns() : now;
         }
         (void) atomic_fetch_add_explicit(&s->busy_ns, begin - first, memory_order_relaxed);
         return r < 0 ? r : s->n_pending > 0;

@@ -173,9 +173,51 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
         return 0;
 }
 
-/** Decodes the claimed frame at @loc and inserts what is live of it. *ret gets the run that holds @page. */
-static int fill_frame(struct pager_image *img, struct pager_scratch *s, const struct snap_loc *loc, uint64_t page,
-                      enum pager_cause cause, struct pager_fill_result *ret) {
+/** What a fill is for. */
+struct want {
+        uint64_t page;
+        enum pager_cause cause;
+        pager_early_fn *early; /* NULL: nobody wants to know before the end */
+        void *arg;
+};
+
+/** Inserts slots [@i, @i + @n) of the decoded frame, which are neighbours. */
+static int insert_slots(struct pager_image *img, struct pager_scratch *s, const struct snap_frame *f, unsigned i, unsigned n,
+                        const struct want *w) {
+        return insert_run(img, f->page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, w->cause, w->page);
+}
+
+/** Inserts the asked page, says so, and leaves the others for later. */
+static int insert_asked(struct pager_image *img, struct pager_scratch *s, const struct snap_frame *f, const struct want *w) {
+        for (unsigned i = 0; i < f->n_pages; i++)
+                if (f->page[i] == w->page && f->live_mask >> i & 1) {
+                        int r = insert_slots(img, s, f, i, 1, w);
+
+                        if (r == 0)
+                                w->early(w->arg);
+                        return r;
+                }
+        return -EBADMSG;
+}
+
+/** Inserts a run of slots; the asked page, if it is among them, is there already where it was wanted early. */
+static int insert_rest(struct pager_image *img, struct pager_scratch *s, const struct snap_frame *f, unsigned i, unsigned n,
+                       const struct want *w) {
+        unsigned asked;
+        int r;
+
+        if (!w->early || w->page < f->page[i] || w->page >= f->page[i] + n)
+                return insert_slots(img, s, f, i, n, w);
+        asked = (unsigned) (w->page - f->page[i]);
+        r = asked > 0 ? insert_slots(img, s, f, i, asked, w) : 0;
+        if (r == 0 && asked + 1 < n)
+                r = insert_slots(img, s, f, i + asked + 1, n - asked - 1, w);
+        return r;
+}
+
+/** Decodes the claimed frame at @loc and inserts what is live of it. *ret gets the run that holds the page. */
+static int fill_frame(struct pager_image *img, struct pager_scratch *s, const struct snap_loc *loc, const struct want *w,
+                      struct pager_fill_result *ret) {
         struct snap_frame f;
         bool found = false;
         int r;
@@ -186,19 +228,25 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
                 return r;
         (void) atomic_fetch_add_explicit(&img->decodes, 1, memory_order_relaxed);
         (void) atomic_fetch_add_explicit(&img->compressed_bytes, f.comp_len, memory_order_relaxed);
+        for (unsigned i = 0; i < f.n_pages; i++) /* ascending, all of one region: the last decides, but be sure */
+                if (f.page[i] >= img->n_pages)
+                        return -EBADMSG;
+        if (w->early) {
+                r = insert_asked(img, s, &f, w);
+                if (r < 0)
+                        return r;
+        }
         for (unsigned i = 0, n; i < f.n_pages; i += n) {
                 n = 1;
                 if (!(f.live_mask >> i & 1))
                         continue;
                 while (i + n < f.n_pages && f.live_mask >> (i + n) & 1 && f.page[i + n] == f.page[i] + n)
                         n++;
-                if (f.page[i] >= img->n_pages || n > img->n_pages - f.page[i])
-                        return -EBADMSG;
-                r = insert_run(img, f.page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, cause, page);
+                r = insert_rest(img, s, &f, i, n, w);
                 if (r < 0)
                         return r;
                 s->run[s->n_runs++] = (struct pager_run){ f.page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE };
-                if (page >= f.page[i] && page < f.page[i] + n) {
+                if (w->page >= f.page[i] && w->page < f.page[i] + n) {
                         *ret = (struct pager_fill_result){ PAGER_PAGE_DECODED, f.page[i], n };
                         found = true;
                 }
@@ -206,46 +254,55 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
         return found ? 0 : -EBADMSG;
 }
 
-/** Decodes the frame at @loc, unless @page is there by then. */
-static int fill_claimed(struct pager_image *img, struct pager_scratch *s, const struct snap_loc *loc, uint64_t page,
-                        enum pager_cause cause, struct pager_fill_result *ret) {
-        struct pager_claim claim = { page / SNAP_REGION_PAGES, loc->frame_off };
-        int r = pager_reclaim_room(img->resident.r, cause);
+/** Decodes the frame at @loc, unless the page is there by then. */
+static int fill_claimed(struct pager_image *img, struct pager_scratch *s, const struct snap_loc *loc, const struct want *w,
+                        struct pager_fill_result *ret) {
+        struct pager_claim claim = { w->page / SNAP_REGION_PAGES, loc->frame_off };
+        int r = pager_reclaim_room(img->resident.r, w->cause);
 
         if (r < 0)
                 return r;
         pager_image_claim(img, &claim);
-        if (pager_image_present(img, page))
-                *ret = present_run(img, page);
+        if (pager_image_present(img, w->page))
+                *ret = present_run(img, w->page);
         else
-                r = fill_frame(img, s, loc, page, cause, ret);
+                r = fill_frame(img, s, loc, w, ret);
         pager_image_release(img, &claim);
+        return r;
+}
+
+static int fill(struct pager_image *img, struct pager_scratch *s, const struct want *w, struct pager_fill_result *ret) {
+        struct snap_loc loc;
+        int r;
+
+        if (pager_image_present(img, w->page)) {
+                *ret = present_run(img, w->page);
+                return 0;
+        }
+        r = snap_image_lookup(img->snap, w->page, &loc);
+        if (r == 0 && loc.zero) {
+                *ret = (struct pager_fill_result){ PAGER_PAGE_ZERO, w->page, 1 };
+                return 0;
+        }
+        if (r == 0) {
+                r = fill_claimed(img, s, &loc, w, ret);
+                /* The host, or our cgroup, has no memory left; what is cold may go at once. */
+                if ((r == -ENOMEM || r == -ENOSPC) && pager_reclaim_emergency(img->resident.r))
+                        r = fill_claimed(img, s, &loc, w, ret);
+        }
+        if (r == -EBADMSG || r == -EUCLEAN)
+                atomic_store_explicit(&img->bad, true, memory_order_relaxed);
         return r;
 }
 
 int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page, enum pager_cause cause,
                      struct pager_fill_result *ret) {
-        struct snap_loc loc;
-        int r;
+        return fill(img, s, &(struct want){ .page = page, .cause = cause }, ret);
+}
 
-        if (pager_image_present(img, page)) {
-                *ret = present_run(img, page);
-                return 0;
-        }
-        r = snap_image_lookup(img->snap, page, &loc);
-        if (r == 0 && loc.zero) {
-                *ret = (struct pager_fill_result){ PAGER_PAGE_ZERO, page, 1 };
-                return 0;
-        }
-        if (r == 0) {
-                r = fill_claimed(img, s, &loc, page, cause, ret);
-                /* The host, or our cgroup, has no memory left; what is cold may go at once. */
-                if ((r == -ENOMEM || r == -ENOSPC) && pager_reclaim_emergency(img->resident.r))
-                        r = fill_claimed(img, s, &loc, page, cause, ret);
-        }
-        if (r == -EBADMSG || r == -EUCLEAN)
-                atomic_store_explicit(&img->bad, true, memory_order_relaxed);
-        return r;
+int pager_image_fill_early(struct pager_image *img, struct pager_scratch *s, uint64_t page, pager_early_fn *early, void *arg,
+                           struct pager_fill_result *ret) {
+        return fill(img, s, &(struct want){ page, PAGER_DEMAND, early, arg }, ret);
 }
 
 int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t page, struct pager_fill_result *ret) {

@@ -115,12 +115,13 @@ struct pager_session {
         bool has_ahead;                                  /* in the worker's list of sessions with something left to map */
         struct pager_pending pending[PAGER_MAX_PENDING]; /* ascending by address */
         unsigned n_pending;
-        uint64_t sweep;       /* faults at this address and above have their turn first */
-        bool served;          /* in the epoll set */
-        bool queued;          /* in the worker's queue of sessions that have something to do */
-        bool poison;          /* it has failed, and its VMM cannot be killed */
-        uint64_t *copied;     /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
-        uint64_t retry_at_ns; /* 0: not waiting */
+        uint64_t early_addr, early_ns; /* of the present turn: answered before its end at this time, 0: not */
+        uint64_t sweep;                /* faults at this address and above have their turn first */
+        bool served;                   /* in the epoll set */
+        bool queued;                   /* in the worker's queue of sessions that have something to do */
+        bool poison;                   /* it has failed, and its VMM cannot be killed */
+        uint64_t *copied;              /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
+        uint64_t retry_at_ns;          /* 0: not waiting */
         uint32_t retry_us;
         char fail_reason[PAGER_MAX_REASON]; /* written before PAGER_FAILED is posted, read after */
 };
