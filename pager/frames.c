@@ -18,12 +18,15 @@
  * (acquire). */
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "common/io.h"
 #include "pager/image_internal.h"
 #include "pager/uffd.h"
+
+#define INSERT_TRIES 10000u
 
 /* ---- which pages are there ---- */
 
@@ -38,11 +41,17 @@ static uint64_t word_mask(uint64_t first, uint64_t end) {
         return (n == 64 ? UINT64_MAX : (1ull << n) - 1) << (first % 64);
 }
 
-static void mark_present(struct pager_image *img, uint64_t first, uint64_t n) {
-        uint64_t end = first + n;
+/** Returns how many were not marked before. */
+static uint64_t mark_present(struct pager_image *img, uint64_t first, uint64_t n) {
+        uint64_t end = first + n, fresh = 0;
 
-        for (uint64_t p = first; p < end; p = (p | 63) + 1)
-                (void) atomic_fetch_or_explicit(&img->present[p / 64], word_mask(p, end), memory_order_release);
+        for (uint64_t p = first; p < end; p = (p | 63) + 1) {
+                uint64_t mask = word_mask(p, end);
+
+                fresh += (uint64_t) __builtin_popcountll(
+                        mask & ~atomic_fetch_or_explicit(&img->present[p / 64], mask, memory_order_release));
+        }
+        return fresh;
 }
 
 /** The present pages around @page, within its aligned window of a frame's size. */
@@ -139,10 +148,14 @@ static int check_foreign(struct pager_image *img, uint64_t page, const uint8_t *
 }
 
 static void inserted(struct pager_image *img, uint64_t first, uint64_t n, uint64_t demanded) {
+        uint64_t fresh;
+
         if (n == 0)
                 return;
-        mark_present(img, first, n);
+        fresh = mark_present(img, first, n);
         pager_resident_inserted(&img->resident, first, n, demanded);
+        if (fresh < n) /* we had put them there, and somebody else has taken them away */
+                pager_resident_lost(&img->resident, n - fresh);
 }
 
 /** Puts @n consecutive pages into the memfd. */
@@ -150,6 +163,7 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
                       uint64_t page) {
         uint64_t demanded = cause == PAGER_DEMAND ? page : PAGER_NOT_DEMANDED;
         uint64_t at = 0;
+        unsigned tries = 0;
 
         while (at < n) {
                 uint64_t done;
@@ -161,6 +175,11 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
                 at += done / PAGER_PAGE;
                 if (r == 0)
                         break;
+                if (r == -EAGAIN && tries++ < INSERT_TRIES) {
+                        /* A page table of our own mapping is being freed: pager_image_trim, or its like in the kernel. */
+                        (void) sched_yield();
+                        continue;
+                }
                 if (r != -EEXIST)
                         return r;
                 r = check_foreign(img, first + at, data + at * PAGER_PAGE);

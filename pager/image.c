@@ -155,6 +155,11 @@ bool pager_image_is_bad(const struct pager_image *img) {
         return atomic_load_explicit(&img->bad, memory_order_relaxed);
 }
 
+void pager_image_trim(struct pager_image *img) {
+        /* No event is raised: ours is registered without UFFD_FEATURE_EVENT_REMOVE. */
+        (void) madvise(img->map, img->n_pages * PAGER_PAGE, MADV_DONTNEED);
+}
+
 void pager_image_set_idle(struct pager_image *img, uint64_t since_ns) {
         pager_resident_set_idle(&img->resident, since_ns);
 }

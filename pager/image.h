@@ -112,6 +112,9 @@ uint64_t pager_image_zero_run(struct pager_image *img, uint64_t page, uint64_t m
 /** The first region (SNAP_REGION_PAGES pages) at or after @region that stores any page. -ENOENT: none. */
 int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *ret) attr_warn_unused;
 
+/** Gives back the page tables of our own mapping; the pages stay. */
+void pager_image_trim(struct pager_image *img);
+
 /** Since when no session uses it (now_ns()); 0: one does. Idle images are the first to lose their pages. */
 void pager_image_set_idle(struct pager_image *img, uint64_t since_ns);
 

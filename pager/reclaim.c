@@ -12,6 +12,10 @@
  * Punching (pager_image_evict) claims the region, clears the pages' bits and then punches the hole, which also
  * unmaps the pages from all clones. It does not wait for a claim: a region in which somebody decodes is not cold.
  *
+ * The pager's own mappings of the images lose their page tables when memory is short (and only then: it is work that the
+ * punch of a chunk does anyway). They are not needed once a page is in the memfd, but they make the pager the largest
+ * process by far, the first that an out-of-memory killer would look at.
+ *
  * Locks: `lock` guards the ring of images, the hands of their clocks and the pins. It is a leaf, and is not held
  * while punching: an image that is worked on is pinned meanwhile, and waits in pager_resident_clear. */
 #include "pager/reclaim.h"
@@ -42,13 +46,14 @@ struct pager_reclaim {
         pthread_t thread;
         bool started;
         int wake_fd;
-        _Atomic bool woken, stop;
+        _Atomic bool woken, stop, limit_stale;
         _Atomic uint64_t pages, chunks; /* in, and of, all images */
         struct pager_budget budget;     /* the thread writes */
 
         pthread_mutex_t lock;
         pthread_cond_t unpinned;
         struct pager_resident *hand; /* into the ring; NULL: no image */
+        uint64_t trims;
 
         /* the thread's */
         struct pager_memcg memcg;
@@ -76,6 +81,12 @@ static bool has_pages(const struct pager_resident *m) {
         return atomic_load_explicit(&m->pages, memory_order_relaxed) > 0;
 }
 
+static uint64_t next_resident(const struct pager_clock *c, uint64_t chunk) {
+        while (chunk < c->n_chunks && !pager_clock_resident(c, chunk))
+                chunk++;
+        return chunk;
+}
+
 /** The next region of the image that was idle for longest. Under the lock. */
 static bool find_idle(struct pager_reclaim *r, struct victim *ret) {
         struct pager_resident *m = r->hand, *oldest = NULL;
@@ -87,13 +98,11 @@ static bool find_idle(struct pager_reclaim *r, struct victim *ret) {
         while ((m = m->next) != r->hand);
         if (!oldest)
                 return false;
-        for (chunk = oldest->clock.hand; chunk < oldest->clock.n_chunks; chunk++)
-                if (pager_clock_resident(&oldest->clock, chunk))
-                        break;
-        if (chunk == oldest->clock.n_chunks) { /* from the beginning next time */
-                oldest->clock.hand = 0;
-                return false;
-        }
+        chunk = next_resident(&oldest->clock, oldest->clock.hand);
+        if (chunk == oldest->clock.n_chunks)
+                chunk = next_resident(&oldest->clock, 0);
+        if (chunk == oldest->clock.n_chunks)
+                return false; /* its last ones go at this moment */
         chunk -= chunk % REGION_CHUNKS;
         *ret = (struct victim){ oldest, chunk, MIN_OF(REGION_CHUNKS, oldest->clock.n_chunks - chunk) };
         oldest->clock.hand = chunk + ret->n < oldest->clock.n_chunks ? chunk + ret->n : 0;
@@ -121,34 +130,33 @@ static bool find_cold(struct pager_reclaim *r, uint64_t *steps, struct victim *r
         return false;
 }
 
-static void punch(struct pager_reclaim *r, const struct victim *v, uint64_t *ret_pages) {
-        *ret_pages = pager_image_evict(v->m->img, v->first * PAGER_CHUNK_PAGES, v->n * PAGER_CHUNK_PAGES);
+static void unpin(struct pager_reclaim *r, struct pager_resident *m) {
         (void) pthread_mutex_lock(&r->lock);
-        if (--v->m->pins == 0)
+        if (--m->pins == 0)
                 (void) pthread_cond_broadcast(&r->unpinned);
         (void) pthread_mutex_unlock(&r->lock);
 }
 
-enum { IDLE_ONLY = 1 };
-
 /** Punches out what is coldest, after @steps of the hand at most, from which it takes what it used. Returns the pages
  *  that are gone: 0, if none was found or the one that was found could not be had. */
-static uint64_t evict(struct pager_reclaim *r, uint64_t *steps, unsigned flags) {
-        uint64_t slice = MIN_OF(*steps, LOCK_STEPS), left = slice, pages = 0;
+static uint64_t evict(struct pager_reclaim *r, uint64_t *steps, bool idle_only) {
+        uint64_t slice = MIN_OF(*steps, LOCK_STEPS), left = slice, pages;
         struct victim v;
         bool found = false;
 
         (void) pthread_mutex_lock(&r->lock);
         if (r->hand)
                 found = find_idle(r, &v);
-        if (r->hand && !found && !(flags & IDLE_ONLY))
+        if (r->hand && !found && !idle_only)
                 found = find_cold(r, &left, &v);
         if (found)
                 v.m->pins++;
         (void) pthread_mutex_unlock(&r->lock);
         *steps -= MAX_OF(slice - left, 1);
-        if (found)
-                punch(r, &v, &pages);
+        if (!found)
+                return 0;
+        pages = pager_image_evict(v.m->img, v.first * PAGER_CHUNK_PAGES, v.n * PAGER_CHUNK_PAGES);
+        unpin(r, v.m);
         return pages;
 }
 
@@ -164,13 +172,40 @@ static bool balance(struct pager_reclaim *r) {
         while (resident_bytes(r) > budget - budget / 16) {
                 if (steps == 0 || atomic_load_explicit(&r->stop, memory_order_relaxed))
                         return false;
-                (void) evict(r, &steps, 0);
+                (void) evict(r, &steps, false);
         }
         return true;
 }
 
+/** An image that was not trimmed since `trims` was counted up, pinned; NULL: none. */
+static struct pager_resident *next_untrimmed(struct pager_reclaim *r) {
+        struct pager_resident *m, *found = NULL;
+
+        (void) pthread_mutex_lock(&r->lock);
+        m = r->hand;
+        if (m)
+                do
+                        if (m->trims != r->trims)
+                                found = m;
+                while (!found && (m = m->next) != r->hand);
+        if (found) {
+                found->trims = r->trims;
+                found->pins++;
+        }
+        (void) pthread_mutex_unlock(&r->lock);
+        return found;
+}
+
+static void trim(struct pager_reclaim *r) {
+        r->trims++; /* the lock is for others: only this thread looks at it */
+        for (struct pager_resident *m; (m = next_untrimmed(r));) {
+                pager_image_trim(m->img);
+                unpin(r, m);
+        }
+}
+
 static void read_limit(struct pager_reclaim *r, uint64_t now) {
-        if (r->limit_read_ns && now - r->limit_read_ns < LIMIT_EVERY_NS)
+        if (!atomic_exchange(&r->limit_stale, false) && r->limit_read_ns && now - r->limit_read_ns < LIMIT_EVERY_NS)
                 return;
         r->limit_read_ns = now;
         pager_budget_set_limit(&r->budget, pager_memcg_limit(&r->memcg));
@@ -179,7 +214,7 @@ static void read_limit(struct pager_reclaim *r, uint64_t now) {
 static void on_pressure(struct pager_reclaim *r, uint64_t now) {
         uint64_t before = pager_budget_now(&r->budget);
 
-        r->limit_read_ns = 0;
+        atomic_store(&r->limit_stale, true);
         read_limit(r, now);
         pager_budget_pressure(&r->budget, resident_bytes(r), now);
         log_debug("memory is short: the budget goes from %llu to %llu MiB", (unsigned long long) before >> 20,
@@ -203,9 +238,10 @@ static void *reclaim_main(void *arg) {
                 atomic_store(&r->woken, false); /* before the sum is read: who passes the budget from now on wakes again */
                 if (is_short)
                         on_pressure(r, now_ns());
-                else
-                        read_limit(r, now_ns());
+                read_limit(r, now_ns());
                 balanced = balance(r);
+                if (is_short)
+                        trim(r);
         }
         return NULL;
 }
@@ -339,12 +375,16 @@ void pager_resident_inserted(struct pager_resident *m, uint64_t first, uint64_t 
                 wake(m->r);
 }
 
-void pager_resident_removed(struct pager_resident *m, uint64_t chunk, uint64_t n) {
-        pager_clock_evicted(&m->clock, chunk);
+void pager_resident_lost(struct pager_resident *m, uint64_t n) {
         (void) atomic_fetch_sub_explicit(&m->pages, n, memory_order_relaxed);
         (void) atomic_fetch_add_explicit(&m->reclaimed, n, memory_order_relaxed);
         if (m->r)
                 (void) atomic_fetch_sub_explicit(&m->r->pages, n, memory_order_relaxed);
+}
+
+void pager_resident_removed(struct pager_resident *m, uint64_t chunk, uint64_t n) {
+        pager_clock_evicted(&m->clock, chunk);
+        pager_resident_lost(m, n);
 }
 
 void pager_resident_set_idle(struct pager_resident *m, uint64_t since_ns) {
@@ -366,11 +406,11 @@ int pager_reclaim_room(struct pager_reclaim *r, enum pager_cause cause) {
         if (resident_bytes(r) + CHUNK_BYTES <= budget)
                 return 0;
         if (cause == PAGER_AHEAD)
-                return evict(r, &steps, IDLE_ONLY) > 0 ? 0 : -EDQUOT;
+                return evict(r, &steps, true) > 0 ? 0 : -EDQUOT;
         if (resident_bytes(r) <= budget + budget / 16)
                 return 0;
         for (unsigned i = 0; i < DIRECT_TRIES && steps > 0 && gone < SNAP_FRAME_PAGES; i++)
-                gone += evict(r, &steps, 0);
+                gone += evict(r, &steps, false);
         return 0;
 }
 
@@ -381,6 +421,9 @@ bool pager_reclaim_emergency(struct pager_reclaim *r) {
                 return false;
         steps = MAX_TURNS * (atomic_load_explicit(&r->chunks, memory_order_relaxed) + 1);
         while (steps > 0 && pages < EMERGENCY_CHUNKS * PAGER_CHUNK_PAGES)
-                pages += evict(r, &steps, 0);
+                pages += evict(r, &steps, false);
+        /* A limit that was lowered since it was read would bring us here again and again. */
+        atomic_store(&r->limit_stale, true);
+        wake(r);
         return pages > 0;
 }

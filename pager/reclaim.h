@@ -30,6 +30,7 @@ struct pager_resident {
         /* r's, under its lock */
         struct pager_resident *next, *prev; /* in a ring */
         uint64_t idle_since_ns;             /* 0: sessions use it */
+        uint64_t trims;                     /* which trim of all it has had */
         unsigned pins;                      /* threads that are about to punch something out of it */
 };
 
@@ -44,6 +45,9 @@ void pager_resident_inserted(struct pager_resident *m, uint64_t first, uint64_t 
 #define PAGER_NOT_DEMANDED UINT64_MAX
 /** @n pages of @chunk, its last ones, were punched out (or found missing). Under a claim. */
 void pager_resident_removed(struct pager_resident *m, uint64_t chunk, uint64_t n);
+
+/** @n pages turned out to have been taken away by somebody else, before they were inserted again. Under a claim. */
+void pager_resident_lost(struct pager_resident *m, uint64_t n);
 
 /** Since when no session uses the image (CLOCK_MONOTONIC); 0: one does. */
 void pager_resident_set_idle(struct pager_resident *m, uint64_t since_ns);
