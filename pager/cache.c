@@ -2,6 +2,7 @@
 #include "pager/cache.h"
 
 #include <errno.h>
+#include <fcntl.h>
 
 #include "common/io.h"
 #include "pager/ahead.h"
@@ -60,19 +61,16 @@ void pager_cache_free(struct pager_cache *c) {
         free(c);
 }
 
-/** Makes room for one more image by letting go of the one that was idle for longest. */
-static int make_room(struct pager_cache *c, struct err *e) {
+bool pager_cache_drop_idle(struct pager_cache *c) {
         struct pager_cached *oldest = NULL;
 
-        if (c->n < PAGER_MAX_IMAGES)
-                return 0;
         for (struct pager_cached *i = c->first; i; i = i->next)
                 if (i->n_sessions == 0 && (!oldest || i->idle_since_ns < oldest->idle_since_ns))
                         oldest = i;
         if (!oldest)
-                return err_set(e, ERR_LIMIT, -EMFILE, "%u images are in use, which is the limit", PAGER_MAX_IMAGES);
+                return false;
         drop(oldest);
-        return 0;
+        return true;
 }
 
 static struct pager_cached *find(struct pager_cache *c, const struct pager_image_key *key) {
@@ -96,9 +94,8 @@ static int open_entry(struct pager_cache *c, int fd, struct pager_cached **ret, 
 
         if (!entry)
                 return err_errno(e, -ENOMEM, "opening an image");
-        r = make_room(c, e);
-        if (r < 0)
-                return r;
+        if (c->n >= PAGER_MAX_IMAGES && !pager_cache_drop_idle(c))
+                return err_set(e, ERR_LIMIT, -EMFILE, "%u images are in use, which is the limit", PAGER_MAX_IMAGES);
         r = pager_image_open(fd, c->reclaim, &entry->image);
         if (r == -EBADMSG)
                 return err_set(e, ERR_CORRUPT, r, "the memory image is torn or corrupt");
@@ -124,8 +121,11 @@ static int open_entry(struct pager_cache *c, int fd, struct pager_cached **ret, 
 int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) {
         struct pager_image_key key;
         struct pager_cached *entry;
-        int r;
+        int r, flags = fcntl(fd, F_GETFL);
 
+        /* Also of an image that is open already: whoever cannot read the file is not shown its pages. */
+        if (flags < 0 || flags & O_PATH || (flags & O_ACCMODE) == O_WRONLY)
+                return err_set(e, ERR_INVALID, -EBADF, "the memory image is not open for reading");
         r = pager_image_key_of_fd(fd, &key);
         if (r < 0)
                 return err_errno(e, r, "looking at the memory image");

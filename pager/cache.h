@@ -32,6 +32,9 @@ void pager_cache_free(struct pager_cache *c);
 int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) attr_warn_unused;
 void pager_cache_put(struct pager_cached *entry);
 
+/** Lets go of the image that was idle for longest. False: none is. */
+bool pager_cache_drop_idle(struct pager_cache *c);
+
 struct pager_cached *pager_cache_first(const struct pager_cache *c);
 unsigned pager_cache_count(const struct pager_cache *c);
 /** What images did that are not open any more, so that totals never go back; what is a state is 0. */

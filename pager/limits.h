@@ -13,6 +13,11 @@
 #define PAGER_MAX_CONNECTIONS 64u       /* to the control socket */
 #define PAGER_MAX_CONN_QUEUE (4u << 20) /* notifications that a connection does not read; then it is closed */
 
+/* Descriptors: kept free for connections and what comes with calls; and what each has at the most. */
+#define PAGER_SPARE_FDS 128u
+#define PAGER_FDS_OF_SESSION 3u /* its socket and userfaultfd; until it is attached a pidfd, a working set */
+#define PAGER_FDS_OF_IMAGE 4u   /* its file, its memory twice, a userfaultfd */
+
 #define PAGER_MAX_REGIONS 1024u                  /* in one handshake */
 #define PAGER_MAX_PIECES (4 * PAGER_MAX_REGIONS) /* of a layout whose VMM moves its memory */
 #define PAGER_MAX_HANDSHAKE (256u << 10)         /* bytes of its JSON */
@@ -37,6 +42,9 @@
 #define PAGER_BUDGET_FLOOR (64ull << 20) /* pressure takes no more, unless the budget is of that size itself */
 #define PAGER_PRESSURE_PAUSE_MS 500u     /* between two answers to pressure: the first must have its effect */
 #define PAGER_PRESSURE_CALM_SECONDS 5u   /* without pressure, before the budget grows again */
+
+/* A worker that has been at one piece of work for longer gets no new session while there are others. */
+#define PAGER_STUCK_MS 100u
 
 #define PAGER_MAX_REASON 240u
 #define PAGER_MAX_RANGES 100000u /* in one answer of session.removed; the rest with the next call */

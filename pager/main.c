@@ -253,6 +253,7 @@ int main(int argc, char **argv) {
                 return r;
         log_init("uffd-pager", o.level);
         (void) signal(SIGPIPE, SIG_IGN);
-        (void) signal(SIGHUP, SIG_IGN); /* the terminal of whoever started forkd is none of our concern */
+        (void) signal(SIGXFSZ, SIG_IGN); /* an image too large for a limit is an error, not our end */
+        (void) signal(SIGHUP, SIG_IGN);  /* the terminal of whoever started forkd is none of our concern */
         return run(&o);
 }

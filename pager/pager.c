@@ -12,8 +12,8 @@
 #include "pager/pager.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,6 +22,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "pager/pager_internal.h"
+#include "pager/rlimit.h"
 
 struct pager_session *pager_find_session(struct pager *p, const char *id) {
         struct pager_session *s = p->sessions;
@@ -114,12 +115,20 @@ int pager_poison_session(struct pager *p, struct pager_session *s) {
 
 /* ---- the VMM's socket ---- */
 
+/** Of fewest sessions; but not one that seems to be stuck in a read of another session's image. */
 static struct pager_worker *idlest_worker(struct pager *p) {
         struct pager_worker *best = p->workers[0];
+        unsigned least = UINT_MAX;
 
-        for (unsigned i = 1; i < p->n_workers; i++)
-                if (pager_worker_sessions(p->workers[i]) < pager_worker_sessions(best))
+        for (unsigned i = 0; i < p->n_workers; i++) {
+                bool stuck = pager_worker_busy_ns(p->workers[i]) > PAGER_STUCK_MS * 1000000ull;
+                unsigned n = pager_worker_sessions(p->workers[i]) + (stuck ? PAGER_MAX_SESSIONS : 0);
+
+                if (n < least) {
+                        least = n;
                         best = p->workers[i];
+                }
+        }
         return best;
 }
 
@@ -221,6 +230,16 @@ static int watch_vmm(struct pager_session *s, const struct pager_opening *o, int
         return pager_expect_vmm(s, pidfd, e);
 }
 
+/** Idle images give way to a session that needs their descriptors. */
+static int admit(struct pager *p, struct err *e) {
+        int r;
+
+        do
+                r = pager_rlimit_admit(p->other_fds, p->n_sessions, pager_cache_count(p->cache), e);
+        while (r < 0 && pager_cache_drop_idle(p->cache));
+        return r;
+}
+
 int pager_open_session(struct pager *p, const struct pager_opening *o, struct pager_session **ret, struct err *e) {
         cleanup_fd int image = o->image_fd, sock = o->vmm_sock, set = o->workingset_fd;
         struct pager_session *s = NULL;
@@ -233,6 +252,9 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
                 return err_set(e, ERR_EXISTS, -EEXIST, "session %s is open already", o->id);
         if (p->n_sessions >= PAGER_MAX_SESSIONS)
                 return err_set(e, ERR_LIMIT, -EMFILE, "%u sessions are open, which is the limit", PAGER_MAX_SESSIONS);
+        r = admit(p, e);
+        if (r < 0)
+                return r;
         r = pager_cache_get(p->cache, image, &cached, e);
         if (r < 0)
                 return r;
@@ -365,16 +387,6 @@ void pager_drain(struct pager *p) {
                 pager_end(p);
 }
 
-static void raise_fd_limit(void) {
-        struct rlimit rl;
-
-        /* A session needs two descriptors, an image four; the usual soft limit of 1024 is for select(). */
-        if (getrlimit(RLIMIT_NOFILE, &rl) == 0 && rl.rlim_cur < rl.rlim_max) {
-                rl.rlim_cur = rl.rlim_max;
-                (void) setrlimit(RLIMIT_NOFILE, &rl);
-        }
-}
-
 static int start_reclaim(struct pager *p) {
         const struct pager_reclaim_config cfg = { .budget = p->cfg.memory_budget, .root = "", .pressure_fd = p->cfg.pressure_fd };
 
@@ -448,7 +460,7 @@ int pager_new(struct event_base *base, const struct pager_config *cfg, struct pa
         p->cfg = *cfg;
         p->started_ns = now_ns();
         set_defaults(&p->cfg);
-        raise_fd_limit();
+        pager_rlimit_raise();
         r = pager_mailbox_init(&p->inbox);
         if (r < 0)
                 return err_errno(e, r, "starting the pager");
@@ -471,6 +483,10 @@ int pager_new(struct event_base *base, const struct pager_config *cfg, struct pa
         r = start_listening(p, e);
         if (r < 0)
                 return r;
+        r = pager_rlimit_open_fds();
+        if (r < 0)
+                return err_errno(e, r, "counting the pager's descriptors");
+        p->other_fds = (unsigned) r;
         *ret = TAKE_PTR(p);
         return 0;
 }

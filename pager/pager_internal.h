@@ -30,6 +30,7 @@ struct pager {
         unsigned n_conns;
         struct pager_session *sessions;
         unsigned n_sessions;
+        unsigned other_fds; /* descriptors that neither sessions nor images have */
         struct pager_cache *cache;
         struct pager_reclaim *reclaim;
 

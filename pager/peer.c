@@ -26,8 +26,9 @@ struct pager_peer {
         const struct pager_peer_handlers *handlers;
         void *arg;
         pid_t sender; /* of the handshake; 0: not known */
-        int expected; /* pidfd of the VMM, -1: not named */
-        bool held;    /* until it is named */
+        int expected; /* pidfd of the VMM, -1: not named, or compared already */
+        bool named;
+        bool held; /* until it is named */
         bool attached;
         bool silent; /* it expects no answer to its handshake */
 
@@ -143,6 +144,7 @@ static void try_attach(struct pager_peer *p) {
                 return;
         }
         p->attached = true;
+        p->expected = close_fd(p->expected);
         (void) event_del(p->deadline);
         free(TAKE_PTR(p->buf));
         if (!p->silent && send(p->fd, "ok\n", 3, MSG_NOSIGNAL | MSG_DONTWAIT) != 3)
@@ -242,7 +244,7 @@ static int prepare_socket(int fd) {
 
         if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0 ||
             getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) < 0)
-                return -errno;
+                return -ENOTSOCK;
         if (domain != AF_UNIX || type != SOCK_STREAM || listens)
                 return -ENOTSOCK;
         if (setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) < 0)
@@ -289,12 +291,13 @@ void pager_peer_hold(struct pager_peer *p) {
 int pager_peer_expect(struct pager_peer *p, int pidfd, pid_t *ret_pid) {
         int r;
 
-        if (p->expected >= 0)
+        if (p->named)
                 return -EALREADY;
         r = spawn_pidfd_pid(pidfd, ret_pid);
         if (r < 0)
                 return r;
         p->expected = pidfd;
+        p->named = true;
         return 0;
 }
 
@@ -302,8 +305,11 @@ void pager_peer_go_on(struct pager_peer *p) {
         char why[PAGER_MAX_REASON];
 
         p->held = false;
-        if (p->attached && check_sender(p, why, sizeof(why)) < 0)
-                refuse(p, why);
-        else if (!p->attached && p->json_len > 0)
+        if (!p->attached && p->json_len > 0) {
                 try_attach(p);
+        } else if (p->attached && check_sender(p, why, sizeof(why)) < 0) {
+                refuse(p, why);
+        } else if (p->attached) {
+                p->expected = close_fd(p->expected);
+        }
 }

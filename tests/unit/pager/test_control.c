@@ -5,10 +5,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 #include "common/io.h"
@@ -123,6 +125,124 @@ static void test_open_refusals(void **state) {
         assert_int_equal(harness_status(&h, "images", NULL, "sessions"), 1);
         end_raw(&v);
         assert_true(count_fds() <= fds + 4); /* the image stays: its file, two of the memfd, a userfaultfd */
+}
+
+static void ignore_result(const struct rpc_result *res, void *arg) {
+}
+
+static struct answer open_fds(const int fds[2]) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        mp_map(&b, 3);
+        mp_kv_str(&b, "session", "0123456789abcdef");
+        mp_kv_u64(&b, "ram_bytes", PAGES * TEST_PAGE);
+        mp_kv_u64(&b, "fds", 2);
+        return harness_call(&h, "session.open", &b, fds, 2);
+}
+
+static int make_socket(int domain, int type, bool listens) {
+        int fd = socket(domain, type | SOCK_CLOEXEC, 0);
+
+        assert_true(fd >= 0);
+        if (listens) { /* at a name that the kernel finds */
+                struct sockaddr_un sa = { .sun_family = AF_UNIX };
+
+                assert_int_equal(bind(fd, (struct sockaddr *) &sa, sizeof(sa.sun_family)), 0);
+                assert_int_equal(listen(fd, 1), 0);
+        }
+        return fd;
+}
+
+/** Everything a descriptor can be, in both places: the right error, and nothing of it stays. */
+static void test_wrong_descriptors(void **state) {
+        int pair[2], packets[2], pipes[2], wrong[16], before;
+        char dir[] = "/tmp/pager-test-XXXXXX", path[64];
+        unsigned n = 0;
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, packets), 0);
+        assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+        assert_non_null(mkdtemp(dir));
+        (void) snprintf(path, sizeof(path), "%s/fifo", dir);
+        assert_int_equal(mkfifo(path, 0600), 0);
+        wrong[n++] = open("/dev/null", O_RDWR | O_CLOEXEC);
+        wrong[n++] = open("/dev/zero", O_RDWR | O_CLOEXEC);
+        wrong[n++] = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        wrong[n++] = open(path, O_RDWR | O_CLOEXEC);
+        wrong[n++] = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+        wrong[n++] = memfd_create("test", MFD_CLOEXEC);
+        wrong[n++] = epoll_create1(EPOLL_CLOEXEC);
+        wrong[n++] = packets[0];
+        wrong[n++] = pipes[0];
+        wrong[n++] = make_socket(AF_INET, SOCK_STREAM, false);
+        wrong[n++] = make_socket(AF_INET, SOCK_DGRAM, false);
+        wrong[n++] = make_socket(AF_UNIX, SOCK_DGRAM, false);
+        wrong[n++] = make_socket(AF_UNIX, SOCK_STREAM, true);
+        assert_int_equal(uffd_open(0, &wrong[n++]), 0);
+        (void) snprintf(path, sizeof(path), "/proc/self/fd/%d", img.fd);
+        wrong[n++] = open(path, O_PATH | O_CLOEXEC);
+        expect_ok(harness_call(&h, "hello", NULL, NULL, 0));
+        before = count_fds();
+        for (unsigned i = 0; i < n; i++) {
+                assert_true(wrong[i] >= 0);
+                struct answer a = open_fds((int[]){ wrong[i], pair[0] });
+
+                assert_true(a.r < 0 && a.e.message[0]);
+                answer_clear(&a);
+                expect_error(open_fds((int[]){ img.fd, wrong[i] }), ERR_INVALID, "stream socket");
+                /* The image is kept for whoever comes next: its file, its memory twice, a userfaultfd. */
+                assert_true(count_fds() <= before + 4);
+        }
+        /* an image that may be written only */
+        int wronly = open(path, O_WRONLY | O_CLOEXEC);
+        assert_true(wronly >= 0);
+        expect_error(open_fds((int[]){ wronly, pair[0] }), ERR_INVALID, "not open for reading");
+        (void) close_fd(wronly);
+        assert_int_equal(harness_status(&h, "totals", NULL, "sessions"), 0);
+        /* the two swapped */
+        expect_error(open_fds((int[]){ pair[0], img.fd }), ERR_INVALID, "opening the memory image");
+
+        for (unsigned i = 0; i < n; i++)
+                (void) close_fd(wrong[i]);
+        (void) close_fd(packets[1]);
+        (void) close_fd(pipes[1]);
+        (void) close_fd(pair[0]);
+        (void) close_fd(pair[1]);
+        (void) snprintf(path, sizeof(path), "%s/fifo", dir);
+        assert_int_equal(unlink(path), 0);
+        assert_int_equal(rmdir(dir), 0);
+}
+
+/** The caller is gone before it has its answer. The session is there all the same, and ends with its VMM's socket. */
+static void test_hang_up_in_an_answer(void **state) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        int pair[2];
+        id_str id;
+
+        for (unsigned i = 0; i < 32; i++) {
+                struct rpc_conn *conn;
+                int fd;
+
+                id_new(id);
+                assert_int_equal(io_connect_unix(h.path, &fd), 0);
+                assert_int_equal(rpc_conn_new(h.base, fd, &(struct rpc_handlers){ 0 }, NULL, &conn), 0);
+                assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+                mp_buf_init(&b);
+                mp_map(&b, 3);
+                mp_kv_str(&b, "session", id);
+                mp_kv_u64(&b, "ram_bytes", PAGES * TEST_PAGE);
+                mp_kv_u64(&b, "fds", 2);
+                assert_int_equal(rpc_notify(conn, "nothing", NULL, NULL, 0), 0);
+                assert_int_equal(rpc_call(conn, "session.open", &b, (int[]){ img.fd, pair[0] }, 2, ignore_result, NULL, NULL), 0);
+                mp_buf_clear(&b);
+                rpc_conn_unref(conn); /* closes: what was sent is there to be read */
+                (void) close_fd(pair[0]);
+                (void) close_fd(pair[1]);
+        }
+        for (uint64_t start = now_ns(); harness_status(&h, "totals", NULL, "sessions_ended") < 32;)
+                assert_true(ms_since(start) < DEADLINE_MS);
+        assert_int_equal(harness_status(&h, "totals", NULL, "sessions"), 0);
 }
 
 static void test_session_refusals(void **state) {
@@ -337,6 +457,8 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_hello_and_unknown, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_open_refusals, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_wrong_descriptors, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_hang_up_in_an_answer, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_session_refusals, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_memfd_is_readonly, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_image_life, setup, teardown),

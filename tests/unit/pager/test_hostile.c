@@ -99,6 +99,33 @@ static void test_bad_handshakes(void **state) {
         (void) snprintf(json, sizeof(json), "[{\"base_host_virt_addr\":%llu,\"size\":4096,\"offset\":1," EXT "}]",
                         (unsigned long long) (uintptr_t) r.map);
         refused_str(json, r.uffd, "aligned");
+
+        static const struct {
+                const char *regions, *why; /* base, size, offset */
+        } bad[] = {
+                { "1048576,8192,0 1052672,4096,8192", "overlap" },              /* addresses */
+                { "1048576,8192,0 2097152,4096,4096", "another region holds" }, /* guest memory */
+                { "1048576,0,0", "empty" },
+                { "1048576,4095,0", "aligned" },
+                { "1048577,4096,0", "aligned" },
+                { "1048576,9223372036854771712,0", "no address range" },
+                { "1048576,4096,9223372036854771712", "outside" },
+                { "9223372036854771712,4096,0", "no address range" },
+                { "144115188075851776,8192,0", "no address range" },
+        };
+        for (unsigned i = 0; i < ARRAY_LEN(bad); i++) {
+                unsigned long long base, size, offset;
+                const char *at = bad[i].regions;
+                size_t len = 0;
+                int used;
+
+                for (; sscanf(at, "%llu,%llu,%llu%n", &base, &size, &offset, &used) == 3; at += used)
+                        len += (size_t) snprintf(json + len, sizeof(json) - len,
+                                                 "%c{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":%llu," EXT "}",
+                                                 len ? ',' : '[', base, size, offset);
+                (void) snprintf(json + len, sizeof(json) - len, "]");
+                refused_str(json, r.uffd, bad[i].why);
+        }
         raw_unmap(&r);
         assert_service();
 }
@@ -137,6 +164,100 @@ static void test_two_descriptors(void **state) {
         close_session(v.session);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
+        assert_service();
+}
+
+/** Sends one byte with @n descriptors at once. */
+static void send_many(int sock, int fd, unsigned n) {
+        union {
+                struct cmsghdr h;
+                char space[CMSG_SPACE(sizeof(int) * 253)];
+        } control = { .h = { .cmsg_len = CMSG_LEN(sizeof(int) * n), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS } };
+        struct msghdr msg = { .msg_iov = &(struct iovec){ .iov_base = (char[]){ '[' }, .iov_len = 1 },
+                              .msg_iovlen = 1,
+                              .msg_control = &control,
+                              .msg_controllen = CMSG_SPACE(sizeof(int) * n) };
+
+        for (unsigned i = 0; i < n; i++)
+                memcpy(CMSG_DATA(&control.h) + i * sizeof(int), &fd, sizeof(int));
+        assert_int_equal(sendmsg(sock, &msg, MSG_NOSIGNAL), 1);
+}
+
+/** As many as the kernel lets through at once, and a thousand one by one: none of them stays. */
+static void test_a_thousand_descriptors(void **state) {
+        struct vmm v;
+        int fds;
+
+        assert_service();
+        fds = count_fds();
+        vmm_open(&h, &v, &img);
+        send_many(v.sock, v.memfd, 253);
+        assert_non_null(strstr(raw_answer(v.sock), "more than one descriptor"));
+        (void) harness_note(&h, "session.failed", v.session);
+        close_session(v.session);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        assert_int_equal(count_fds(), fds);
+
+        vmm_open(&h, &v, &img);
+        for (unsigned i = 0; i < 1000; i++) {
+                ssize_t n = io_send_fds(v.sock, "[", 1, &v.memfd, 1);
+
+                if (n == -EPIPE || n == -ECONNRESET) /* refused after the second */
+                        break;
+                assert_int_equal(n, 1);
+        }
+        (void) harness_note(&h, "session.failed", v.session);
+        close_session(v.session);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        assert_int_equal(count_fds(), fds);
+        assert_service();
+}
+
+/** Memory that was never mapped, and memory that is not registered: nobody faults there, so nobody is harmed. */
+static void test_memory_that_is_not_there(void **state) {
+        struct raw_vmm r, told;
+        struct vmm v;
+
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        told = r;
+        told.map = (uint8_t *) (uintptr_t) (1ull << 40);
+        raw_attach(&told, v.sock);
+        (void) harness_note(&h, "session.attached", v.session);
+        assert_service();
+        close_session(v.session);
+        raw_unmap(&r);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+}
+
+/** It does not wait for its answer: hang-ups at every point of the handshake. */
+static void test_hang_up_in_the_answer(void **state) {
+        char json[512];
+        struct raw_vmm r;
+        struct vmm v;
+
+        for (unsigned i = 0; i < 64; i++) {
+                vmm_open(&h, &v, &img);
+                raw_map(&r, v.memfd, v.ram_bytes);
+                int n = snprintf(json, sizeof(json), "[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":0," EXT "}]",
+                                 (unsigned long long) (uintptr_t) r.map, PAGES * TEST_PAGE);
+
+                raw_send(v.sock, json, i % 4 == 3 ? (size_t) n - 1 : (size_t) n, r.uffd);
+                if (i % 4 == 1) /* will not read: the answer finds nobody */
+                        assert_int_equal(shutdown(v.sock, SHUT_RD), 0);
+                if (i % 4 == 2) /* the process goes first, so to say */
+                        raw_unmap(&r);
+                (void) close_fd(v.sock);
+                (void) harness_note(&h, "session.gone", v.session);
+                if (i % 4 != 2)
+                        raw_unmap(&r);
+                (void) close_fd(v.memfd);
+                h.n_notes = 0;
+        }
+        assert_int_equal(harness_status(&h, "totals", NULL, "sessions"), 0);
         assert_service();
 }
 
@@ -363,6 +484,9 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_bad_handshakes, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_endless_handshake, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_two_descriptors, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_a_thousand_descriptors, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_memory_that_is_not_there, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_hang_up_in_the_answer, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_silence, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_hang_up_before_and_after, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_talks_after_handshake, setup, teardown),
