@@ -3,9 +3,10 @@
  *
  *   decoding  from session.open on, so while the VMM starts: the filling thread takes unit after unit (`next`),
  *             and so does a worker that has nothing to map. Each unit is decoded by one of them
- *   mapping   from the attachment on, by the session's worker, between faults: UFFDIO_CONTINUE for stored pages,
- *             UFFDIO_ZEROPAGE for others. A unit that is not decoded yet is decoded on the spot, or waited for
- *             where another thread is at it: it is the next one to be needed
+ *   mapping   from the attachment on, by the session's worker, between faults: UFFDIO_CONTINUE (in copy mode
+ *             UFFDIO_COPY, see copy.c) for stored pages, UFFDIO_ZEROPAGE for others. A unit that is not decoded
+ *             yet is decoded on the spot, or waited for where another thread is at it: it is the next one to be
+ *             needed
  *
  * A worker does this only when no fault waits, and one unit at a time: a fault that comes meanwhile waits for
  * one unit's mapping or one frame's decode at the most. What turns out to be mapped already (EEXIST) was faulted
@@ -15,6 +16,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "pager/copy.h"
 #include "pager/session.h"
 #include "pager/uffd.h"
 
@@ -102,16 +104,21 @@ static uint64_t mappable(struct pager_session *s, uint64_t page, uint64_t max, b
 
 /** Maps what it can of [@page, @end), which lies in region @g. Returns how many pages are settled, or an error:
  *  -ENODATA: @page is not decoded. */
-static int64_t map_some(struct pager_session *s, const struct pager_region *g, uint64_t page, uint64_t end) {
+static int64_t map_some(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page,
+                        uint64_t end) {
         uint64_t n, done;
         bool zero;
         int r;
 
         if (pager_session_removed(s, page))
                 return 1;
+        if (s->layout->page_size == PAGER_HUGE_PAGE)
+                return pager_copy_ahead_huge(s, g, scratch, page, end - page);
         n = mappable(s, page, end - page, &zero);
         if (n == 0)
                 return -ENODATA;
+        if (!zero && s->layout->mode == PAGER_MODE_COPY)
+                return pager_copy_ahead(s, g, scratch, page, n);
         r = map_pages(s, g->base + page * PAGER_PAGE - g->offset, n, zero, &done);
         if (r == 0)
                 return (int64_t) n;
@@ -155,7 +162,7 @@ int pager_ahead_step(struct pager_session *s, struct pager_scratch *scratch) {
 
                 g = region_of(s->layout, page);
                 if (g)
-                        n = map_some(s, g, page, MIN_OF(u->first + u->n, (g->offset + g->size) / PAGER_PAGE));
+                        n = map_some(s, g, scratch, page, MIN_OF(u->first + u->n, (g->offset + g->size) / PAGER_PAGE));
                 if (n == -ENODATA)
                         return decode_here(s, scratch, page) < 0 ? 0 : 1;
                 if (n == -EAGAIN)

@@ -49,15 +49,16 @@ static void mark_copied(struct pager_session *s, uint64_t first, uint64_t n) {
 }
 
 /** Copies @n pages from @first on to @addr. A page that is there already, or not registered (any more), is passed over,
- *  and whoever waits for it is woken to look again. */
-static int install(struct pager_session *s, uint64_t first, uint64_t n, uint64_t addr, const uint8_t *data) {
+ *  and whoever waits for it is woken to look again. *@count grows by what was copied. */
+static int install(struct pager_session *s, uint64_t first, uint64_t n, uint64_t addr, const uint8_t *data,
+                   _Atomic uint64_t *count) {
         uint64_t at = 0, step = n, done;
         bool wake = false;
         int r = 0;
 
         while (at < n) {
                 r = uffd_copy(s->uffd, addr + at * PAGER_PAGE, data + at * PAGER_PAGE, MIN_OF(step, n - at) * PAGER_PAGE, &done);
-                (void) atomic_fetch_add_explicit(&s->pages_installed, done / PAGER_PAGE, memory_order_relaxed);
+                (void) atomic_fetch_add_explicit(count, done / PAGER_PAGE, memory_order_relaxed);
                 mark_copied(s, first + at, done / PAGER_PAGE);
                 at += done / PAGER_PAGE;
                 if (r == -ENOENT && step > 1) {
@@ -82,7 +83,7 @@ static bool wanted(const struct pager_session *s, uint64_t page) {
 
 /** Copies what is wanted of [@lo, @hi) of the run. */
 static int install_wanted(struct pager_session *s, const struct pager_region *g, const struct pager_run *run, uint64_t lo,
-                          uint64_t hi) {
+                          uint64_t hi, _Atomic uint64_t *count) {
         for (uint64_t p = lo, end; p < hi; p = end) {
                 int r;
 
@@ -90,7 +91,8 @@ static int install_wanted(struct pager_session *s, const struct pager_region *g,
                 }
                 if (!wanted(s, p))
                         continue;
-                r = install(s, p, end - p, g->base + p * PAGER_PAGE - g->offset, run->data + (p - run->first) * PAGER_PAGE);
+                r = install(s, p, end - p, g->base + p * PAGER_PAGE - g->offset, run->data + (p - run->first) * PAGER_PAGE,
+                            count);
                 if (r < 0)
                         return r;
         }
@@ -110,10 +112,10 @@ static int install_main(struct pager_session *s, const struct pager_region *g, c
                 hi++;
         *ret_lo = g->base + lo * PAGER_PAGE - g->offset;
         *ret_hi = g->base + hi * PAGER_PAGE - g->offset;
-        r = install(s, lo, hi - lo, *ret_lo, run->data + (lo - run->first) * PAGER_PAGE);
+        r = install(s, lo, hi - lo, *ret_lo, run->data + (lo - run->first) * PAGER_PAGE, &s->pages_installed);
         if (r == 0)
-                r = install_wanted(s, g, run, min, lo);
-        return r == 0 ? install_wanted(s, g, run, hi, max) : r;
+                r = install_wanted(s, g, run, min, lo, &s->pages_installed);
+        return r == 0 ? install_wanted(s, g, run, hi, max, &s->pages_installed) : r;
 }
 
 /** What a fill brought, as runs. -EAGAIN: it was given back meanwhile. */
@@ -158,18 +160,36 @@ int pager_copy_pages(struct pager_session *s, const struct pager_region *g, stru
         for (unsigned i = 0; i < n; i++) {
                 uint64_t lo = MAX_OF(run[i].first, region_first), hi = MIN_OF(run[i].first + run[i].n, region_end);
 
-                if (i != main_run && lo < hi && install_wanted(s, g, &run[i], lo, hi) < 0)
+                if (i != main_run && lo < hi && install_wanted(s, g, &run[i], lo, hi, &s->pages_installed) < 0)
                         break;
         }
         return 0;
+}
+
+int64_t pager_copy_ahead(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page,
+                         uint64_t n) {
+        struct pager_fill_result there;
+        struct pager_run run;
+        uint64_t end;
+        int r;
+
+        if (is_copied(s, page))
+                return 1;
+        r = pager_image_read(s->image, scratch, page, &there);
+        if (r < 0)
+                return r == -EAGAIN ? -ENODATA : r;
+        run = (struct pager_run){ there.first, there.n, scratch->frame };
+        end = MIN_OF(page + n, run.first + run.n);
+        r = install_wanted(s, g, &run, page, end, &s->pages_ahead);
+        return r < 0 ? r : (int64_t) (end - page);
 }
 
 /* ---- huge pages ---- */
 
 /** Puts the stored pages among the 512 from @first on into the scratch, where they are not discarded. *ret_n: how
  *  many. */
-static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint64_t first, uint64_t *ret_n,
-                    enum pager_fault_kind *ret_kind) {
+static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint64_t first, enum pager_cause cause,
+                    uint64_t *ret_n, enum pager_fault_kind *ret_kind) {
         uint64_t done[SNAP_REGION_PAGES / 64] = { 0 }, n_stored = 0;
 
         memset(scratch->huge, 0, PAGER_HUGE_PAGE);
@@ -183,7 +203,7 @@ static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint
                         i++;
                         continue;
                 }
-                r = pager_image_fill(s->image, scratch, first + i, PAGER_DEMAND, &fill);
+                r = pager_image_fill(s->image, scratch, first + i, cause, &fill);
                 if (r == 0 && fill.kind == PAGER_PAGE_ZERO) {
                         i += MAX_OF(1u, pager_image_zero_run(s->image, first + i, SNAP_REGION_PAGES - i));
                         continue;
@@ -214,32 +234,50 @@ static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint
 }
 
 int pager_copy_huge(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t addr,
-                    uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind, bool *ret_image_error) {
-        uint64_t start = addr - addr % PAGER_HUGE_PAGE, first = (start - g->base + g->offset) / PAGER_PAGE, n_stored = 0, done;
+                    enum pager_cause cause, uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind,
+                    bool *ret_image_error) {
+        uint64_t start = addr - addr % PAGER_HUGE_PAGE, n_stored = 0, done;
+        bool zero = g->offset == PAGER_READS_ZERO;
+        uint64_t first = zero ? 0 : (start - g->base + g->offset) / PAGER_PAGE;
         int r;
 
         *ret_image_error = false;
-        if (g->offset == PAGER_READS_ZERO || pager_session_removed(s, first)) {
+        *ret_lo = start;
+        *ret_hi = start + PAGER_HUGE_PAGE;
+        if (zero || pager_session_removed(s, first)) {
                 *ret_kind = PAGER_FAULT_REMOVED;
                 memset(scratch->huge, 0, PAGER_HUGE_PAGE);
         } else {
                 *ret_kind = PAGER_FAULT_ZERO;
-                r = assemble(s, scratch, first, &n_stored, ret_kind);
+                r = assemble(s, scratch, first, cause, &n_stored, ret_kind);
                 if (r < 0) {
                         *ret_image_error = true;
                         return r;
                 }
         }
-        *ret_lo = start;
-        *ret_hi = start + PAGER_HUGE_PAGE;
         r = uffd_copy(s->uffd, start, scratch->huge, PAGER_HUGE_PAGE, &done);
-        if (r == -EEXIST || r == -ENOENT) {
+        if (r == -EEXIST || r == -ENOENT)
                 (void) uffd_wake(s->uffd, start, PAGER_HUGE_PAGE);
-                return 0;
-        }
+        if (!zero && (r == 0 || r == -EEXIST))
+                mark_copied(s, first, SNAP_REGION_PAGES);
         if (r < 0)
-                return r;
-        (void) atomic_fetch_add_explicit(&s->pages_installed, n_stored, memory_order_relaxed);
-        (void) atomic_fetch_add_explicit(&s->zero_pages, SNAP_REGION_PAGES - n_stored, memory_order_relaxed);
+                return r == -EEXIST || r == -ENOENT ? 0 : r;
+        (void) atomic_fetch_add_explicit(cause == PAGER_AHEAD ? &s->pages_ahead : &s->pages_installed, n_stored,
+                                         memory_order_relaxed);
+        (void) atomic_fetch_add_explicit(cause == PAGER_AHEAD ? &s->zero_ahead : &s->zero_pages, SNAP_REGION_PAGES - n_stored,
+                                         memory_order_relaxed);
         return 0;
+}
+
+int64_t pager_copy_ahead_huge(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page,
+                              uint64_t n) {
+        uint64_t lo, hi;
+        enum pager_fault_kind kind;
+        bool image_error;
+        int r = 0;
+
+        if (!is_copied(s, page))
+                r = pager_copy_huge(s, g, scratch, g->base + page * PAGER_PAGE - g->offset, PAGER_AHEAD, &lo, &hi, &kind,
+                                    &image_error);
+        return r < 0 ? r : (int64_t) MIN_OF(n, SNAP_REGION_PAGES - page % SNAP_REGION_PAGES);
 }

@@ -204,7 +204,7 @@ static void removed_window(const struct pager_session *s, const struct pager_reg
 static int answer_huge(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t addr,
                        uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
         bool image_error;
-        int r = pager_copy_huge(s, g, scratch, addr, ret_lo, ret_hi, ret_kind, &image_error);
+        int r = pager_copy_huge(s, g, scratch, addr, PAGER_DEMAND, ret_lo, ret_hi, ret_kind, &image_error);
 
         return image_error ? fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r)) : r;
 }

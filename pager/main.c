@@ -9,6 +9,7 @@
 
 #include "common/ids.h"
 #include "common/log.h"
+#include "pager/pack.h"
 #include "pager/pager.h"
 #include "pager/serve.h"
 
@@ -36,10 +37,16 @@ static void usage(FILE *out) {
                        "Firecracker's userfaultfd handshake (\"backend_type\": \"Uffd\"). A VMM whose memory\n"
                        "cannot be served (a corrupt frame, an I/O error) is killed, with the reason in the log.\n"
                        "\n"
+                       "uffd-pager pack --memory FILE --snapshot DIR [--compression lz4|zstd[:1-19]|none]\n"
+                       "Makes DIR/memory.img, for serve, out of a raw memory file, as Firecracker's full\n"
+                       "snapshots have it.\n"
+                       "\n"
                        "  --snapshot DIR          serve: the snapshot; its memory is DIR/memory.img\n"
                        "  --socket PATH           serve: the unix socket for VMMs, mode 0600\n"
                        "  --peer-uid UID          serve: VMMs of this user may connect, too, not only those of\n"
                        "                          root and of the pager's own user; the socket becomes theirs\n"
+                       "  --record                serve: learn which pages VMMs need first, into DIR/workingset;\n"
+                       "                          they are fetched ahead for the next ones\n"
                        "  --control PATH          listen for forkd on the unix socket PATH\n"
                        "  --control-fd N          descriptor N listens at PATH already\n"
                        "  --workers N             fault threads, 1 to %u (default: one per CPU)\n"
@@ -76,8 +83,8 @@ static bool parse_number(const char *s, unsigned min, unsigned max, unsigned *re
 }
 
 static int check_options(const struct options *o) {
-        if (!o->is_serve && (o->serve.snapshot || o->serve.path || o->serve.peer_uid >= 0))
-                return bad_usage("--snapshot, --socket and --peer-uid belong to 'uffd-pager serve'");
+        if (!o->is_serve && (o->serve.snapshot || o->serve.path || o->serve.peer_uid >= 0 || o->serve.record))
+                return bad_usage("--snapshot, --socket, --peer-uid and --record belong to 'uffd-pager serve'");
         if (o->is_serve && (!o->serve.snapshot || !o->serve.path))
                 return bad_usage("serve wants --snapshot and --socket");
         if (!o->is_serve && !o->cfg.control_path)
@@ -102,7 +109,8 @@ static int parse_args(int argc, char **argv, struct options *o) {
                 OPT_VERSION,
                 OPT_SNAPSHOT,
                 OPT_SOCKET,
-                OPT_PEER_UID
+                OPT_PEER_UID,
+                OPT_LEARN
         };
         static const struct option options[] = {
                 { "control", required_argument, NULL, OPT_CONTROL },
@@ -116,6 +124,7 @@ static int parse_args(int argc, char **argv, struct options *o) {
                 { "snapshot", required_argument, NULL, OPT_SNAPSHOT },
                 { "socket", required_argument, NULL, OPT_SOCKET },
                 { "peer-uid", required_argument, NULL, OPT_PEER_UID },
+                { "record", no_argument, NULL, OPT_LEARN },
                 { "help", no_argument, NULL, OPT_HELP },
                 { "version", no_argument, NULL, OPT_VERSION },
                 { 0 },
@@ -171,6 +180,9 @@ static int parse_args(int argc, char **argv, struct options *o) {
                                 return bad_usage("--peer-uid wants the number of a user");
                         o->serve.peer_uid = n;
                         break;
+                case OPT_LEARN:
+                        o->serve.record = true;
+                        break;
                 case OPT_HELP:
                         usage(stdout);
                         return 0;
@@ -184,6 +196,47 @@ static int parse_args(int argc, char **argv, struct options *o) {
         if (optind < argc)
                 return bad_usage("unexpected argument");
         return check_options(o);
+}
+
+/** `uffd-pager pack`: the exit code. */
+static int pack(int argc, char **argv) {
+        enum { OPT_MEMORY = 256, OPT_SNAPSHOT, OPT_COMPRESSION, OPT_HELP };
+        static const struct option options[] = {
+                { "memory", required_argument, NULL, OPT_MEMORY },
+                { "snapshot", required_argument, NULL, OPT_SNAPSHOT },
+                { "compression", required_argument, NULL, OPT_COMPRESSION },
+                { "help", no_argument, NULL, OPT_HELP },
+                { 0 },
+        };
+        struct pager_pack_config cfg = { .codec = SNAP_CODEC_LZ4 };
+        uint64_t ram, stored;
+        struct err e = { 0 };
+
+        optind = 2;
+        for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+                if (c == OPT_MEMORY) {
+                        cfg.memory = optarg;
+                } else if (c == OPT_SNAPSHOT) {
+                        cfg.snapshot = optarg;
+                } else if (c == OPT_COMPRESSION) {
+                        if (snap_codec_parse(optarg, &cfg.codec, &cfg.level) < 0)
+                                return bad_usage("--compression wants lz4, zstd, zstd:1 to zstd:19, or none");
+                } else if (c == OPT_HELP) {
+                        usage(stdout);
+                        return 0;
+                } else {
+                        return 2;
+                }
+        }
+        if (optind < argc || !cfg.memory || !cfg.snapshot)
+                return bad_usage("pack wants --memory and --snapshot, and nothing else");
+        if (pager_pack(&cfg, &ram, &stored, &e) < 0) {
+                log_error("%s", e.message);
+                return 1;
+        }
+        (void) printf("%llu MiB of memory, %llu MiB stored\n", (unsigned long long) (ram >> 20),
+                      (unsigned long long) (stored >> 20));
+        return 0;
 }
 
 struct running {
@@ -247,7 +300,13 @@ int main(int argc, char **argv) {
         struct options o = { .cfg = { .idle_seconds = 300, .version = FORKD_VERSION },
                              .serve = { .peer_uid = -1 },
                              .level = LOG_LVL_INFO };
-        int r = parse_args(argc, argv, &o);
+        int r;
+
+        if (argc > 1 && !strcmp(argv[1], "pack")) {
+                log_init("uffd-pager", o.level);
+                return pack(argc, argv);
+        }
+        r = parse_args(argc, argv, &o);
 
         if (r >= 0)
                 return r;

@@ -21,7 +21,9 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/spawn.h"
+#include "pager/learn.h"
 #include "pager/pager_internal.h"
+#include "snapstore/store.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77 /* Linux 6.5 */
@@ -44,10 +46,12 @@ struct pager_serve {
         char *path;
         dev_t socket_dev; /* what we bound: another's socket at this path is not ours to remove */
         ino_t socket_ino;
-        int image_fd;
+        int dir_fd, image_fd;
         uint64_t ram_bytes;
         int64_t peer_uid;
+        bool record;
         struct vmm *vmms;
+        struct vmm *recording; /* one at a time: the others would say the same */
 };
 
 /* ---- verdicts ---- */
@@ -98,9 +102,34 @@ static void on_failed(struct pager_session *s, bool depends, void *arg) {
                 log_error("session %s: the VMM cannot be killed from here and waits for its memory; it has to be ended", s->id);
 }
 
+/* ---- what is learned of a VMM ---- */
+
+static void learn(struct vmm *v) {
+        const struct pager_session *s = v->session;
+        uint64_t n_new;
+        int r;
+
+        if (v->serve->recording != v)
+                return;
+        v->serve->recording = NULL;
+        if (!s->record || s->failed || pager_record_runs(s->record) == 0)
+                return;
+        r = pager_learn(v->serve->dir_fd, s->image, s->record, &n_new);
+        if (r < 0)
+                log_warning("session %s: its working set is not kept: %s", s->id, strerrordesc_np(-r));
+        else if (n_new > 0)
+                log_info("session %s: %llu pages are new in the working set", s->id, (unsigned long long) n_new);
+}
+
+static void on_recorded(struct pager_session *s, void *arg) {
+        learn(arg);
+}
+
 static void on_released(struct pager_session *s, void *arg) {
         struct vmm *v = arg;
         uint64_t faults = 0;
+
+        learn(v); /* it has ended before its window */
 
         for (unsigned i = 0; i < PAGER_N_FAULTS; i++)
                 faults += atomic_load_explicit(&s->faults[i], memory_order_relaxed);
@@ -110,7 +139,7 @@ static void on_released(struct pager_session *s, void *arg) {
         forget(v);
 }
 
-static const struct pager_keeper keeper = { on_failed, on_released };
+static const struct pager_keeper keeper = { on_failed, on_recorded, on_released };
 
 /* ---- connections ---- */
 
@@ -138,7 +167,7 @@ static bool allowed(const struct pager_serve *s, const struct ucred *peer) {
 }
 
 static int open_session(struct pager_serve *s, struct vmm *v, int sock, struct err *e) {
-        struct pager_opening o = { .ram_bytes = s->ram_bytes, .image_fd = -1, .vmm_sock = sock, .workingset_fd = -1 };
+        struct pager_opening o = { .ram_bytes = s->ram_bytes, .image_fd = -1, .vmm_sock = sock };
         id_str id;
         int r;
 
@@ -150,9 +179,13 @@ static int open_session(struct pager_serve *s, struct vmm *v, int sock, struct e
                 (void) close_fd(sock);
                 return err_errno(e, r, "opening a session");
         }
+        o.workingset_fd = openat(s->dir_fd, SNAP_FILE_WORKINGSET, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+        o.record = s->record && !s->recording;
         r = pager_open_session(s->pager, &o, &v->session, e);
         if (r < 0)
                 return r;
+        if (o.record)
+                s->recording = v;
         v->session->keeper = &keeper;
         v->session->keeper_arg = v;
         v->session->vm_pid = v->pid;
@@ -200,12 +233,12 @@ static void on_connection(int fd, void *arg) {
 
 static int open_image(struct pager_serve *s, const char *dir, struct err *e) {
         cleanup_snap_image struct snap_image *img = NULL;
-        cleanup_fd int dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         int r;
 
-        if (dir_fd < 0)
+        s->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (s->dir_fd < 0)
                 return err_errno(e, -errno, "opening the snapshot %s", dir);
-        s->image_fd = openat(dir_fd, "memory.img", O_RDONLY | O_CLOEXEC);
+        s->image_fd = openat(s->dir_fd, SNAP_FILE_MEMORY, O_RDONLY | O_CLOEXEC);
         if (s->image_fd < 0)
                 return err_errno(e, -errno, "opening %s/memory.img", dir);
         r = snap_image_open(s->image_fd, &img);
@@ -254,7 +287,9 @@ int pager_serve_new(struct event_base *base, struct pager *pager, const struct p
 
         if (!s)
                 return err_errno(e, -ENOMEM, "serving a snapshot");
-        *s = (struct pager_serve){ .base = base, .pager = pager, .image_fd = -1, .peer_uid = cfg->peer_uid };
+        *s = (struct pager_serve){
+                .base = base, .pager = pager, .dir_fd = -1, .image_fd = -1, .peer_uid = cfg->peer_uid, .record = cfg->record
+        };
         s->path = strdup(cfg->path);
         r = s->path ? open_image(s, cfg->snapshot, e) : err_errno(e, -ENOMEM, "serving a snapshot");
         if (r == 0)
@@ -289,6 +324,7 @@ void pager_serve_free(struct pager_serve *s) {
                 return;
         pager_serve_close(s);
         (void) close_fd(s->image_fd);
+        (void) close_fd(s->dir_fd);
         free(s->path);
         free(s);
 }

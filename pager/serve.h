@@ -4,6 +4,7 @@
 #pragma once
 
 #include <event2/event.h>
+#include <stdbool.h>
 
 #include "common/err.h"
 
@@ -14,6 +15,7 @@ struct pager_serve_config {
         const char *snapshot; /* a directory with memory.img */
         const char *path;     /* of the socket: mode 0600 */
         int64_t peer_uid;     /* allowed beside root and ourselves, -1: nobody */
+        bool record;          /* learn the file `workingset` in the snapshot from its VMMs */
 };
 
 /** Opens the image once, to be sure that it is one, and listens. @pager outlives the result. */

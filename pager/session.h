@@ -57,6 +57,8 @@ struct pager_session;
 struct pager_keeper {
         /** It has failed, and the log says why. @depends: its VMM has given us its userfaultfd, so it waits for us. */
         void (*on_failed)(struct pager_session *s, bool depends, void *arg);
+        /** The window of its recording is over (s->record). */
+        void (*on_recorded)(struct pager_session *s, void *arg);
         /** It is about to be freed. */
         void (*on_released)(struct pager_session *s, void *arg);
 };

@@ -86,6 +86,8 @@ static void end_recording(struct pager_session *s) {
         mp_kv_str(&b, "session", s->id);
         mp_kv_u64(&b, "pages", atomic_load_explicit(&s->record->n_pages, memory_order_relaxed));
         pager_notify(s->pager, "session.recorded", &b, NULL, 0);
+        if (s->keeper)
+                s->keeper->on_recorded(s, s->keeper_arg);
 }
 
 static void on_record_end(evutil_socket_t fd, short what, void *arg) {

@@ -56,15 +56,26 @@ static void lay_out(struct vmm *v, const struct image *img, size_t regions, cons
                 assert_string_equal(vmm_cmd(v, "features %llu", (unsigned long long) features), "ok");
 }
 
-void fc_start(struct harness *h, struct vmm *v, const struct image *img, size_t regions, const char *kind, uint64_t features,
-              int how) {
-        vmm_open(h, v, img);
+static void attach(struct harness *h, struct vmm *v, const struct image *img, size_t regions, const char *kind, uint64_t features,
+                   int how) {
         v->memfd = close_fd(v->memfd);
         fc_spawn(v, v->sock);
         v->sock = close_fd(v->sock);
         lay_out(v, img, regions, kind, features);
         assert_string_equal(vmm_cmd(v, "attach %d", how), "ok");
         assert_true(harness_note(h, "session.attached", v->session)->good_uffd);
+}
+
+void fc_start(struct harness *h, struct vmm *v, const struct image *img, size_t regions, const char *kind, uint64_t features,
+              int how) {
+        vmm_open(h, v, img);
+        attach(h, v, img, regions, kind, features, how);
+}
+
+void fc_start_with(struct harness *h, struct vmm *v, const struct image *img, size_t regions, const char *kind,
+                   const struct vmm_opening *o) {
+        vmm_open_with(h, v, img, o);
+        attach(h, v, img, regions, kind, 0, FC_TODAY);
 }
 
 /* ---- huge pages ---- */

@@ -21,6 +21,10 @@ void fc_spawn(struct vmm *v, int sock);
 void fc_start(struct harness *h, struct vmm *v, const struct image *img, size_t regions, const char *kind, uint64_t features,
               int how);
 
+/** The same with more in its session.open. */
+void fc_start_with(struct harness *h, struct vmm *v, const struct image *img, size_t regions, const char *kind,
+                   const struct vmm_opening *o);
+
 /** Sets vm.nr_hugepages so that @n huge pages are free, and remembers what it was. False: the host cannot. */
 bool fc_huge_pages(unsigned n);
 /** Restores it; does nothing if it was not changed. */

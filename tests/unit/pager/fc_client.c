@@ -8,6 +8,7 @@
  *   attach HOW [PATH]                   connects to PATH, or takes descriptor 12. HOW: 0 as Firecracker 1.0 to 1.6,
  *                                       1 as 1.7, 2 as today; + 10: a byte at a time; + 20: half of it
  *   verify SEED THREADS                 every page once, random order: "ok" or "bad PAGE"
+ *   range SEED FIRST N                  these pages, in their order: "ok" or "bad PAGE"
  *   time                                one byte of every page, random order: ns altogether
  *   write PAGE BYTE                     fills a page
  *   discard PAGE N                      MADV_DONTNEED, as the balloon does
@@ -299,6 +300,15 @@ static void verify(uint64_t seed, unsigned threads) {
                 printf("ok\n");
 }
 
+static void range(uint64_t seed, uint64_t first, uint64_t n) {
+        for (uint64_t page = first; page < first + n && page < vm.n_pages; page++)
+                if (!page_is_good(seed, page)) {
+                        printf("bad %llu\n", (unsigned long long) page);
+                        return;
+                }
+        printf("ok\n");
+}
+
 static uint64_t ns(void) {
         struct timespec ts;
 
@@ -492,6 +502,8 @@ static void do_line(const char *line) {
                 printf("ok\n");
         } else if (!strcmp(cmd, "verify")) {
                 verify(a, (unsigned) b);
+        } else if (!strcmp(cmd, "range")) {
+                range(a, b, c);
         } else if (!strcmp(cmd, "time")) {
                 time_touches();
         } else if (!strcmp(cmd, "write")) {

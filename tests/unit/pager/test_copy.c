@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "common/io.h"
+#include "snapstore/workingset.h"
 
 #define PAGES 4096ull
 
@@ -256,6 +257,93 @@ static void test_little_memory(void **state) {
         vmm_end(&h, &m);
 }
 
+/** A working set of these runs, as a file. */
+static int set_file(struct snap_run *run, size_t n) {
+        struct snap_workingset set = { .restores = 1, .n_runs = n, .run = run };
+        int fd = memfd_create("workingset", MFD_CLOEXEC);
+        cleanup_snap_image struct snap_image *snap = NULL;
+        cleanup_free void *data = NULL;
+        size_t len;
+
+        assert_true(fd >= 0);
+        for (size_t i = 0; i < n; i++)
+                set.n_pages += run[i].n;
+        assert_int_equal(snap_image_open(img.fd, &snap), 0);
+        assert_int_equal(snap_workingset_encode(&set, snap_image_info(snap)->uuid, PAGES, &data, &len), 0);
+        assert_int_equal(pwrite(fd, data, len, 0), len);
+        return fd;
+}
+
+static double demand(const struct vmm *v) {
+        return of(v, "faults.missing") + of(v, "faults.zero") + of(v, "faults.present");
+}
+
+static void wait_ahead(const struct vmm *v, double pages) {
+        uint64_t start = now_ns();
+
+        while (of(v, "pages_ahead") + of(v, "zero_ahead") < pages)
+                if (ms_since(start) > DEADLINE_MS)
+                        fail_msg("%g and %g pages were copied ahead, not %g", of(v, "pages_ahead"), of(v, "zero_ahead"), pages);
+}
+
+/** What is known to be needed is there before it is touched. */
+static void test_ahead(void **state) {
+        struct snap_run run[] = { { 1500, 700 }, { 0, 300 }, { 4000, 33 } };
+        struct vmm_opening o = { .workingset_fd = set_file(run, ARRAY_LEN(run)) };
+        struct vmm v, w;
+
+        fc_start_with(&h, &v, &img, 3, "", &o);
+        wait_ahead(&v, 1033);
+        for (size_t i = 0; i < ARRAY_LEN(run); i++)
+                assert_string_equal(vmm_cmd(&v, "range 42 %llu %llu", (unsigned long long) run[i].first,
+                                            (unsigned long long) run[i].n),
+                                    "ok");
+        assert_int_equal(demand(&v), 0);
+        assert_int_equal(of(&v, "pages_ahead") + of(&v, "zero_ahead"), 1033);
+        /* the next one, while it already runs */
+        fc_start_with(&h, &w, &img, 1, "", &o);
+        assert_string_equal(vmm_cmd(&w, "verify 42 3"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 3"), "ok");
+        assert_int_equal(harness_status(&h, "images", NULL, "decodes"), img.stats.frames);
+        vmm_end(&h, &w);
+        vmm_end(&h, &v);
+        (void) close_fd(o.workingset_fd);
+}
+
+static void test_ahead_huge(void **state) {
+        struct snap_run run[] = { { 1500, 700 }, { 100, 10 } };
+        struct vmm_opening o = { .workingset_fd = -1 };
+        struct vmm v;
+
+        if (!fc_huge_pages(PAGES / 512))
+                fc_skip("no huge pages can be had here (vm.nr_hugepages)");
+        o.workingset_fd = set_file(run, ARRAY_LEN(run));
+        fc_start_with(&h, &v, &img, 2, "huge", &o);
+        wait_ahead(&v, 4 * 512); /* the huge pages that hold these */
+        assert_string_equal(vmm_cmd(&v, "range 42 1024 1536"), "ok");
+        assert_string_equal(vmm_cmd(&v, "range 42 0 512"), "ok");
+        assert_int_equal(demand(&v), 0);
+        assert_string_equal(vmm_cmd(&v, "verify 42 3"), "ok");
+        vmm_end(&h, &v);
+        (void) close_fd(o.workingset_fd);
+}
+
+/** What it needed first is known afterwards: of huge pages as a whole. */
+static void test_records(void **state) {
+        struct vmm v;
+
+        fc_start_with(&h, &v, &img, 3, "", &(struct vmm_opening){ .record = true });
+        assert_string_equal(vmm_cmd(&v, "range 42 1000 600"), "ok");
+        assert_true(of(&v, "recorded_pages") >= 600 && of(&v, "recorded_pages") < 900);
+        vmm_end(&h, &v);
+        if (!fc_huge_pages(PAGES / 512))
+                return;
+        fc_start_with(&h, &v, &img, 1, "huge", &(struct vmm_opening){ .record = true });
+        assert_string_equal(vmm_cmd(&v, "range 42 1000 600"), "ok");
+        comes_to(&v, "recorded_pages", 3 * 512);
+        vmm_end(&h, &v);
+}
+
 static void test_dies_in_the_middle(void **state) {
         struct vmm v, w;
 
@@ -379,6 +467,9 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_too_many_moves, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_huge_pages, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_little_memory, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_ahead, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_ahead_huge, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_records, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_dies_in_the_middle, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_hangs_up, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_corrupt_frame, setup, teardown),

@@ -327,8 +327,59 @@ static void test_other_users(void **state) {
         fc_server_stop(&srv);
 }
 
-/** Exit code and words of a start that cannot be. */
-static void assert_refused(const char *const *argv, int code, const char *why) {
+static double session_value(const char *key) {
+        return harness_status(&srv.h, "sessions", NULL, key);
+}
+
+/** What one VMM needed first is there for the next before it asks, also after a restart. */
+static void test_records(void **state) {
+        static const char *const more[] = { "--record", "--record-seconds", "1", "--idle-image-seconds", "0", NULL };
+        uint64_t start;
+        struct stat st;
+        char path[128];
+        struct vmm v;
+
+        (void) snprintf(path, sizeof(path), "%s/workingset", srv.dir);
+        fc_server_start(&srv, more, false);
+        fc_attach(&srv, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "range 42 200 300"), "ok");
+        fc_server_says(&srv, "are new in the working set");
+        assert_int_equal(stat(path, &st), 0);
+        vmm_kill(&v);
+        wait_sessions(0);
+        /* one that ends within its window, and needs something else */
+        fc_attach(&srv, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "range 42 1000 300"), "ok");
+        srv.seen[0] = '\0';
+        vmm_kill(&v);
+        fc_server_says(&srv, "are new in the working set");
+        wait_sessions(0);
+        fc_server_stop(&srv);
+
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        start = now_ns();
+        while (session_value("pages_ahead") + session_value("zero_ahead") < 600)
+                if (ms_since(start) > DEADLINE_MS)
+                        fail_msg("%g pages came ahead", session_value("pages_ahead"));
+        assert_string_equal(vmm_cmd(&v, "range 42 200 300"), "ok");
+        assert_string_equal(vmm_cmd(&v, "range 42 1000 300"), "ok");
+        assert_int_equal(session_value("faults.missing") + session_value("faults.zero") + session_value("faults.present"), 0);
+        vmm_kill(&v);
+        wait_sessions(0);
+
+        /* a bad one is left aside */
+        assert_int_equal(truncate(path, st.st_size - 1), 0);
+        fc_attach(&srv, &v, &img);
+        fc_server_says(&srv, "a working set is not used");
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_kill(&v);
+        wait_sessions(0);
+        fc_server_stop(&srv);
+}
+
+/** The program @argv ends with exit code @code, and says @why. */
+static void assert_ends(const char *const *argv, int code, const char *why) {
         char words[4096];
         int err[2], pidfd, status;
         pid_t pid;
@@ -350,34 +401,84 @@ static void assert_refused(const char *const *argv, int code, const char *why) {
                 fail_msg("exit code %d, and it says: %s", WEXITSTATUS(status), words);
 }
 
+/** From a raw memory file to a VMM that finds it all there. */
+static void test_pack(void **state) {
+        cleanup_snap_image struct snap_image *snap = NULL;
+        char raw[128], dir[128], image[160];
+        cleanup_fd int fd = -1;
+        struct vmm v;
+
+        (void) snprintf(raw, sizeof(raw), "%s/mem", srv.dir);
+        (void) snprintf(dir, sizeof(dir), "%s/packed", srv.dir);
+        (void) snprintf(image, sizeof(image), "%s/memory.img", srv.dir);
+        fd = open(raw, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        assert_true(fd >= 0);
+        assert_int_equal(snap_image_open(img.fd, &snap), 0);
+        assert_int_equal(snap_image_dump(snap, fd), 0);
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", dir, "--compression", "zstd:3", NULL },
+                    0, "");
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", dir, NULL }, 1, "already");
+        assert_int_equal(unlink(image), 0);
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", srv.dir, NULL }, 0, "");
+        assert_int_equal(unlink(raw), 0);
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        assert_int_equal(harness_status(&srv.h, "images", NULL, "present_bytes"), img.n_stored * TEST_PAGE);
+        vmm_kill(&v);
+        wait_sessions(0);
+        fc_server_stop(&srv);
+}
+
+static void test_bad_packs(void **state) {
+        char raw[128], dir[128];
+        cleanup_fd int fd = -1;
+
+        (void) snprintf(raw, sizeof(raw), "%s/mem", srv.dir);
+        (void) snprintf(dir, sizeof(dir), "%s/packed", srv.dir);
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, NULL }, 2, "--snapshot");
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", dir, NULL }, 1, "opening");
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", srv.dir, "--snapshot", dir, NULL }, 1,
+                    "whole memory pages");
+        fd = open(raw, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        assert_true(fd >= 0);
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", dir, NULL }, 1, "whole memory pages");
+        assert_int_equal(ftruncate(fd, 4097), 0);
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", dir, NULL }, 1, "whole memory pages");
+        assert_int_equal(ftruncate(fd, 8192), 0);
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", dir, "--compression", "rar", NULL }, 2,
+                    "--compression");
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", raw, NULL }, 1, "directory");
+        assert_int_equal(access(dir, F_OK), -1);
+        /* nothing but holes is fine */
+        assert_ends((const char *[]){ UFFD_PAGER, "pack", "--memory", raw, "--snapshot", dir, NULL }, 0, "");
+}
+
 static void test_bad_starts(void **state) {
         char torn[160];
         cleanup_fd int fd = -1;
 
         (void) snprintf(torn, sizeof(torn), "%s/torn", srv.dir);
         assert_int_equal(mkdir(torn, 0700), 0);
-        assert_refused((const char *[]){ UFFD_PAGER, "serve", NULL }, 2, "--snapshot and --socket");
-        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, NULL }, 2, "--snapshot and --socket");
-        assert_refused((const char *[]){ UFFD_PAGER, "--snapshot", srv.dir, NULL }, 2, "belong to");
-        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", srv.path, "--peer-uid", "-1",
-                                         NULL },
-                       2, "--peer-uid");
-        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", torn, "--socket", srv.path, NULL }, 1, "memory.img");
+        assert_ends((const char *[]){ UFFD_PAGER, "serve", NULL }, 2, "--snapshot and --socket");
+        assert_ends((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, NULL }, 2, "--snapshot and --socket");
+        assert_ends((const char *[]){ UFFD_PAGER, "--snapshot", srv.dir, NULL }, 2, "belong to");
+        assert_ends((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", srv.path, "--peer-uid", "-1",
+                                      NULL },
+                    2, "--peer-uid");
+        assert_ends((const char *[]){ UFFD_PAGER, "serve", "--snapshot", torn, "--socket", srv.path, NULL }, 1, "memory.img");
         (void) strcat(torn, "/memory.img");
         fd = open(torn, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
         assert_true(fd >= 0);
         assert_int_equal(ftruncate(fd, 100000), 0);
         *strrchr(torn, '/') = '\0';
-        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", torn, "--socket", srv.path, NULL }, 1,
-                       "torn, corrupt");
-        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", "/nowhere", "--socket", srv.path, NULL }, 1,
-                       "/nowhere");
-        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", "/nowhere/s", NULL }, 1,
-                       "/nowhere/s");
+        assert_ends((const char *[]){ UFFD_PAGER, "serve", "--snapshot", torn, "--socket", srv.path, NULL }, 1, "torn, corrupt");
+        assert_ends((const char *[]){ UFFD_PAGER, "serve", "--snapshot", "/nowhere", "--socket", srv.path, NULL }, 1, "/nowhere");
+        assert_ends((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", "/nowhere/s", NULL }, 1,
+                    "/nowhere/s");
         /* a file that is no socket is not removed */
         (void) strcat(torn, "/memory.img");
-        assert_refused((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", torn, NULL }, 1,
-                       "torn/memory.img");
+        assert_ends((const char *[]){ UFFD_PAGER, "serve", "--snapshot", srv.dir, "--socket", torn, NULL }, 1, "torn/memory.img");
         assert_int_equal(access(torn, F_OK), 0);
         assert_int_equal(access(srv.path, F_OK), -1);
 }
@@ -393,6 +494,9 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_garbage, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_bad_layout, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_other_users, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_records, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_pack, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_bad_packs, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_bad_starts, setup, teardown),
         };
 
