@@ -17,6 +17,7 @@
 #include "common/log.h"
 #include "forkd/dirty.h"
 #include "forkd/worker.h"
+#include "forkd/worker_workingset.h"
 #include "setup/setup.h"
 #include "setup/store_mount.h"
 #include "snapstore/store.h"
@@ -25,7 +26,6 @@
 #define MAX_REMOVED_RANGES (1u << 20)
 #define MAX_PATH 1024
 #define MAX_VERIFY_ERRORS 50
-#define MAX_RUNS SNAP_WORKINGSET_MAX_RUNS /* of a recording */
 
 struct job {
         struct event_base *base;
@@ -196,47 +196,6 @@ static int write_pages(struct job *j, bool sync, struct err *e) {
         return 0;
 }
 
-/* "runs": what was recorded of a restore, as the pager tells it. None is fine; *ret is malloc'ed or NULL. */
-static int get_runs(const msgpack_object *p, struct snap_run **ret, size_t *ret_n) {
-        const msgpack_object *a = mp_get_array(p, "runs");
-        cleanup_free struct snap_run *run = NULL;
-        size_t n = a ? a->via.array.size : 0;
-
-        if (n > MAX_RUNS)
-                return -EINVAL;
-        if (n > 0 && !(run = calloc(n, sizeof(*run))))
-                return -ENOMEM;
-        for (size_t i = 0; i < n; i++) {
-                const msgpack_object *o = &a->via.array.ptr[i];
-
-                if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size != 2 ||
-                    o->via.array.ptr[0].type != MSGPACK_OBJECT_POSITIVE_INTEGER ||
-                    o->via.array.ptr[1].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
-                        return -EINVAL;
-                run[i] = (struct snap_run){ o->via.array.ptr[0].via.u64, o->via.array.ptr[1].via.u64 };
-        }
-        *ret = TAKE_PTR(run);
-        *ret_n = n;
-        return 0;
-}
-
-/* A guest that came from a snapshot will need much the same pages when it comes back from its next one. Without that
- * the new snapshot is as good, only slower at first: no reason to fail. */
-static void inherit_workingset(struct job *j, const msgpack_object *p) {
-        cleanup_free struct snap_run *run = NULL;
-        size_t n = 0;
-        id_str from;
-        int r;
-
-        if (mp_get_str(p, "came_from", from, sizeof(from)) < 0 || !id_valid(from))
-                return;
-        r = get_runs(p, &run, &n);
-        if (r == 0)
-                r = snap_txn_inherit_workingset(j->txn, from, run, n);
-        if (r < 0)
-                log_warning("the new snapshot begins without the working set of %s: %s", from, strerror(-r));
-}
-
 static int do_publish(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
         struct snap_manifest *manifest;
         cleanup_free void *mem = NULL, *encoded = NULL;
@@ -261,7 +220,7 @@ static int do_publish(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
                 return r;
         r = snap_txn_set_vmstate_fd(j->txn, m->fds[0]);
         if (r == 0)
-                inherit_workingset(j, m->params);
+                worker_inherit_workingset(j->txn, m->params);
         if (r == 0)
                 r = snap_txn_publish(j->txn, manifest, sync);
         if (r == 0)
@@ -293,25 +252,18 @@ static int do_durable(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
 
 static int do_learn(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
         cleanup_snap_store struct snap_store *s = NULL;
-        cleanup_free struct snap_run *run = NULL;
         uint64_t n_new = 0;
-        size_t n = 0;
         id_str id;
         int r;
 
         r = get_id_param(m->params, id, e);
         if (r == 0)
                 r = get_store(m->params, &s, e);
-        if (r < 0)
-                return r;
-        r = get_runs(m->params, &run, &n);
         if (r == 0)
-                r = snap_store_learn_workingset(s, id, run, n, &n_new);
+                r = worker_learn_workingset(s, id, m->params, &n_new, e);
         mp_map(out, 1);
         mp_kv_u64(out, "new_pages", n_new);
-        if (r == -EINVAL)
-                return err_set(e, ERR_INVALID, r, "the recording names pages that the guest does not have");
-        return r < 0 ? err_errno(e, r, "writing its working set") : 0;
+        return r;
 }
 
 /* After a crash of the host: what was not synced is verified, and goes if it is torn. */
@@ -340,25 +292,6 @@ static int on_verify_error(const char *what, void *arg) {
         return ++v->n >= MAX_VERIFY_ERRORS;
 }
 
-/* A working set that is of no use damages nothing: it is mentioned, no more. */
-static const char *workingset_note(struct snap_store *s, const char *id) {
-        cleanup_snap_workingset struct snap_workingset w = {};
-        cleanup_free struct snap_manifest *m = malloc(sizeof(*m));
-
-        if (!m || snap_store_load(s, id, m, NULL) < 0)
-                return NULL;
-        switch (snap_store_read_workingset(s, m, &w)) {
-        case -EBADMSG:
-                return "the recorded working set is corrupt: restores do without it, and record a new one";
-        case -ESTALE:
-                return "the recorded working set is another image's: restores do without it, and record a new one";
-        case -EPROTONOSUPPORT:
-                return "the recorded working set is of another version: restores do without it, and record a new one";
-        default:
-                return NULL;
-        }
-}
-
 static int do_verify(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
         cleanup_snap_store struct snap_store *s = NULL;
         struct verify_errors v = { .n = 0 };
@@ -374,7 +307,7 @@ static int do_verify(struct job *j, struct rpc_msg *m, struct mp_buf *out, struc
         mp_buf_init(&v.list);
         r = snap_store_verify(s, id, on_verify_error, &v, &frames);
         if (r == 0 || r == -EBADMSG) {
-                const char *note = workingset_note(s, id);
+                const char *note = worker_workingset_note(s, id);
 
                 mp_map(out, 4);
                 mp_kv_bool(out, "ok", r == 0);
