@@ -47,6 +47,8 @@ int pager_session_attach(struct pager_session *s, struct pager_layout *layout, i
                         return -ENOMEM;
         }
         s->layout = layout;
+        s->mode = layout->mode;
+        s->attached = true;
         s->uffd = uffd;
         return 0;
 }

@@ -69,8 +69,10 @@ struct pager_session {
         id_str id;
         int64_t vm_pid; /* 0: not told */
         struct pager_image *image;
-        struct pager_layout *layout; /* NULL until attached; then constant, but in copy mode the worker's (its mode and
-                                      * page size stay) */
+        struct pager_layout *layout; /* NULL until attached; then constant, but in copy mode the worker's, which may replace
+                                      * it: nobody else looks at it */
+        bool attached;
+        enum pager_mode mode; /* valid when attached */
         int uffd;
         struct pager_worker *worker; /* NULL until attached; while it moves: the one that it goes to */
         struct pager_peer *peer;     /* the VMM's socket; NULL once closed */
