@@ -25,6 +25,11 @@
 #define PAGER_RECORD_SECONDS 10u    /* from the attachment on: what a guest first needs after a restore */
 #define PAGER_HANDSHAKE_SECONDS 30u /* from session.open to the whole handshake */
 
+/* Priority of the fault workers, where we may set it: whoever they serve waits, and what they do is short. A worker
+ * that loses its core in the middle of an answer makes its guest, and whoever needs the same frame, wait for
+ * another guest's time slice. */
+#define PAGER_WORKER_NICE (-10)
+
 #define PAGER_EVENT_BATCH 32u  /* messages in one read of a userfaultfd */
 #define PAGER_MAX_PENDING 128u /* faults of one session that are read but not answered */
 #define PAGER_QUANTUM 8u       /* answers to one session before others get their turn */

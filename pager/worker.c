@@ -18,6 +18,8 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "common/io.h"
 #include "pager/ahead.h"
@@ -251,6 +253,7 @@ static void *worker_main(void *arg) {
         struct pager_worker *w = arg;
         struct epoll_event ev[EPOLL_BATCH];
 
+        (void) setpriority(PRIO_PROCESS, (id_t) gettid(), PAGER_WORKER_NICE); /* in Linux: of this thread */
         for (bool go_on = true; go_on;) {
                 int timeout = queue_retries(w), n;
                 bool letters = false;
