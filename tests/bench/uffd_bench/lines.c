@@ -4,6 +4,7 @@
 #include "tests/bench/uffd_bench/lines.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "common/ids.h"
 #include "tests/bench/uffd_bench/proc.h"
@@ -87,15 +88,16 @@ static void note_image(struct bench_line *l, const struct bench_lab *lab) {
 static int line_first(const struct bench_config *base, struct bench_report *report, struct err *e) {
         struct bench_config cfg = *base;
         cleanup_bench_lab struct bench_lab lab = { 0 };
-        struct step s[] = {
-                { .mode = BENCH_FIRST }, { .mode = BENCH_FLOOR }, { .mode = BENCH_CLASSIC }, { .mode = BENCH_EAGER }
-        };
+        /* The last two touch stored pages alone: of zero pages we know, and the floor does not. */
+        struct step s[] = { { .mode = BENCH_FIRST }, { .mode = BENCH_FLOOR }, { .mode = BENCH_CLASSIC },
+                            { .mode = BENCH_EAGER }, { .mode = BENCH_FIRST }, { .mode = BENCH_FLOOR } };
         struct bench_samples ratio;
         struct bench_line *l;
         int r = open_for_line(&cfg, &lab, e);
 
         for (unsigned i = 0; i < ARRAY_LEN(s); i++)
                 s[i].touch = bench_config_touch(&cfg);
+        s[4].touch.order.stored_only = s[5].touch.order.stored_only = true;
         s[2].touch.order.n = cfg.n_pages / CLASSIC_SHARE; /* each is a fault of its own: a part tells as much as all */
         if (r == 0)
                 r = run_steps(&lab, s, ARRAY_LEN(s), e);
@@ -104,8 +106,12 @@ static int line_first(const struct bench_config *base, struct bench_report *repo
         ratio = bench_ratios(&s[0].us_per_page, &s[1].us_per_page);
         l = bench_report_line(report, "first-clone", &ratio, "x", 1.25, false,
                               "first clone, every page in random order, against the floor");
-        add_parts(l, s, ARRAY_LEN(s));
+        add_parts(l, s, 4);
         note_image(l, &lab);
+        ratio = bench_ratios(&s[4].us_per_page, &s[5].us_per_page);
+        l = bench_report_line(report, "first-clone-stored", &ratio, "x", 0, false, "the same, stored pages alone");
+        add_parts(l, s + 4, 2);
+        bench_line_note(l, "the floor does not know of zero pages; this is what is left without that help");
         ratio = bench_ratios(&s[2].us_per_page, &s[0].us_per_page);
         l = bench_report_line(report, "first-clone-classic", &ratio, "x", 6, true,
                               "classic 4 KiB copies against the first clone");
@@ -168,6 +174,39 @@ static int line_cpu(const struct bench_config *base, struct bench_report *report
         return 0;
 }
 
+/** Three comparisons of all that was measured: time, against the first, CPU. */
+static void report_modes(const struct bench_config *cfg, const struct step *s, unsigned n, struct bench_report *report) {
+        struct bench_line *l = bench_report_line(report, "time", &s[0].us_per_page, "us/page", 0, false,
+                                                 "time by page: %s, %u thread%s, %u clone%s; %s",
+                                                 bench_pattern_name(cfg->pattern), cfg->threads, cfg->threads > 1 ? "s" : "",
+                                                 cfg->clones, cfg->clones > 1 ? "s" : "", bench_mode_name(s[0].mode));
+
+        add_parts(l, s, n);
+        for (unsigned i = 0; i < n; i++) {
+                size_t len = strlen(l->note);
+
+                if (s[i].skipped)
+                        (void) snprintf(l->note + len, sizeof(l->note) - len, "%sskipped: %s", len ? "; " : "", s[i].why);
+        }
+        if (n > 1 && s[0].us_per_page.n > 0) {
+                const struct bench_samples one = bench_ratios(&s[0].us_per_page, &s[0].us_per_page);
+
+                l = bench_report_line(report, "ratio", &one, "x", 0, false, "each against %s, by rounds",
+                                      bench_mode_name(s[0].mode));
+                for (unsigned i = 1; i < n; i++) {
+                        struct bench_samples ratio = bench_ratios(&s[i].us_per_page, &s[0].us_per_page);
+
+                        if (ratio.n > 0)
+                                bench_line_part(l, &ratio, "x", "%s", bench_mode_name(s[i].mode));
+                }
+        }
+        l = bench_report_line(report, "cpu", &s[0].cpu_us, "us/page", 0, false, "CPU of who serves the pages, by page; %s",
+                              bench_mode_name(s[0].mode));
+        for (unsigned i = 0; i < n; i++)
+                if (bench_median(&s[i].cpu_us) > 0)
+                        bench_line_part(l, &s[i].cpu_us, "us/page", "%s", bench_mode_name(s[i].mode));
+}
+
 int bench_compare(const struct bench_config *cfg, const enum bench_mode *modes, unsigned n_modes, struct bench_report *report,
                   struct err *e) {
         cleanup_bench_lab struct bench_lab lab = { 0 };
@@ -181,26 +220,9 @@ int bench_compare(const struct bench_config *cfg, const enum bench_mode *modes, 
                 s[i].touch = bench_config_touch(cfg);
         }
         r = run_steps(&lab, s, n_modes, e);
-        if (r < 0)
-                return r;
-        for (unsigned i = 0; i < n_modes; i++) {
-                struct bench_line *l = bench_report_line(report, bench_mode_name(modes[i]), &s[i].us_per_page, "us/page", 0,
-                                                         false, "%s", bench_mode_explain(modes[i]));
-
-                if (s[i].skipped) {
-                        bench_line_note(l, "skipped: %s", s[i].why);
-                        continue;
-                }
-                bench_line_part(l, &s[i].us_per_page, "us/page", "%s", bench_mode_name(modes[i]));
-                if (bench_median(&s[i].cpu_us) > 0)
-                        bench_line_part(l, &s[i].cpu_us, "us/page", "CPU of who serves it");
-                if (i > 0 && s[0].us_per_page.n == s[i].us_per_page.n) {
-                        struct bench_samples ratio = bench_ratios(&s[i].us_per_page, &s[0].us_per_page);
-
-                        bench_line_part(l, &ratio, "x", "against %s", bench_mode_name(modes[0]));
-                }
-        }
-        return 0;
+        if (r == 0)
+                report_modes(cfg, s, n_modes, report);
+        return r;
 }
 
 const struct bench_preset bench_presets[] = {

@@ -31,7 +31,7 @@ struct bench_part {
 
 /** Something that is promised, or (target 0) only told. */
 struct bench_line {
-        char id[24], what[160], unit[16], note[320];
+        char id[24], what[160], unit[16], note[512];
         struct bench_samples samples; /* its median is the value */
         double target;
         bool at_least;
