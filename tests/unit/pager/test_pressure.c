@@ -19,6 +19,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "pager/budget.h"
+#include "tests/unit/setup/skip.h"
 
 #define MIB (1ull << 20)
 #define GIB (1ull << 30)
@@ -251,10 +252,9 @@ static void test_waiting(void **state) {
                 fail_msg("socketpair: %s", strerror(errno));
         assert_int_equal(pager_pressure_add(&p, sv[0]), 0);
         if (send(sv[1], "!", 1, MSG_OOB) < 0) {
-                print_message("skipped: this kernel's unix sockets send nothing out of band\n");
                 pager_pressure_close(&p);
                 (void) close_fd(sv[1]);
-                skip();
+                skip_because("this kernel's unix sockets send nothing out of band");
         }
         start = now_ns();
         assert_true(wait_short(&p, wake));
@@ -323,10 +323,8 @@ static void test_this_host(void **state) {
         struct pager_pressure p;
         struct pager_memcg m;
 
-        if (access("/proc/pressure/memory", R_OK | W_OK) < 0) {
-                print_message("skipped: no /proc/pressure/memory to write to\n");
-                skip();
-        }
+        if (access("/proc/pressure/memory", R_OK | W_OK) < 0)
+                skip_because("there is no /proc/pressure/memory to write to (kernel without psi=1, or not root)");
         assert_int_equal(pager_memcg_find("", &m), 0);
         pager_pressure_open(&p, "", &m);
         assert_true(p.n >= 1);
