@@ -79,13 +79,27 @@ static int touch_list(struct bench_pager *p, const struct subject *s, int workin
         return 0;
 }
 
+/** Every byte of all pages, also of those that the guest did not ask for. */
+static int verify(struct bench_pager *p, struct bench_guest *guest, struct err *e) {
+        const struct bench_touch touch = { .order = { .pattern = BENCH_SEQUENTIAL }, .verify = true };
+        const struct bench_watch watch = { bench_pager_check, p };
+        struct bench_result res;
+        int r = bench_guest_prepare(guest, &touch, -1, e);
+
+        if (r == 0)
+                r = bench_guest_go(guest, e);
+        return r < 0 ? r : bench_guest_result(guest, &watch, &res, e);
+}
+
 /** The same, and afterwards all of it gone, the decoded pages too. */
-static int touch_and_end(struct bench_pager *p, const struct subject *s, int workingset_fd, double lead_ms, struct outcome *ret,
-                         struct err *e) {
+static int touch_and_end(struct bench_pager *p, const struct subject *s, int workingset_fd, double lead_ms, bool check,
+                         struct outcome *ret, struct err *e) {
         struct bench_session session;
         struct bench_guest guest;
         int r = touch_list(p, s, workingset_fd, lead_ms, &session, &guest, ret, e);
 
+        if (r == 0 && check)
+                r = verify(p, &guest, e);
         bench_guest_end(&guest);
         return r < 0 ? r : bench_pager_wait(p, "session.gone", session.id, e);
 }
@@ -97,13 +111,13 @@ struct results {
         struct bench_samples with[N_LEADS], without[N_LEADS], touching[N_LEADS], faults_with[N_LEADS], faults_without[N_LEADS];
 };
 
-static int one_round(struct bench_pager *p, const struct subject *s, struct results *res, bool count, struct err *e) {
+static int one_round(struct bench_pager *p, const struct subject *s, struct results *res, bool count, bool check, struct err *e) {
         for (unsigned i = 0; i < N_LEADS; i++) {
                 struct outcome without, with;
-                int r = touch_and_end(p, s, -1, res->lead_ms[i], &without, e);
+                int r = touch_and_end(p, s, -1, res->lead_ms[i], check, &without, e);
 
                 if (r == 0)
-                        r = touch_and_end(p, s, s->set.file_fd, res->lead_ms[i], &with, e);
+                        r = touch_and_end(p, s, s->set.file_fd, res->lead_ms[i], check, &with, e);
                 if (r < 0)
                         return r;
                 if (!count)
@@ -170,7 +184,7 @@ int bench_line_workingset(const struct bench_config *base, struct bench_report *
         if (r == 0)
                 r = bench_pager_start(&o, &p, e);
         for (unsigned round = base->quick ? 1 : 0; r == 0 && round <= base->rounds * (base->quick ? 1 : REPEAT); round++)
-                r = one_round(&p, &s, &res, round > 0, e);
+                r = one_round(&p, &s, &res, round > 0, base->verify, e);
         bench_pager_stop(&p);
         if (r == 0)
                 report_set(&s, &res, report);

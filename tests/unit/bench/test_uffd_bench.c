@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <jansson.h>
 #include <math.h>
 #include <signal.h>
@@ -14,6 +15,7 @@
 #include "common/spawn.h"
 #include "tests/bench/uffd_bench/content.h"
 #include "tests/bench/uffd_bench/guest.h"
+#include "tests/bench/uffd_bench/options.h"
 #include "tests/bench/uffd_bench/order.h"
 #include "tests/bench/uffd_bench/proc.h"
 #include "tests/bench/uffd_bench/report.h"
@@ -254,7 +256,7 @@ static void test_cpu_time_grows(void **state) {
         assert_int_equal(bench_cpu_ns(getpid(), &before, &e), 0);
         do {
                 for (unsigned i = 0; i < 10000000; i++)
-                        spin += i;
+                        spin = spin * 3 + i;
                 assert_int_equal(bench_cpu_ns(getpid(), &after, &e), 0);
         } while (after == before); /* the kernel counts at its ticks; time that never grew would end in ctest's timeout */
         assert_true(after > before);
@@ -327,6 +329,71 @@ static void test_report_files(void **state) {
         temp_dir_remove(dir);
 }
 
+/* ---- the command line ---- */
+
+static int parse(struct bench_args *a, const char *line) {
+        char copy[256], *argv[16], *save = NULL;
+        int argc = 0;
+
+        (void) snprintf(copy, sizeof(copy), "uffd-bench %s", line);
+        for (char *word = strtok_r(copy, " ", &save); word && argc < 15; word = strtok_r(NULL, " ", &save))
+                argv[argc++] = word;
+        argv[argc] = NULL;
+        optind = 0; /* getopt begins anew */
+        return bench_args_parse(argc, argv, a);
+}
+
+static void test_command_line(void **state) {
+        static const char *const wrong[] = {
+                "",
+                "walk",
+                "run x",
+                "line",
+                "line nope",
+                "line cpu --modes first",
+                "line cpu --threads 2",
+                "run --size 17G",
+                "run --size 0",
+                "run --size 1000001",
+                "run --threads 65",
+                "run --threads -1",
+                "run --rounds 0",
+                "run --lead-ms -1",
+                "run --lead-ms nan",
+                "run --modes first,what",
+                "run --pattern bad",
+                "run --theta 1",
+                "run --codec gzip",
+                "run --zero 100",
+                "run --seed 1x",
+                "run --bogus",
+        };
+        struct bench_args a;
+
+        for (size_t i = 0; i < ARRAY_LEN(wrong); i++)
+                assert_int_equal(parse(&a, wrong[i]), 2);
+        assert_int_equal(parse(&a, "--help"), 0);
+
+        assert_int_equal(parse(&a, "run"), -1);
+        assert_int_equal(a.n_lines, 0);
+        assert_int_equal(a.n_modes, BENCH_N_MODES);
+        assert_int_equal(a.cfg.n_pages, 256 * BENCH_PAGES_PER_MIB);
+        assert_int_equal(parse(&a, "run --size 16G --modes floor,first --threads 64 --codec zstd:3 --pattern zipf --quick"), -1);
+        assert_int_equal(a.cfg.n_pages, 16384 * BENCH_PAGES_PER_MIB);
+        assert_int_equal(a.n_modes, 2);
+        assert_int_equal(a.modes[0], BENCH_FLOOR);
+        assert_int_equal(a.cfg.threads, 64);
+        assert_int_equal(a.cfg.level, 3);
+        assert_int_equal(a.cfg.pattern, BENCH_ZIPF);
+        assert_true(a.cfg.quick && a.cfg.verify && a.cfg.rounds == 1);
+        assert_int_equal(parse(&a, "line memory cpu first-clone cpu"), -1);
+        assert_int_equal(a.n_lines, 3);
+        assert_string_equal(a.lines[0]->name, "first-clone");
+        assert_int_equal(a.cfg.n_pages, 0); /* each line's own */
+        assert_int_equal(parse(&a, "line all"), -1);
+        assert_int_equal(a.n_lines, bench_n_presets);
+}
+
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_each_page_once),
@@ -344,6 +411,7 @@ int main(int argc, char **argv) {
                 cmocka_unit_test(test_medians_and_ratios),
                 cmocka_unit_test(test_bounds),
                 cmocka_unit_test(test_report_files),
+                cmocka_unit_test(test_command_line),
         };
 
         if (argc == 2 && !strcmp(argv[1], BENCH_GUEST_ARG)) /* a synthetic guest is this program again */
