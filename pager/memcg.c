@@ -124,17 +124,23 @@ static int find_dir(const char *root, const char *mounts, const char *groups, bo
         return 0;
 }
 
-int pager_memcg_find(const char *root, struct pager_memcg *ret) {
-        cleanup_free char *mounts = NULL, *groups = NULL;
+int pager_memcg_parse(const char *root, const char *mounts, const char *groups, struct pager_memcg *ret) {
         size_t v1_mount_len;
         int r;
+
+        *ret = (struct pager_memcg){ 0 };
+        r = find_dir(root, mounts, groups, false, &ret->v2, &ret->v2_mount_len);
+        return r < 0 ? r : find_dir(root, mounts, groups, true, &ret->v1, &v1_mount_len);
+}
+
+int pager_memcg_find(const char *root, struct pager_memcg *ret) {
+        cleanup_free char *mounts = NULL, *groups = NULL;
 
         *ret = (struct pager_memcg){ 0 };
         if (read_text(root, "/proc/self/mountinfo", MAX_MOUNTINFO, &mounts) < 0 ||
             read_text(root, "/proc/self/cgroup", MAX_CGROUP_FILE, &groups) < 0)
                 return 0;
-        r = find_dir(root, mounts, groups, false, &ret->v2, &ret->v2_mount_len);
-        return r < 0 ? r : find_dir(root, mounts, groups, true, &ret->v1, &v1_mount_len);
+        return pager_memcg_parse(root, mounts, groups, ret);
 }
 
 void pager_memcg_clear(struct pager_memcg *m) {

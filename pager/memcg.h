@@ -16,6 +16,8 @@ struct pager_memcg {
 /** @root stands in front of /proc (tests; "" is the system). What cannot be found is NULL: there is no error but
  *  -ENOMEM, and *ret is valid after that, too. */
 int pager_memcg_find(const char *root, struct pager_memcg *ret) attr_warn_unused;
+/** The same from what /proc/self/mountinfo and /proc/self/cgroup say; directories get @root in front. */
+int pager_memcg_parse(const char *root, const char *mounts, const char *groups, struct pager_memcg *ret) attr_warn_unused;
 void pager_memcg_clear(struct pager_memcg *m);
 
 /** Bytes that the group may use, the least of what memory.max and memory.high of it and its parents say (v1:

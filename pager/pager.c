@@ -312,7 +312,9 @@ static void on_filled(struct pager *p, struct pager_image *img) {
                 pager_notify(p, "image.filled", &b, NULL, 0);
                 mp_buf_clear(&b);
         }
-        if (job->result < 0 && job->result != -ECANCELED)
+        if (job->result == -EDQUOT)
+                log_info("image %s: as much of it is decoded as the memory budget has room for", uuid);
+        else if (job->result < 0 && job->result != -ECANCELED)
                 log_warning("image %s: filling it in the background stopped: %s", uuid, pager_image_reason(job->result));
         pager_fill_job_done(job);
 }
