@@ -77,7 +77,7 @@ static struct pager_cached *find(struct pager_cache *c, const struct pager_image
         for (struct pager_cached *i = c->first; i; i = i->next) {
                 if (i->stale || !pager_image_matches(i->image, key))
                         continue;
-                if (!pager_image_is_bad(i->image))
+                if (!pager_image_is_bad(i->image) && pager_image_audit(i->image) != -EUCLEAN)
                         return i;
                 /* What its memory holds is in doubt: whoever comes new reads the file anew. */
                 i->stale = true;

@@ -309,6 +309,8 @@ static int fill(struct pager_image *img, struct pager_scratch *s, const struct w
                 if ((r == -ENOMEM || r == -ENOSPC) && pager_reclaim_emergency(img->resident.r))
                         r = fill_claimed(img, s, &loc, w, ret);
         }
+        if (r == -EUCLEAN)
+                atomic_store_explicit(&img->tainted, true, memory_order_relaxed);
         if (r == -EBADMSG || r == -EUCLEAN)
                 atomic_store_explicit(&img->bad, true, memory_order_relaxed);
         return r;

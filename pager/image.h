@@ -120,6 +120,9 @@ void pager_image_set_idle(struct pager_image *img, uint64_t since_ns);
 
 /** Bad: not to be shared with new sessions. */
 bool pager_image_is_bad(const struct pager_image *img);
+/** Has somebody else put pages into the image's memory? -EUCLEAN: yes, the image is bad. -EAGAIN: it is being worked on,
+ *  so that cannot be told now. Control thread; holds nobody up for longer than a look at a bitmap. */
+int pager_image_audit(struct pager_image *img) attr_warn_unused;
 
 struct pager_image_stats {
         uint64_t present_bytes;         /* memory that the memfd really has, from the kernel */

@@ -38,6 +38,7 @@ struct pager_image {
         struct pager_resident resident;
 
         _Atomic bool bad, cancel_fill;
+        _Atomic bool tainted; /* bad, because its memory holds a page that is not ours: who maps it may have read it */
         _Atomic uint64_t decodes, compressed_bytes, pages[PAGER_N_CAUSES];
         struct pager_fill_job job;
 

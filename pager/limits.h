@@ -48,6 +48,8 @@
 #define PAGER_PRESSURE_PAUSE_MS 500u     /* between two answers to pressure: the first must have its effect */
 #define PAGER_PRESSURE_CALM_SECONDS 5u   /* without pressure, before the budget grows again */
 
+#define PAGER_AUDIT_MS 200u /* between two looks for pages in an image's memory that are not ours */
+
 /* A worker that has been at one piece of work for longer gets no new session while there are others. */
 #define PAGER_STUCK_MS 100u
 

@@ -95,6 +95,7 @@ void pager_fail_session(struct pager *p, struct pager_session *s, const char *re
         if (s->failed || s->ending)
                 return;
         s->failed = true;
+        atomic_store_explicit(&s->stopped, true, memory_order_relaxed);
         (void) snprintf(s->reason, sizeof(s->reason), "%s", reason);
         log_error("session %s: failed: %s", s->id, s->reason);
         mp_buf_init(&b);
@@ -155,7 +156,7 @@ static int on_attach(struct pager_layout *layout, int uffd, char *why, size_t wh
         struct pager *p = s->pager;
         int r;
 
-        if (s->failed) { /* cannot be: a failed session has no peer */
+        if (s->failed) { /* for the image's memory, before this VMM came */
                 (void) snprintf(why, why_size, "the session has failed");
                 return -EIO;
         }
@@ -278,6 +279,10 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
         r = watch_vmm(s, o, TAKE_FD(sock), e);
         if (r < 0)
                 goto put;
+        if (pager_audit_start(p) < 0) {
+                r = err_errno(e, -ENOMEM, "opening a session");
+                goto put;
+        }
         if (set >= 0)
                 pager_workingset_open(p, s, set);
         s->next = p->sessions;
@@ -480,6 +485,8 @@ int pager_new(struct event_base *base, const struct pager_config *cfg, struct pa
         if (r < 0)
                 return r;
         r = pager_balance_init(p);
+        if (r == 0)
+                r = pager_audit_init(p);
         if (r < 0)
                 return err_errno(e, r, "starting the pager");
         r = start_listening(p, e);
@@ -524,6 +531,8 @@ void pager_free(struct pager *p) {
                 event_free(p->end_ev);
         if (p->balance_ev)
                 event_free(p->balance_ev);
+        if (p->audit_ev)
+                event_free(p->audit_ev);
         free(p->control_path);
         free(p);
 }

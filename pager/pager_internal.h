@@ -35,7 +35,7 @@ struct pager {
         struct pager_reclaim *reclaim;
 
         struct pager_mailbox inbox;
-        struct event *inbox_ev, *end_ev, *balance_ev;
+        struct event *inbox_ev, *end_ev, *balance_ev, *audit_ev;
         uint64_t balanced_ns;
         struct pager_load load;
         struct pager_worker *workers[PAGER_MAX_WORKERS];
@@ -75,6 +75,11 @@ void pager_fail_session(struct pager *p, struct pager_session *s, const char *re
 /** Of a session that has failed, whose VMM cannot be ended in another way: what it touches from now on is poisoned.
  *  -ESRCH: nobody serves it. */
 int pager_poison_session(struct pager *p, struct pager_session *s) attr_warn_unused;
+
+/* ---- audit.c ---- */
+int pager_audit_init(struct pager *p) attr_warn_unused;
+/** From now on, until there is no session any more. */
+int pager_audit_start(struct pager *p) attr_warn_unused;
 
 /* ---- balance.c ---- */
 int pager_balance_init(struct pager *p) attr_warn_unused;

@@ -96,6 +96,7 @@ struct pager_session {
         struct pager_letter from_worker_failed, from_worker_gone, from_worker_released, from_worker_moved;
 
         /* Shared, atomic. */
+        _Atomic bool stopped;      /* it has failed: serve no more, unless it is to poison */
         _Atomic bool dropping;     /* set with PAGER_DROP and PAGER_MOVE: serve no more */
         _Atomic uint64_t *removed; /* a bit a guest page: discarded, reads zero */
         _Atomic uint64_t removed_pages;

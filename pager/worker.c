@@ -111,6 +111,10 @@ static void serve_turn(struct pager_worker *w, struct pager_session *s) {
 
         if (atomic_load_explicit(&s->dropping, memory_order_relaxed))
                 return;
+        if (atomic_load_explicit(&s->stopped, memory_order_relaxed) && !s->poison) {
+                unwatch(w, s);
+                return;
+        }
         r = pager_session_serve(s, &w->scratch);
         if (r >= 0) {
                 s->retry_at_ns = 0;
@@ -238,7 +242,7 @@ static void look_ahead(struct pager_worker *w) {
         int r = 0;
 
         TAILQ_REMOVE(&w->idle, s, idle);
-        if (!atomic_load_explicit(&s->dropping, memory_order_relaxed))
+        if (!atomic_load_explicit(&s->dropping, memory_order_relaxed) && !atomic_load_explicit(&s->stopped, memory_order_relaxed))
                 r = pager_ahead_step(s, &w->scratch);
         s->has_ahead = r > 0;
         if (r > 0)

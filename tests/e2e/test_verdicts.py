@@ -23,7 +23,8 @@ XFS_GOING_DOWN = 0x8004587D  # XFS_IOC_GOINGDOWN
 
 
 class Verdicts(Case):
-    lab_options = {"store": "1G"}
+    # What a guest reads first would be fetched ahead at the next restore; here it has to be read when it is wanted.
+    lab_options = {"store": "1G", "config": "[pager]\nworkingset = off\n"}
 
     @classmethod
     def setUpClass(cls):
@@ -135,7 +136,7 @@ class Verdicts(Case):
 
     def test_a_file_system_that_fails(self):
         """Every read of the image is an I/O error, as of a disk that was pulled."""
-        with Lab(store="600M") as lab:
+        with Lab(store="600M", config=self.lab_options["config"]) as lab:
             self.make_template(lab)
             self.clones(lab)
             store = os.open(lab.state / "store", os.O_RDONLY)
@@ -178,6 +179,30 @@ class Verdicts(Case):
             os.pwrite(f.fileno(), self.own[500 * 4096 + 1000:500 * 4096 + 1001], at)
         os.close(vmm)
         self.all_is_well_again()
+
+    # ---- the image's memory ----
+
+    def test_a_trespasser_in_the_memory(self):
+        """A process touches the image's memory where no page is yet: the kernel puts a zero page there, for all clones.
+        None of them can be trusted any more, whatever they do; those of other images can."""
+        self.lab.ctl("run", "other", "--mem", "128M")
+        self.lab.sh("other", "head -c 2097152 /dev/urandom > /run/keep")
+        digest = self.lab.text("other", "sha256sum /run/keep").split()[0]
+        self.lab.ctl("standby", "other")
+        self.lab.ctl("restore", "other")
+        self.clones()
+        smaps = pathlib.Path(f"/proc/{self.lab.vm('a')['pid']}/maps").read_text()
+        inode = next(line.split()[4] for line in smaps.splitlines() if "memfd:forkd-image" in line)
+        fd = next(f for f in pathlib.Path(f"/proc/{self.pager}/fd").iterdir()
+                  if "memfd:forkd-image" in os.readlink(f) and str(os.stat(f).st_ino) == inode)
+        with open(fd, "rb") as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as m:
+            for at in range(0, len(m), 4096):
+                m[at]
+        self.failed("a", "did not put there")
+        self.failed("b", "did not put there")
+        self.goes_on("other", digest)
+        self.all_is_well_again()
+        self.lab.ctl("rm", "other")
 
     # ---- another process ----
 

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -459,7 +460,7 @@ static void test_poisoned_memory(void **state) {
         vmm_open(&h, &w, &img);
         map = mmap(NULL, w.ram_bytes, PROT_READ, MAP_PRIVATE, w.memfd, 0);
         assert_ptr_not_equal(map, MAP_FAILED);
-        assert_int_equal(*(volatile uint8_t *) (map + zero * TEST_PAGE), 0); /* harmless */
+        assert_int_equal(*(volatile uint8_t *) (map + zero * TEST_PAGE), 0);
         assert_int_equal(*(volatile uint8_t *) (map + page * TEST_PAGE), 0);
         assert_int_equal(munmap(map, w.ram_bytes), 0);
         /* a page of the same frame, so that the poisoned one is found on the way */
@@ -479,6 +480,87 @@ static void test_poisoned_memory(void **state) {
         assert_service();
 }
 
+/** Reads a page of @memfd without a userfaultfd. */
+static void trespass(int memfd, uint64_t page) {
+        volatile uint8_t *map = mmap(NULL, TEST_PAGE, PROT_READ, MAP_PRIVATE, memfd, (off_t) (page * TEST_PAGE));
+
+        assert_ptr_not_equal(map, MAP_FAILED);
+        assert_int_equal(*map, 0);
+        assert_int_equal(munmap((void *) map, TEST_PAGE), 0);
+}
+
+/** The same, and nobody needs that page from the pager: who reads it finds it there, with zeros in it. So all that may
+ *  have read it are ended, without any fault of theirs. */
+static void test_trespasser(void **state) {
+        struct image other;
+        struct vmm v, w, u, stranger;
+
+        image_make(&other, PAGES, 8, SNAP_CODEC_LZ4);
+        vmm_start(&h, &v, &img);
+        vmm_start(&h, &w, &img);
+        vmm_start(&h, &u, &other);
+        vmm_open(&h, &stranger, &img);
+        trespass(stranger.memfd, image_stored_page(&img, 700));
+        (void) close_fd(stranger.sock);
+        (void) close_fd(stranger.memfd);
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "did not put there"));
+        assert_non_null(strstr(harness_note(&h, "session.failed", w.session)->text, "did not put there"));
+        assert_string_equal(vmm_cmd(&u, "verify 8 2"), "ok");
+        assert_int_equal(harness_status(&h, "sessions", u.session, "failed"), 0);
+        assert_service(); /* of the same file */
+        vmm_end(&h, &v);
+        vmm_end(&h, &w);
+        vmm_end(&h, &u);
+        image_clear(&other);
+}
+
+/** While no guest uses the image, and in a page that is zero in it: it is not used again all the same. */
+static void test_trespasser_in_an_idle_image(void **state) {
+        struct vmm v;
+        int memfd;
+
+        assert_service();
+        vmm_open(&h, &v, &img);
+        memfd = TAKE_FD(v.memfd);
+        (void) close_fd(v.sock);
+        (void) harness_note(&h, "session.gone", v.session);
+        assert_int_equal(harness_status(&h, "totals", NULL, "images"), 1);
+        assert_service();
+        double decodes = harness_status(&h, "totals", NULL, "decodes");
+        trespass(memfd, image_zero_page(&img, 400));
+        assert_service();
+        assert_int_equal(harness_status(&h, "totals", NULL, "images"), 1);
+        assert_true(harness_status(&h, "totals", NULL, "decodes") >= 2 * decodes); /* all of it anew */
+        assert_int_equal(harness_status(&h, "totals", NULL, "sessions_failed"), 0);
+        (void) close_fd(memfd);
+}
+
+/** Once a session has failed none of its faults is answered, whoever noticed the failure. */
+static void test_failed_is_not_served(void **state) {
+        struct raw_vmm r;
+        struct vmm v;
+
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        raw_attach(&r, v.sock);
+        assert_int_equal(((volatile uint8_t *) r.map)[image_zero_page(&img, 0) * TEST_PAGE], 0);
+        raw_send(v.sock, "more", 4, -1);
+        (void) harness_note(&h, "session.failed", v.session);
+        struct toucher t = { .at = r.map + image_stored_page(&img, 500) * TEST_PAGE };
+        assert_int_equal(pthread_create(&t.thread, NULL, touch_main, &t), 0);
+        struct pollfd raised = { .fd = r.uffd, .events = POLLIN };
+        assert_int_equal(poll(&raised, 1, DEADLINE_MS), 1);
+        assert_service(); /* by the only worker, after it has seen that fault */
+        assert_false(t.done);
+        assert_int_equal(poll(&raised, 1, 0), 1);
+        close_session(v.session);
+        r.uffd = close_fd(r.uffd);
+        assert_int_equal(pthread_join(t.thread, NULL), 0);
+        assert_int_equal(munmap(r.map, r.len), 0);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_bad_handshakes, setup, teardown),
@@ -495,6 +577,9 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_blocking_descriptor, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_corrupt_frame, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_poisoned_memory, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_trespasser, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_trespasser_in_an_idle_image, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_failed_is_not_served, setup, teardown),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
