@@ -17,10 +17,10 @@ static void must(int ok) {
                 abort();
 }
 
+/** What stands behind the mount point leads nowhere else. */
 static void check(const char *dir, size_t mount_len) {
         size_t len = strlen(dir);
 
-        must(strncmp(dir, ROOT, strlen(ROOT)) == 0);
         must(mount_len <= len && (dir[mount_len] == '/' || dir[mount_len] == '\0'));
         must(!strstr(dir + mount_len, "/../"));
         must(len < 3 || strcmp(dir + len - 3, "/..") != 0 || mount_len == len);
@@ -35,10 +35,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 memcpy(text, data, size);
         text[size] = text[size + 1] = '\0';
         must(pager_memcg_parse(ROOT, text, text + strlen(text) + 1, &m) == 0);
+        must(!m.v2 || strncmp(m.v2, ROOT, strlen(ROOT)) == 0);
+        must(!m.v1 || strncmp(m.v1, ROOT, strlen(ROOT)) == 0);
         if (m.v2)
                 check(m.v2, m.v2_mount_len);
-        if (m.v1)
-                check(m.v1, 0);
         pager_memcg_clear(&m);
         free(text);
         return 0;
