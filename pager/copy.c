@@ -12,7 +12,10 @@
  * we know (`copied`, a hint that saves requests: who is wrong about it gets EEXIST, or another fault).
  *
  * Huge pages are put together from the frames of their 2 MiB, which is exactly one region of the image, and copied as
- * one: the kernel takes no less. They have no zero page, so zeros are copied, too. */
+ * one: the kernel takes no less. They have no zero page, so zeros are copied, too. When the host has no huge page left
+ * the kernel says EEXIST, as if it were there already (hugetlb_mfill_atomic_pte of Linux 6.18 finds the slot in the page
+ * table, and does not look whether it is empty), and the guest would fault again for ever: so many in a row, which
+ * cannot be otherwise, are taken for what they are. */
 #include "pager/copy.h"
 
 #include <errno.h>
@@ -256,12 +259,17 @@ int pager_copy_huge(struct pager_session *s, const struct pager_region *g, struc
                 }
         }
         r = uffd_copy(s->uffd, start, scratch->huge, PAGER_HUGE_PAGE, &done);
-        if (r == -EEXIST || r == -ENOENT)
+        if (r == -EEXIST && cause == PAGER_DEMAND && ++s->stuck > PAGER_MAX_STUCK)
+                return -ENOMEM;
+        if (r == -EEXIST || r == -ENOENT) {
                 (void) uffd_wake(s->uffd, start, PAGER_HUGE_PAGE);
-        if (!zero && (r == 0 || r == -EEXIST))
-                mark_copied(s, first, SNAP_REGION_PAGES);
+                return 0;
+        }
         if (r < 0)
-                return r == -EEXIST || r == -ENOENT ? 0 : r;
+                return r;
+        s->stuck = 0;
+        if (!zero)
+                mark_copied(s, first, SNAP_REGION_PAGES);
         (void) atomic_fetch_add_explicit(cause == PAGER_AHEAD ? &s->pages_ahead : &s->pages_installed, n_stored,
                                          memory_order_relaxed);
         (void) atomic_fetch_add_explicit(cause == PAGER_AHEAD ? &s->zero_ahead : &s->zero_pages, SNAP_REGION_PAGES - n_stored,

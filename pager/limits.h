@@ -20,6 +20,7 @@
 
 #define PAGER_MAX_REGIONS 1024u                  /* in one handshake */
 #define PAGER_MAX_PIECES (4 * PAGER_MAX_REGIONS) /* of a layout whose VMM moves its memory */
+#define PAGER_MAX_STUCK 32u                      /* huge pages "there already" in a row: none are left */
 #define PAGER_MAX_HANDSHAKE (256u << 10)         /* bytes of its JSON */
 #define PAGER_MAX_HANDSHAKE_DEPTH 4u
 #define PAGER_RECORD_SECONDS 10u    /* from the attachment on: what a guest first needs after a restore */

@@ -249,7 +249,6 @@ static void on_term(evutil_socket_t sig, short what, void *arg) {
         struct running *run = arg;
 
         if (run->serve && run->draining) {
-                pager_serve_kill(run->serve);
                 pager_end(run->pager);
                 return;
         }
@@ -285,6 +284,8 @@ static int run(const struct options *o) {
         else
                 log_info("uffd-pager %s serves at %s", FORKD_VERSION, o->cfg.control_path);
         r = event_base_dispatch(base) < 0 ? 1 : 0;
+        if (now.serve)
+                pager_serve_kill(now.serve);
 out:
         if (term)
                 event_free(term);

@@ -185,6 +185,10 @@ static void on_peer_failed(const char *reason, void *arg) {
 static void on_peer_gone(void *arg) {
         struct pager_session *s = arg;
 
+        if (s->keeper && s->keeper->on_hangup(s, s->keeper_arg)) {
+                pager_peer_free(TAKE_PTR(s->peer));
+                return;
+        }
         s->hung_up = true;
         pager_end_session(s->pager, s);
 }

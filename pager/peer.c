@@ -51,10 +51,6 @@ void pager_peer_free(struct pager_peer *p) {
         free(p);
 }
 
-bool pager_peer_gave_uffd(const struct pager_peer *p) {
-        return p->uffd >= 0 && uffd_is(p->uffd);
-}
-
 /** Ends the conversation. @p may be gone afterwards. */
 static void finish(struct pager_peer *p, const char *reason) {
         (void) event_del(p->readable);
@@ -99,6 +95,12 @@ static int check_sender(const struct pager_peer *p, char *why, size_t why_size) 
         else
                 return 0;
         return -EPERM;
+}
+
+bool pager_peer_gave_uffd(const struct pager_peer *p) {
+        char why[PAGER_MAX_REASON];
+
+        return p->uffd >= 0 && uffd_is(p->uffd) && check_sender(p, why, sizeof(why)) == 0;
 }
 
 /** The whole handshake is in the buffer. Returns 0, or -errno with @why filled. */

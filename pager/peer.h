@@ -26,7 +26,8 @@ int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned
                    const struct pager_peer_handlers *handlers, void *arg, struct pager_peer **ret) attr_warn_unused;
 void pager_peer_free(struct pager_peer *p); /* NULL is fine */
 
-/** Has it sent a userfaultfd, which it still depends on, though no session was made of it? */
+/** Has it (the VMM that is expected, if one is) sent a userfaultfd, so that it depends on us, though no session was made
+ *  of it? */
 bool pager_peer_gave_uffd(const struct pager_peer *p);
 
 /** The VMM is the process of @pidfd (taken on success), whose pid goes to *ret_pid: a handshake from another one is

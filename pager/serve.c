@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Theory of operation. A connection is a VMM: its process is named by the kernel (SO_PEERCRED, SO_PEERPIDFD), and only
- * root, our own user and --peer-uid may be one. It becomes a session of the pager like any other; the socket that stays
- * open is the sign that the VMM lives.
+ * root, our own user and --peer-uid may be one. It becomes a session of the pager like any other. The session ends with
+ * that process. A socket that stays open is the sign that the VMM lives, but a closed one is none that it does not: early
+ * Firecrackers closed theirs when they had sent their layout.
  *
  * When a session fails, somebody must end the VMM, or it waits for its page for ever. Here that is we: SIGKILL by the
  * pidfd, so that no other process can be hit. Where the kernel does not let us (the VMM is outside of our pid
@@ -34,7 +35,7 @@ struct vmm {
         struct vmm *next;
         struct pager_serve *serve;
         struct pager_session *session;
-        struct event *exit; /* its process has ended; set once it has been killed */
+        struct event *exit; /* its process has ended; NULL while its socket would tell */
         int pidfd;          /* -1: it cannot be named */
         pid_t pid;
 };
@@ -74,6 +75,13 @@ static void on_exit_of_vmm(evutil_socket_t fd, short what, void *arg) {
         pager_end_session(v->serve->pager, v->session); /* v is gone when its worker has let go */
 }
 
+/** The session ends when the process has: at once, if it has. */
+static bool watch_exit(struct vmm *v) {
+        if (!v->exit && v->pidfd >= 0)
+                v->exit = event_new(v->serve->base, v->pidfd, EV_READ, on_exit_of_vmm, v);
+        return v->exit && event_add(v->exit, NULL) == 0;
+}
+
 /** True: it is dying, and its session ends when it is dead. */
 static bool kill_vmm(struct vmm *v) {
         int r = v->pidfd >= 0 ? spawn_kill(v->pidfd, SIGKILL) : -ESRCH;
@@ -82,11 +90,12 @@ static bool kill_vmm(struct vmm *v) {
                 log_warning("session %s: cannot kill the VMM: %s", v->session->id, strerrordesc_np(-r));
         if (r < 0)
                 return false;
-        if (!v->exit)
-                v->exit = event_new(v->serve->base, v->pidfd, EV_READ, on_exit_of_vmm, v);
-        if (v->exit)
-                (void) event_add(v->exit, NULL);
+        (void) watch_exit(v);
         return true;
+}
+
+static bool on_hangup(struct pager_session *s, void *arg) {
+        return s->attached && watch_exit(arg);
 }
 
 static void on_failed(struct pager_session *s, bool depends, void *arg) {
@@ -139,7 +148,7 @@ static void on_released(struct pager_session *s, void *arg) {
         forget(v);
 }
 
-static const struct pager_keeper keeper = { on_failed, on_recorded, on_released };
+static const struct pager_keeper keeper = { on_failed, on_hangup, on_recorded, on_released };
 
 /* ---- connections ---- */
 

@@ -57,6 +57,8 @@ struct pager_session;
 struct pager_keeper {
         /** It has failed, and the log says why. @depends: its VMM has given us its userfaultfd, so it waits for us. */
         void (*on_failed)(struct pager_session *s, bool depends, void *arg);
+        /** The VMM has closed its socket. True: it is not gone, the session goes on. */
+        bool (*on_hangup)(struct pager_session *s, void *arg);
         /** The window of its recording is over (s->record). */
         void (*on_recorded)(struct pager_session *s, void *arg);
         /** It is about to be freed. */
@@ -125,8 +127,9 @@ struct pager_session {
         bool served;                   /* in the epoll set */
         bool queued;                   /* in the worker's queue of sessions that have something to do */
         bool poison;                   /* it has failed, and its VMM cannot be killed */
-        uint64_t *copied;              /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
-        uint64_t retry_at_ns;          /* 0: not waiting */
+        unsigned stuck;       /* huge pages that could not be copied because they were there, since the last that could */
+        uint64_t *copied;     /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
+        uint64_t retry_at_ns; /* 0: not waiting */
         uint32_t retry_us;
         char fail_reason[PAGER_MAX_REASON]; /* written before PAGER_FAILED is posted, read after */
 };

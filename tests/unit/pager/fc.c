@@ -7,6 +7,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -80,7 +81,10 @@ void fc_start_with(struct harness *h, struct vmm *v, const struct image *img, si
 
 /* ---- huge pages ---- */
 
+#define HUGE_DIR "/sys/kernel/mm/hugepages"
+
 static long huge_before = -1;
+static int huge_lock = -1; /* one test program at a time: the number is the whole host's */
 
 static long read_number(const char *path) {
         cleanup_free char *text = NULL;
@@ -98,26 +102,43 @@ static void set_huge(long n) {
                 best_effort(io_write_full(fd, text, (size_t) len));
 }
 
-bool fc_huge_pages(unsigned n) {
-        long total = read_number(HUGE_PAGES), free_now;
+static long free_pages(void) {
+        return read_number(HUGE_DIR "/hugepages-2048kB/free_hugepages");
+}
 
+static bool lock(void) {
+        if (huge_lock < 0)
+                huge_lock = open(HUGE_DIR, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        return huge_lock >= 0 && flock(huge_lock, LOCK_EX) == 0;
+}
+
+bool fc_huge_pages(unsigned n) {
+        long total;
+
+        if (!lock())
+                return false;
+        total = read_number(HUGE_PAGES);
         if (total < 0)
                 return false;
-        free_now = read_number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
-        if (free_now >= (long) n)
+        if (free_pages() >= (long) n)
                 return true;
-        huge_before = total;
+        huge_before = huge_before >= 0 ? huge_before : total;
         set_huge(total + (long) n);
-        if (read_number("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages") >= (long) n)
+        if (free_pages() >= (long) n)
                 return true;
         fc_restore_huge_pages();
         return false;
+}
+
+bool fc_one_huge_page(void) {
+        return lock() && free_pages() == 0 && fc_huge_pages(1) && free_pages() == 1;
 }
 
 void fc_restore_huge_pages(void) {
         if (huge_before >= 0)
                 set_huge(huge_before);
         huge_before = -1;
+        huge_lock = close_fd(huge_lock);
 }
 
 /* ---- the server ---- */

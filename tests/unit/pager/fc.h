@@ -27,6 +27,8 @@ void fc_start_with(struct harness *h, struct vmm *v, const struct image *img, si
 
 /** Sets vm.nr_hugepages so that @n huge pages are free, and remembers what it was. False: the host cannot. */
 bool fc_huge_pages(unsigned n);
+/** Sees to it that exactly one is free. False: the host has more of its own. */
+bool fc_one_huge_page(void);
 /** Restores it; does nothing if it was not changed. */
 void fc_restore_huge_pages(void);
 

@@ -233,6 +233,29 @@ static void test_huge_pages(void **state) {
         vmm_end(&h, &w);
 }
 
+/** The VMM has mapped more huge pages than the host has: a verdict. */
+static void test_no_huge_pages_left(void **state) {
+        struct vmm v;
+
+        if (!fc_one_huge_page())
+                fc_skip("the number of huge pages cannot be chosen here (vm.nr_hugepages)");
+        fc_start(&h, &v, &img, 1, "huge", 0, FC_TODAY);
+        vmm_send(&v, "verify 42 1");
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "out of memory"));
+        vmm_end(&h, &v);
+}
+
+/** Guest memory that other processes map, too: Firecracker's with vhost-user devices. */
+static void test_shared_memory(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 3, "memfd", 0, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "verify 42 3"), "ok");
+        assert_string_equal(vmm_cmd(&v, "write 77 5"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 1"), "ok");
+        vmm_end(&h, &v);
+}
+
 /** Decoded pages are given back all the time while VMMs of all kinds read them. */
 static void test_little_memory(void **state) {
         struct pager_config cfg = { .workers = 2, .idle_seconds = 300, .memory_budget = PAGER_MIN_BUDGET };
@@ -466,6 +489,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_churn, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_too_many_moves, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_huge_pages, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_no_huge_pages_left, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_shared_memory, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_little_memory, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_ahead, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_ahead_huge, setup, teardown),

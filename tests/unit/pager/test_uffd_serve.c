@@ -209,6 +209,60 @@ static void test_second_term(void **state) {
         assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+/** The session is the process's, not the socket's. */
+static void test_closed_socket(void **state) {
+        struct vmm v;
+
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        wait_sessions(1);
+        assert_string_equal(vmm_cmd(&v, "touch 3"), "ok");
+        assert_string_equal(vmm_cmd(&v, "hangup"), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify 42 3"), "ok");
+        assert_int_equal(harness_status(&srv.h, "totals", NULL, "sessions"), 1);
+        vmm_kill(&v);
+        wait_sessions(0);
+        fc_server_stop(&srv);
+}
+
+/** Any orderly end of the pager is the VMMs' end. */
+static void test_shutdown(void **state) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        struct vmm v;
+        int status;
+
+        fc_server_start(&srv, NULL, false);
+        fc_attach(&srv, &v, &img);
+        wait_sessions(1);
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_bool(&b, "force", true);
+        struct answer a = harness_call(&srv.h, "shutdown", &b, NULL, 0);
+        assert_int_equal(a.r, 0);
+        answer_clear(&a);
+        assert_killed(&v, SIGKILL);
+        status = fc_server_wait(&srv);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/** Who has connected and who sends the layout must be one; nobody is killed for it. */
+static void test_other_sender(void **state) {
+        struct vmm v = { .memfd = -1, .sock = -1, .uffd_dev = -1 };
+        int fd;
+
+        fc_server_start(&srv, NULL, false);
+        assert_int_equal(io_connect_unix(srv.path, &fd), 0);
+        fc_spawn(&v, fd);
+        assert_string_equal(vmm_cmd(&v, "layout %llu 1", PAGES), "ok 1");
+        assert_string_equal(vmm_cmd(&v, "attach %d", FC_TODAY), "ok");
+        assert_non_null(strstr(raw_answer(fd), "expected was process"));
+        (void) close_fd(fd);
+        wait_sessions(0);
+        assert_string_equal(vmm_cmd(&v, "touched"), "ok 0");
+        vmm_kill(&v);
+        fc_server_stop(&srv);
+}
+
 /** A connection that has nothing to lose is only hung up on: its process lives. */
 static void test_garbage(void **state) {
         static const char *const cases[] = { "hello\n", "[]", "[{}]",
@@ -491,6 +545,9 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_stale_socket, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_drains, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_second_term, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_closed_socket, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_shutdown, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_other_sender, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_garbage, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_bad_layout, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_other_users, setup, teardown),
