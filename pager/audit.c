@@ -64,7 +64,7 @@ int pager_image_audit(struct pager_image *img) {
 
 /** In copy mode pages come through us, and only those that we know. */
 static bool maps_memory(const struct pager_session *s) {
-        return !s->layout || s->layout->mode != PAGER_MODE_COPY;
+        return !s->attached || s->mode != PAGER_MODE_COPY;
 }
 
 /** One session of @c that is still served though its memory is in doubt. */

@@ -160,6 +160,11 @@ static int on_attach(struct pager_layout *layout, int uffd, char *why, size_t wh
                 (void) snprintf(why, why_size, "the session has failed");
                 return -EIO;
         }
+        if (s->keeper && layout->mode != PAGER_MODE_COPY) {
+                (void) snprintf(why, why_size,
+                                "its regions have the \"forkd\" extension, but only forkd hands out the memory for it");
+                return -EPROTO;
+        }
         r = pager_session_attach(s, layout, uffd);
         if (r < 0) {
                 (void) snprintf(why, why_size, "out of memory");

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -307,6 +308,7 @@ static void test_garbage(void **state) {
 static void test_bad_layout(void **state) {
         static const char *const more[] = { "--handshake-seconds", "1", NULL };
         struct vmm v = { .memfd = -1, .sock = -1, .uffd_dev = -1 };
+        int status;
 
         fc_server_start(&srv, more, false);
         fc_spawn(&v, -1);
@@ -314,6 +316,30 @@ static void test_bad_layout(void **state) {
         vmm_send(&v, "attach %d %s", FC_TODAY, srv.path); /* may be killed before it can answer */
         assert_killed(&v, SIGKILL);
         fc_server_says(&srv, "lies outside of guest memory");
+        wait_sessions(0);
+
+        /* a layout of libuffd-attach, for memory that nobody has given it */
+        struct raw_vmm r = { .len = PAGES * TEST_PAGE };
+        pid_t pid = fork();
+        if (pid == 0) {
+                char json[256];
+                int fd;
+
+                r.map = mmap(NULL, r.len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                if (r.map == MAP_FAILED || uffd_open(0, &r.uffd) < 0 || io_connect_unix(srv.path, &fd) < 0)
+                        _exit(1);
+                int n = snprintf(json, sizeof(json),
+                                 "[{\"base_host_virt_addr\":%llu,\"size\":%zu,\"offset\":0,\"page_size\":4096,"
+                                 "\"forkd\":{\"mode\":\"memfd\",\"version\":1}}]",
+                                 (unsigned long long) (uintptr_t) r.map, r.len);
+                if (io_send_fds(fd, json, (size_t) n, &r.uffd, 1) != n)
+                        _exit(1);
+                (void) pause(); /* for the end */
+        }
+        assert_true(pid > 0);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+        fc_server_says(&srv, "only forkd hands out");
         wait_sessions(0);
 
         /* sends half of its layout, and the descriptor, and then nothing */
