@@ -15,6 +15,7 @@
  *   unmap PAGE N                        and maps fresh registered memory there: reads zero
  *   move PAGE N HOW                     mremap to a new place; HOW: 0 plain, 1 MREMAP_DONTUNMAP, 2 onto an old place
  *   scatter                             moves every other page to a place of its own
+ *   chase SEED ROUNDS                   moves untouched pages to where another thread reads all the time
  *   churn SEED ROUNDS                   readers, while pages of the upper half are discarded and moved all the time
  *   touch PAGE                          reads a page in a thread of its own
  *   touched                             how many such reads have ended
@@ -387,6 +388,55 @@ static void scatter(void) {
         printf("ok\n");
 }
 
+#define CHASE_PAGES 4
+#define CHASE_MARK 0xee
+
+static uint8_t *_Atomic chased;
+static _Atomic bool chase_over;
+static _Atomic uint64_t chase_seen;
+
+static void *chase_reader(void *arg) {
+        while (!chase_over) {
+                volatile uint8_t *at = chased;
+                uint64_t sum = 0;
+
+                for (unsigned i = 0; at && i < CHASE_PAGES; i++)
+                        sum += at[i * TEST_PAGE];
+                chase_seen = chase_seen + 1 + (sum == 0);
+        }
+        return NULL;
+}
+
+/** The reader knows the new address before mremap returns: it may fault there before the pager hears of the move. */
+static void chase(uint64_t seed, unsigned rounds) {
+        uint64_t bytes = CHASE_PAGES * TEST_PAGE, bad = 0;
+        pthread_t t;
+
+        pthread_create(&t, NULL, chase_reader, NULL);
+        for (uint64_t page = 0; rounds > 0 && page + CHASE_PAGES < vm.n_pages && !bad; rounds--, page += CHASE_PAGES) {
+                uint8_t *to = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                uint64_t before;
+
+                memset(to, CHASE_MARK, bytes);
+                chased = to;
+                for (before = chase_seen; chase_seen < before + 3;) {
+                }
+                if (mremap(vm.at[page], bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != to)
+                        bad = page + 1;
+                for (unsigned i = 0; i < CHASE_PAGES; i++) {
+                        vm.at[page + i] = to + i * TEST_PAGE;
+                        if (!page_is_good(seed, page + i))
+                                bad = page + i + 1;
+                }
+        }
+        chase_over = true;
+        pthread_join(t, NULL);
+        if (bad)
+                printf("bad %llu\n", (unsigned long long) (bad - 1));
+        else
+                printf("ok\n");
+}
+
 static _Atomic bool churn_over;
 static _Atomic uint64_t churn_bad;
 
@@ -519,6 +569,8 @@ static void do_line(const char *line) {
                 printf("%s\n", move(a, b, (int) c) < 0 ? "failed" : "ok");
         } else if (!strcmp(cmd, "scatter")) {
                 scatter();
+        } else if (!strcmp(cmd, "chase")) {
+                chase(a, (unsigned) b);
         } else if (!strcmp(cmd, "churn")) {
                 churn(a, (unsigned) b);
         } else if (!strcmp(cmd, "touch")) {

@@ -196,6 +196,53 @@ static void test_churn(void **state) {
         vmm_end(&h, &w);
 }
 
+static void *move_main(void *arg) {
+        struct raw_vmm *r = arg;
+
+        return mremap(r->map, r->len, r->len, MREMAP_MAYMOVE | MREMAP_FIXED, r->map + 16 * r->len);
+}
+
+/** What tells a fault that comes too early from one that nobody has told of. */
+static void test_changing(void **state) {
+        struct raw_vmm r = { .len = 16 * TEST_PAGE };
+        uint64_t start = now_ns();
+        struct uffd_msg msg[4];
+        pthread_t mover;
+        void *to;
+        int n;
+
+        r.map = mmap(NULL, 32 * r.len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        assert_ptr_not_equal(r.map, MAP_FAILED);
+        assert_int_equal(uffd_open(UFFD_FEATURE_EVENT_REMAP, &r.uffd), 0);
+        assert_int_equal(uffd_register(r.uffd, (uintptr_t) r.map, r.len), 0);
+        assert_false(uffd_changing(r.uffd));
+        assert_int_equal(pthread_create(&mover, NULL, move_main, &r), 0);
+        while (!uffd_changing(r.uffd))
+                assert_true(ms_since(start) < DEADLINE_MS);
+        while ((n = uffd_read(r.uffd, msg, ARRAY_LEN(msg))) == -EAGAIN)
+                assert_true(ms_since(start) < DEADLINE_MS);
+        assert_int_equal(n, 1);
+        assert_int_equal(msg[0].event, UFFD_EVENT_REMAP);
+        assert_int_equal(pthread_join(mover, &to), 0);
+        assert_ptr_equal(to, r.map + 16 * r.len);
+        assert_false(uffd_changing(r.uffd));
+        r.uffd = close_fd(r.uffd);
+        assert_false(uffd_changing(r.uffd));
+        assert_int_equal(munmap(r.map, 32 * r.len), 0);
+}
+
+/** Faults at an address that the pager cannot know yet, in the middle of the move that brings memory there. */
+static void test_touched_while_it_moves(void **state) {
+        struct vmm v;
+
+        fc_start(&h, &v, &img, 1, "", FC_MOVES, FC_TODAY);
+        vmm_send(&v, "chase 42 700");
+        assert_string_equal(vmm_answer(&v), "ok");
+        assert_false(harness_has_note(&h, "session.failed", NULL));
+        assert_string_equal(vmm_cmd(&v, "verify 42 2"), "ok");
+        vmm_end(&h, &v);
+}
+
 /** More moves than are kept track of: a verdict. The VMM waits for its last event to be read, and is killed there. */
 static void test_too_many_moves(void **state) {
         struct image large;
@@ -487,6 +534,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_moved, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_moved_unheard, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_churn, setup, teardown),
+                cmocka_unit_test(test_changing),
+                cmocka_unit_test_setup_teardown(test_touched_while_it_moves, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_too_many_moves, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_huge_pages, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_no_huge_pages_left, setup, teardown),
