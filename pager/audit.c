@@ -1,18 +1,28 @@
 /* SPDX-License-Identifier: MIT */
-/* Theory of operation. Whoever maps an image's memory without a userfaultfd, and touches a page that is not there,
+/* What the control thread looks at every PAGER_AUDIT_MS, so that no guest reads what it should not, and none waits for
+ * ever.
+ *
+ * Pages that are not ours. Whoever maps an image's memory without a userfaultfd, and touches a page that is not there,
  * makes the kernel put a zero page there, for all clones: they find it and read zeros, and no fault tells. It cannot be
  * prevented, since every VMM has to have the descriptor; but it does not stay unseen. Every page in the memfd is one that
- * we put there, so their number is known: the control thread compares it with what the kernel counts, every
- * PAGER_AUDIT_MS and before an idle image is used again. Where there are more, no session that maps the memory can be
+ * we put there, so their number is known: it is compared with what the kernel counts, also before an idle image is used
+ * again. Where there are more, no session that maps the memory can be
  * trusted any more, whatever it has read: all of them fail, and who comes next gets the image anew.
  *
  * The two numbers agree while nobody inserts or removes pages, which is done under claims only. So the comparison is made
  * with the locks of all shards held and no claim in any of them; when there are claims it is tried again, and left to the
- * next time if that does not help. The locks are leaves: only here does a thread hold more than one, in their order. */
+ * next time if that does not help. The locks are leaves: only here does a thread hold more than one, in their order.
+ *
+ * Faults that wait. A worker may hang in the kernel, in a read from a disk that does not answer. Its sessions cannot be
+ * taken from it. Those of them whose faults have waited for too long get their verdict: a guest that is ended can be
+ * restored elsewhere, one that hangs cannot. Other reasons to wait are none of ours: a VMM that is frozen while it changes
+ * its layout may stay so for as long as it likes, and keeps no worker busy. */
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/stat.h>
 
+#include "common/io.h"
 #include "pager/image_internal.h"
 #include "pager/pager_internal.h"
 
@@ -75,10 +85,50 @@ static struct pager_session *find_doubtful(struct pager *p, const struct pager_c
         return NULL;
 }
 
+/** Since when the session's oldest fault waits, while its worker hangs; 0: none does. */
+static uint64_t waits_since(struct pager_session *s, uint64_t now) {
+        uint64_t oldest = atomic_load_explicit(&s->oldest_ns, memory_order_relaxed);
+        struct pollfd unread = { .fd = s->uffd, .events = POLLIN };
+
+        if (!s->worker || s->failed || s->ending || s->moving || pager_worker_busy_ns(s->worker) < PAGER_STUCK_MS * 1000000ull) {
+                s->unread_since_ns = 0;
+                return 0;
+        }
+        if (oldest)
+                return oldest;
+        /* The worker has not come to read it. */
+        if (poll(&unread, 1, 0) <= 0)
+                s->unread_since_ns = 0;
+        else if (!s->unread_since_ns)
+                s->unread_since_ns = now;
+        return s->unread_since_ns;
+}
+
+static struct pager_session *find_hung(struct pager *p, uint64_t now) {
+        for (struct pager_session *s = p->sessions; s; s = s->next) {
+                uint64_t since = waits_since(s, now);
+
+                if (since && since + p->cfg.fault_seconds * 1000000000ull < now)
+                        return s;
+        }
+        return NULL;
+}
+
+static void fail_hung(struct pager *p) {
+        char why[PAGER_MAX_REASON];
+        struct pager_session *s;
+
+        (void) snprintf(why, sizeof(why), "a fault has waited for %u seconds: a read of an image's file does not come back",
+                        p->cfg.fault_seconds);
+        while ((s = find_hung(p, now_ns())))
+                pager_fail_session(p, s, why);
+}
+
 static void on_time(evutil_socket_t fd, short what, void *arg) {
         struct pager *p = arg;
         struct pager_session *s;
 
+        fail_hung(p);
         for (struct pager_cached *c = pager_cache_first(p->cache), *next; c; c = next) {
                 next = c->next;
                 if (c->n_sessions == 0 || pager_image_audit(c->image) != -EUCLEAN)

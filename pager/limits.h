@@ -51,6 +51,8 @@
 
 #define PAGER_AUDIT_MS 200u /* between two looks for pages in an image's memory that are not ours */
 
+#define PAGER_FAULT_SECONDS 30u /* a fault waits no longer for a worker that hangs: then its session fails */
+
 /* A worker that has been at one piece of work for longer gets no new session while there are others. */
 #define PAGER_STUCK_MS 100u
 

@@ -462,6 +462,8 @@ static void set_defaults(struct pager_config *cfg) {
         cfg->workers = MIN_OF(cfg->workers, PAGER_MAX_WORKERS);
         if (cfg->record_seconds == 0)
                 cfg->record_seconds = PAGER_RECORD_SECONDS;
+        if (cfg->fault_seconds == 0)
+                cfg->fault_seconds = PAGER_FAULT_SECONDS;
         if (cfg->handshake_seconds == 0)
                 cfg->handshake_seconds = PAGER_HANDSHAKE_SECONDS;
 }

@@ -16,6 +16,7 @@ struct pager_config {
         uint64_t memory_budget;     /* bytes of decoded pages, of all images; 0: a quarter of the memory there is */
         int pressure_fd;            /* > 0: POLLPRI on it is memory pressure, besides what the kernel tells; taken */
         unsigned handshake_seconds; /* 1 …; 0: PAGER_HANDSHAKE_SECONDS */
+        unsigned fault_seconds;     /* a fault that waits so long because of a hung worker; 0: PAGER_FAULT_SECONDS */
         unsigned record_seconds;    /* how long a session that records does so; 0: PAGER_RECORD_SECONDS */
         const char *version;        /* told in hello; static */
 };

@@ -79,6 +79,7 @@ struct pager_session {
         struct pager_worker *worker; /* NULL until attached; while it moves: the one that it goes to */
         struct pager_peer *peer;     /* the VMM's socket; NULL once closed */
         bool failed, ending, hung_up, moving;
+        uint64_t unread_since_ns;          /* while its worker hangs: since when nobody reads a fault of it, 0: there is none */
         bool depends;                      /* the VMM has given us its userfaultfd */
         const struct pager_keeper *keeper; /* NULL: forkd hears of it by notifications */
         void *keeper_arg;

@@ -123,6 +123,15 @@ static int setup(void **state) {
         return 0;
 }
 
+static int setup_impatient(void **state) {
+        struct pager_config cfg = { .workers = 1, .idle_seconds = 300, .fault_seconds = 1 };
+
+        harness_start(&h, &cfg);
+        image_make(&img, PAGES, 31, SNAP_CODEC_LZ4);
+        image_make(&slow, PAGES, 32, SNAP_CODEC_LZ4);
+        return 0;
+}
+
 static int teardown(void **state) {
         image_clear(&img);
         image_clear(&slow);
@@ -170,6 +179,40 @@ static void test_a_stuck_worker(void **state) {
         gate_close();
         vmm_end(&h, &v);
         vmm_end(&h, &w);
+}
+
+/** It does not come back: a verdict for the guest that waits for it, and for the one that waits for the same worker; none
+ *  for the one that waits for nothing. */
+static void test_a_worker_that_hangs(void **state) {
+        struct vmm v, w, u;
+        uint64_t start;
+
+        gate_open(&slow);
+        vmm_start(&h, &v, &slow);
+        vmm_start(&h, &w, &img);
+        vmm_start(&h, &u, &img);
+        assert_string_equal(vmm_cmd(&u, "verify 31 2"), "ok");
+        gate_set(HOLD);
+        vmm_send(&v, "verify 32 2");
+        wait_stuck();
+        start = now_ns();
+        /* its image is all there, but a zero page needs an answer */
+        assert_string_equal(vmm_cmd(&w, "touch %llu", (unsigned long long) image_zero_page(&img, 0)), "ok");
+        assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "waited for 1 seconds"));
+        assert_non_null(strstr(harness_note(&h, "session.failed", w.session)->text, "waited for 1 seconds"));
+        assert_true(ms_since(start) > 500);
+        assert_int_equal(harness_status(&h, "sessions", u.session, "failed"), 0);
+        vmm_kill(&v);
+        vmm_kill(&w);
+        gate_set(PASS);
+        (void) harness_note(&h, "session.gone", v.session);
+        (void) harness_note(&h, "session.gone", w.session);
+        assert_string_equal(vmm_cmd(&u, "verify 31 2"), "ok");
+        vmm_start(&h, &v, &slow);
+        assert_string_equal(vmm_cmd(&v, "verify 32 2"), "ok");
+        gate_close();
+        vmm_end(&h, &v);
+        vmm_end(&h, &u);
 }
 
 /** The guest is ended while its worker is stuck: the session goes when the read is over, and not before. */
@@ -284,6 +327,7 @@ static void test_a_lost_file(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_a_stuck_worker, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_a_worker_that_hangs, setup_impatient, teardown),
                 cmocka_unit_test_setup_teardown(test_an_end_while_stuck, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_a_refused_read, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_a_truncated_file, setup, teardown),
