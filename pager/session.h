@@ -73,22 +73,21 @@ struct pager_session {
         struct pager_image *image;
         struct pager_layout *layout; /* NULL until attached; then constant, but in copy mode the worker's, which may replace
                                       * it: nobody else looks at it */
-        bool attached;
-        enum pager_mode mode; /* valid when attached */
-        int uffd;
         struct pager_worker *worker; /* NULL until attached; while it moves: the one that it goes to */
         struct pager_peer *peer;     /* the VMM's socket; NULL once closed */
-        bool failed, ending, hung_up, moving;
-        uint64_t unread_since_ns;          /* while its worker hangs: since when nobody reads a fault of it, 0: there is none */
+        int uffd;
+        enum pager_mode mode; /* valid when attached */
+        bool attached, failed, ending, hung_up, moving;
         bool depends;                      /* the VMM has given us its userfaultfd */
+        bool sync_deferred;                /* sync_waiter waits for the end of a move */
+        bool recorded;                     /* session.recorded was sent */
+        unsigned moves;                    /* from one worker to another */
+        uint64_t unread_since_ns;          /* while its worker hangs: since when nobody reads a fault of it, 0: there is none */
         const struct pager_keeper *keeper; /* NULL: forkd hears of it by notifications */
         void *keeper_arg;
-        bool sync_deferred;    /* sync_waiter waits for the end of a move */
-        uint64_t busy_seen_ns; /* busy_ns when the load was last looked at */
-        double share;          /* of the last interval, spent on its faults */
-        unsigned moves;
+        uint64_t busy_seen_ns;    /* busy_ns when the load was last looked at */
+        double share;             /* of the last interval, spent on its faults */
         struct event *record_end; /* while it records */
-        bool recorded;            /* session.recorded was sent */
         char reason[PAGER_MAX_REASON];
         struct pager_cached *cached;      /* the image's place in the cache */
         struct pager_waiter close_waiter; /* the session.close to answer when it is released */
@@ -119,16 +118,16 @@ struct pager_session {
         TAILQ_ENTRY(pager_session) run, idle;
         size_t ahead_unit;                               /* what of the working set is to be mapped next, and */
         uint64_t ahead_at;                               /* where in that unit */
-        bool ahead_done;                                 /* or given up */
-        bool has_ahead;                                  /* in the worker's list of sessions with something left to map */
         struct pager_pending pending[PAGER_MAX_PENDING]; /* ascending by address */
-        unsigned n_pending;
-        uint64_t early_addr, early_ns; /* of the present turn: answered before its end at this time, 0: not */
-        uint64_t sweep;                /* faults at this address and above have their turn first */
-        bool served;                   /* in the epoll set */
-        bool queued;                   /* in the worker's queue of sessions that have something to do */
-        bool poison;                   /* it has failed, and its VMM cannot be killed */
+        uint64_t early_addr, early_ns;                   /* of the present turn: answered before its end at this time, 0: not */
+        uint64_t sweep;                                  /* faults at this address and above have their turn first */
+        bool served;                                     /* in the epoll set */
+        bool queued;                                     /* in the worker's queue of sessions that have something to do */
+        bool poison;                                     /* it has failed, and its VMM cannot be killed */
+        bool ahead_done;                                 /* nothing is left to map ahead, or it was given up */
+        bool has_ahead;                                  /* in the worker's list of sessions with something left to map */
         unsigned stuck;       /* huge pages that could not be copied because they were there, since the last that could */
+        unsigned n_pending;   /* in `pending` */
         uint64_t *copied;     /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
         uint64_t retry_at_ns; /* 0: not waiting */
         uint32_t retry_us;
