@@ -315,7 +315,6 @@ void pager_reclaim_free(struct pager_reclaim *r) {
 
 void pager_reclaim_get_stats(const struct pager_reclaim *r, struct pager_reclaim_stats *ret) {
         *ret = (struct pager_reclaim_stats){
-                .configured_bytes = r->budget.configured,
                 .budget_bytes = pager_budget_now(&r->budget),
                 .resident_bytes = resident_bytes(r),
                 .pressure = atomic_load_explicit(&r->budget.events, memory_order_relaxed),

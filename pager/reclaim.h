@@ -59,9 +59,8 @@ int pager_reclaim_room(struct pager_reclaim *r, enum pager_cause cause) attr_war
 bool pager_reclaim_emergency(struct pager_reclaim *r);
 
 struct pager_reclaim_stats {
-        uint64_t configured_bytes; /* the budget as it was asked for */
-        uint64_t budget_bytes;     /* as it is now: the cgroup's limit and pressure make it less */
-        uint64_t resident_bytes;
-        uint64_t pressure; /* events */
+        uint64_t budget_bytes;   /* as it is now: the cgroup's limit and pressure make it less */
+        uint64_t resident_bytes; /* of all images, as counted */
+        uint64_t pressure;       /* events */
 };
 void pager_reclaim_get_stats(const struct pager_reclaim *r, struct pager_reclaim_stats *ret);

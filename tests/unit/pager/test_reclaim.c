@@ -323,11 +323,111 @@ static void test_hot_stays(void **state) {
         image_clear(&hot);
 }
 
+/* ---- without guests: threads that fill and punch at random ---- */
+
+#define FILLERS 3
+#define FILLS 6000
+
+struct filler {
+        pthread_t thread;
+        struct pager_image *img;
+        const struct image *content;
+        unsigned index;
+        uint64_t bad;
+};
+
+/** Fills pages, and reads those that are there as copy mode does. */
+static void *fill_and_read(void *arg) {
+        struct filler *f = arg;
+        struct pager_scratch s = { 0 };
+        uint8_t want[TEST_PAGE];
+
+        f->bad += pager_scratch_init(&s) < 0;
+        for (uint64_t i = 0; i < FILLS; i++) {
+                uint64_t page = mix64(i * FILLERS + f->index) % f->content->n_pages;
+                struct pager_fill_result res;
+                int r = pager_image_fill(f->img, &s, page, i % 4 ? PAGER_DEMAND : PAGER_AHEAD, &res);
+
+                if (r < 0) {
+                        f->bad++;
+                        continue;
+                }
+                f->bad += (res.kind == PAGER_PAGE_ZERO) != content_is_zero(f->content->seed, page);
+                if (res.kind == PAGER_PAGE_ZERO || pager_image_read(f->img, &s, page, &res) == -EAGAIN)
+                        continue;
+                content_fill(f->content->seed, page, want);
+                f->bad += page < res.first || page >= res.first + res.n;
+                f->bad += memcmp(s.frame + (page - res.first) * TEST_PAGE, want, TEST_PAGE) != 0;
+        }
+        pager_scratch_clear(&s);
+        return NULL;
+}
+
+static uint64_t counted(struct pager_reclaim *r) {
+        struct pager_reclaim_stats st;
+
+        pager_reclaim_get_stats(r, &st);
+        return st.resident_bytes;
+}
+
+static void test_counts(void **state) {
+        const struct pager_reclaim_config cfg = { .budget = 1024 * MIB, .root = "/nonexistent" };
+        struct filler f[FILLERS];
+        struct pager_image_stats st;
+        struct pager_reclaim *r;
+        struct pager_image *img;
+        struct image content;
+        uint64_t gone = 0;
+
+        image_make(&content, 2 * SNAP_REGION_PAGES + 77, 91, SNAP_CODEC_LZ4);
+        assert_int_equal(pager_reclaim_new(&cfg, &r), 0);
+        assert_int_equal(pager_image_open(content.fd, r, &img), 0);
+        for (unsigned i = 0; i < FILLERS; i++) {
+                f[i] = (struct filler){ .img = img, .content = &content, .index = i };
+                assert_int_equal(pthread_create(&f[i].thread, NULL, fill_and_read, &f[i]), 0);
+        }
+        for (uint64_t i = 0; i < FILLS; i++) {
+                uint64_t chunk = mix64(i) % (content.n_pages / PAGER_CHUNK_PAGES + 1);
+
+                if (i % 500 == 0)
+                        pager_image_trim(img);
+                gone += pager_image_evict(img, chunk * PAGER_CHUNK_PAGES, PAGER_CHUNK_PAGES);
+        }
+        for (unsigned i = 0; i < FILLERS; i++) {
+                assert_int_equal(pthread_join(f[i].thread, NULL), 0);
+                assert_int_equal(f[i].bad, 0);
+        }
+        pager_image_get_stats(img, &st);
+        assert_int_equal(st.present_bytes, st.resident_pages * TEST_PAGE);
+        assert_int_equal(st.resident_pages + st.reclaimed_pages, st.pages[PAGER_DEMAND] + st.pages[PAGER_AHEAD]);
+        assert_int_equal(st.reclaimed_pages, gone);
+        assert_int_equal(counted(r), st.present_bytes);
+        assert_true(gone > 0 && st.refaults > 0 && st.resident_pages > 0);
+        /* a whole region at once, as idle images lose theirs */
+        for (uint64_t page = 0; page < content.n_pages; page += SNAP_REGION_PAGES)
+                gone += pager_image_evict(img, page, SNAP_REGION_PAGES);
+        pager_image_get_stats(img, &st);
+        assert_int_equal(st.present_bytes, 0);
+        assert_int_equal(st.resident_pages, 0);
+        assert_int_equal(st.reclaimed_pages, gone);
+        assert_int_equal(counted(r), 0);
+
+        /* what goes with its image is given back to the budget */
+        f[0].bad = 0;
+        (void) fill_and_read(&f[0]);
+        assert_int_equal(f[0].bad, 0);
+        assert_true(counted(r) > 0);
+        pager_image_unref(img);
+        assert_int_equal(counted(r), 0);
+        pager_reclaim_free(r);
+        image_clear(&content);
+}
+
 int main(void) {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
         const struct CMUnitTest tests[] = {
                 TEST(test_kept),     TEST(test_never_a_wrong_byte), TEST(test_idle_first), TEST(test_ahead_stops),
-                TEST(test_pressure), TEST(test_punched_by_another), TEST(test_hot_stays),
+                TEST(test_pressure), TEST(test_punched_by_another), TEST(test_hot_stays),  cmocka_unit_test(test_counts),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
