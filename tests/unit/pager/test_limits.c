@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* The host gives no more: descriptors, sizes of files, address space, memory. What was asked for is refused with the
+/* The host gives no more: descriptors, sizes of files, address space. What was asked for is refused with the
  * reason, what is there goes on. The pager is the real program, so that its limits can be its own. */
 #include "tests/unit/pager/harness.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -23,7 +22,6 @@ static struct harness h;
 static struct image img;
 static pid_t pid;
 static int pidfd;
-static char group[96]; /* of test_memory_group, while it is there */
 
 static int setup(void **state) {
         const char *argv[] = { UFFD_PAGER, "--control", h.path, "--workers", "1", "--log-level", "error", NULL };
@@ -60,9 +58,6 @@ static int teardown(void **state) {
         answer_clear(&a);
         assert_int_equal(spawn_wait(pidfd, DEADLINE_MS, &status), 0);
         assert_int_equal(status, 0); /* it is the one we started, and has not crashed */
-        if (group[0])
-                (void) rmdir(group); /* of a test that failed */
-        group[0] = '\0';
         pidfd = close_fd(pidfd);
         rpc_conn_unref(h.conn);
         event_base_free(h.base);
@@ -252,73 +247,12 @@ static void test_address_space(void **state) {
         image_clear(&huge);
 }
 
-/* ---- a control group with little memory ---- */
-
-#define V1_MEMORY "/sys/fs/cgroup/memory"
-
-static bool put(const char *dir, const char *file, const char *value) {
-        char path[160];
-        int fd, r;
-
-        (void) snprintf(path, sizeof(path), "%s/%s", dir, file);
-        fd = open(path, O_WRONLY | O_CLOEXEC);
-        if (fd < 0)
-                return false;
-        r = io_write_full(fd, value, strlen(value));
-        (void) close(fd);
-        return r == 0;
-}
-
-/** Its limit is reached by the images' pages: they are given back, or the session fails. Never a wait without an end,
- *  never wrong bytes, and not the end of the pager. */
-static void test_memory_group(void **state) {
-        char text[32];
-        struct image big;
-        struct vmm v;
-
-        (void) snprintf(group, sizeof(group), "%s/pager-test-%d", V1_MEMORY, (int) getpid());
-        if (mkdir(group, 0755) < 0) {
-                group[0] = '\0';
-                if (getenv("FORKD_TEST_NO_SKIP"))
-                        fail_msg("no memory controller at %s", V1_MEMORY);
-                print_message("skipped: no memory controller at %s\n", V1_MEMORY);
-                skip();
-        }
-        (void) snprintf(text, sizeof(text), "%d", (int) pid);
-        assert_true(put(group, "cgroup.procs", text));
-        /* The kernel is not to end the process, but to refuse. */
-        assert_true(put(group, "memory.oom_control", "1"));
-        assert_true(put(group, "memory.limit_in_bytes", "24M"));
-        image_make(&big, 16384, 22, SNAP_CODEC_LZ4); /* 64 MiB */
-        vmm_start(&h, &v, &big);
-        vmm_send(&v, "verify 22 2");
-        /* Either it is served to its end, or there is a verdict: whatever comes first. */
-        uint64_t start = now_ns();
-        struct pollfd p = { .fd = fileno(v.out), .events = POLLIN };
-        while (poll(&p, 1, 10) == 0 && !harness_has_note(&h, "session.failed", v.session))
-                assert_true(ms_since(start) < DEADLINE_MS);
-        if (harness_has_note(&h, "session.failed", v.session)) {
-                print_message("verdict: %s\n", harness_note(&h, "session.failed", v.session)->text);
-        } else {
-                print_message("served within the limit\n");
-                assert_string_equal(vmm_answer(&v), "ok");
-        }
-        vmm_end(&h, &v);
-        image_clear(&big);
-        assert_true(put(group, "memory.limit_in_bytes", "-1"));
-        assert_service();
-        assert_true(put(V1_MEMORY, "cgroup.procs", text));
-        assert_int_equal(rmdir(group), 0);
-        group[0] = '\0';
-}
-
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_descriptors, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_descriptors_of_idle_images, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_size_of_a_file, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_address_space, setup, teardown),
-                cmocka_unit_test_setup_teardown(test_memory_group, setup, teardown),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
