@@ -179,6 +179,10 @@ static int spawn_pager(const struct bench_pager_options *o, const char *path, in
                 argv[n++] = "--record-seconds";
                 argv[n++] = record;
         }
+        /* What is measured is how pages get there: no page is to be given back meanwhile. Whether all that fits into memory
+         * was looked at before. */
+        argv[n++] = "--memory-budget";
+        argv[n++] = "1024G";
         argv[n] = NULL;
 
         const struct spawn_fd passed[] = { { STDERR_FILENO, STDERR_FILENO }, { listen_fd, PAGER_CONTROL_FD } };
