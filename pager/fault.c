@@ -92,15 +92,19 @@ static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint
 }
 
 /** Reads until nothing is left or `pending` is full. A short read says that nothing is left: what comes later
- *  makes the descriptor readable again. */
+ *  makes the descriptor readable again. Returns 1 if there is too much for one turn: a VMM whose threads discard
+ *  and move memory all the time has always something to tell. */
 static int read_events(struct pager_session *s) {
         struct uffd_msg msgs[PAGER_EVENT_BATCH];
         int failed = 0;
 
         while (s->n_pending < PAGER_MAX_PENDING) {
                 unsigned room = MIN_OF((unsigned) ARRAY_LEN(msgs), PAGER_MAX_PENDING - s->n_pending);
-                int n = uffd_read(s->uffd, msgs, room);
+                int n;
 
+                if (s->reads++ == PAGER_MAX_READS)
+                        return 1;
+                n = uffd_read(s->uffd, msgs, room);
                 if (n == -EAGAIN)
                         return 0;
                 if (n < 0)
@@ -420,6 +424,7 @@ int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch) 
         int r = -EAGAIN;
 
         s->fail_reason[0] = '\0';
+        s->reads = 0;
         for (unsigned round = 0; r == -EAGAIN && round < PAGER_RETRY_ROUNDS; round++) {
                 if (round > 0)
                         (void) sched_yield(); /* lets the thread whose event we read go on */

@@ -32,6 +32,7 @@
 #define PAGER_WORKER_NICE (-10)
 
 #define PAGER_EVENT_BATCH 32u  /* messages in one read of a userfaultfd */
+#define PAGER_MAX_READS 64u    /* of a session's userfaultfd before others get their turn */
 #define PAGER_MAX_PENDING 128u /* faults of one session that are read but not answered */
 #define PAGER_QUANTUM 8u       /* answers to one session before others get their turn */
 #define PAGER_RETRY_ROUNDS 16u /* tries while a VMM changes its layout, before it is left for a while */

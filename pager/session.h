@@ -128,6 +128,7 @@ struct pager_session {
         bool has_ahead;                                  /* in the worker's list of sessions with something left to map */
         unsigned stuck;       /* huge pages that could not be copied because they were there, since the last that could */
         unsigned n_pending;   /* in `pending` */
+        unsigned reads;       /* of the userfaultfd, in the present turn */
         uint64_t *copied;     /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
         uint64_t retry_at_ns; /* 0: not waiting */
         uint32_t retry_us;

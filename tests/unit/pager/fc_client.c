@@ -17,6 +17,7 @@
  *   scatter                             moves every other page to a place of its own
  *   chase SEED ROUNDS                   moves untouched pages to where another thread reads all the time
  *   churn SEED ROUNDS                   readers, while pages of the upper half are discarded and moved all the time
+ *   flood THREADS                       as many threads discard a page each, again and again, until the end
  *   touch PAGE                          reads a page in a thread of its own
  *   touched                             how many such reads have ended
  *   outside                             touches registered memory that the handshake did not tell of
@@ -496,6 +497,23 @@ static void churn(uint64_t seed, unsigned rounds) {
                 printf("ok\n");
 }
 
+static void *flood_main(void *arg) {
+        for (;;)
+                (void) madvise(arg, TEST_PAGE, MADV_DONTNEED);
+        return NULL;
+}
+
+static void flood(uint64_t threads) {
+        for (uint64_t i = 0; i < threads && i < vm.n_pages; i++) {
+                pthread_t t;
+
+                vm.expect[i] = ZERO;
+                pthread_create(&t, NULL, flood_main, vm.at[i]);
+                pthread_detach(t);
+        }
+        printf("ok\n");
+}
+
 static void *touch_main(void *arg) {
         (void) *(volatile uint8_t *) arg;
         atomic_fetch_add(&touched, 1);
@@ -573,6 +591,8 @@ static void do_line(const char *line) {
                 chase(a, (unsigned) b);
         } else if (!strcmp(cmd, "churn")) {
                 churn(a, (unsigned) b);
+        } else if (!strcmp(cmd, "flood")) {
+                flood(a);
         } else if (!strcmp(cmd, "touch")) {
                 touch(vm.at[a]);
         } else if (!strcmp(cmd, "touched")) {

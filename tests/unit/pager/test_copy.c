@@ -414,6 +414,22 @@ static void test_records(void **state) {
         vmm_end(&h, &v);
 }
 
+/** A VMM whose layout changes all the time, so that the kernel lets nobody copy into it: its worker has time for others. */
+static void test_flood(void **state) {
+        struct pager_config cfg = { .workers = 1, .idle_seconds = 300 };
+        struct vmm v, w;
+
+        harness_stop(&h);
+        harness_start(&h, &cfg);
+        fc_start(&h, &v, &img, 1, "", 0, FC_TODAY);
+        fc_start(&h, &w, &img, 1, "", 0, FC_TODAY);
+        assert_string_equal(vmm_cmd(&v, "flood 100"), "ok");
+        assert_string_equal(vmm_cmd(&w, "verify 42 2"), "ok");
+        comes_to(&v, "removed_pages", 100);
+        vmm_end(&h, &w);
+        vmm_end(&h, &v);
+}
+
 static void test_dies_in_the_middle(void **state) {
         struct vmm v, w;
 
@@ -544,6 +560,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_ahead, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_ahead_huge, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_records, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_flood, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_dies_in_the_middle, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_hangs_up, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_corrupt_frame, setup, teardown),
