@@ -346,7 +346,7 @@ static void map_more_zeros(struct pager_session *s, const struct pager_region *g
                         if (r < 0 && r != -EEXIST)
                                 return;
                         if (s->record && done > 0)
-                                pager_record_add(s->record, p, done / PAGER_PAGE);
+                                pager_record_add_gift(s->record, p, done / PAGER_PAGE);
                 }
                 p += n;
         }

@@ -22,45 +22,64 @@ static uint64_t pack(uint64_t first, uint64_t n) {
         return first << 32 | n;
 }
 
-struct snap_run pager_record_get(const struct pager_record *rec, uint64_t i) {
-        uint64_t v = atomic_load_explicit(&rec->run[i], memory_order_relaxed);
+static struct snap_run get(const struct pager_record_list *l, uint64_t i) {
+        uint64_t v = atomic_load_explicit(&l->run[i], memory_order_relaxed);
 
         return (struct snap_run){ v >> 32, v & UINT32_MAX };
 }
 
+static uint64_t count(const struct pager_record_list *l) {
+        return atomic_load_explicit(&l->n, memory_order_acquire);
+}
+
+struct snap_run pager_record_get(const struct pager_record *rec, uint64_t i) {
+        uint64_t needed = count(&rec->needed);
+
+        return i < needed ? get(&rec->needed, i) : get(&rec->gifts, i - needed);
+}
+
 uint64_t pager_record_runs(const struct pager_record *rec) {
-        return atomic_load_explicit(&rec->n_runs, memory_order_acquire);
+        return MIN_OF(count(&rec->needed) + count(&rec->gifts), SNAP_WORKINGSET_MAX_RUNS);
 }
 
 bool pager_record_is_full(const struct pager_record *rec) {
         return atomic_load_explicit(&rec->n_pages, memory_order_relaxed) >= rec->max_pages ||
-               atomic_load_explicit(&rec->n_runs, memory_order_relaxed) == SNAP_WORKINGSET_MAX_RUNS;
+               count(&rec->needed) == SNAP_WORKINGSET_MAX_RUNS;
 }
 
 /** Joins [@first, @first + @n) to the last run, or finds it there already. */
-static bool join_last(struct pager_record *rec, uint64_t runs, uint64_t first, uint64_t n) {
+static bool join_last(struct pager_record *rec, struct pager_record_list *l, uint64_t first, uint64_t n) {
+        uint64_t runs = count(l);
         struct snap_run last;
 
         if (runs == 0)
                 return false;
-        last = pager_record_get(rec, runs - 1);
+        last = get(l, runs - 1);
         if (first < last.first || first > last.first + last.n)
                 return false;
         if (first + n > last.first + last.n) {
                 n = first + n - last.first;
-                atomic_store_explicit(&rec->run[runs - 1], pack(last.first, n), memory_order_relaxed);
+                atomic_store_explicit(&l->run[runs - 1], pack(last.first, n), memory_order_relaxed);
                 (void) atomic_fetch_add_explicit(&rec->n_pages, n - last.n, memory_order_relaxed);
         }
         return true;
 }
 
-void pager_record_add(struct pager_record *rec, uint64_t first, uint64_t n) {
-        uint64_t runs = atomic_load_explicit(&rec->n_runs, memory_order_relaxed);
+static void add(struct pager_record *rec, struct pager_record_list *l, uint64_t first, uint64_t n) {
+        uint64_t runs = count(l);
 
         if (atomic_load_explicit(&rec->closed, memory_order_relaxed) || pager_record_is_full(rec) ||
-            join_last(rec, runs, first, n))
+            join_last(rec, l, first, n) || runs == SNAP_WORKINGSET_MAX_RUNS)
                 return;
-        atomic_store_explicit(&rec->run[runs], pack(first, n), memory_order_relaxed);
-        atomic_store_explicit(&rec->n_runs, runs + 1, memory_order_release);
+        atomic_store_explicit(&l->run[runs], pack(first, n), memory_order_relaxed);
+        atomic_store_explicit(&l->n, runs + 1, memory_order_release);
         (void) atomic_fetch_add_explicit(&rec->n_pages, n, memory_order_relaxed);
+}
+
+void pager_record_add(struct pager_record *rec, uint64_t first, uint64_t n) {
+        add(rec, &rec->needed, first, n);
+}
+
+void pager_record_add_gift(struct pager_record *rec, uint64_t first, uint64_t n) {
+        add(rec, &rec->gifts, first, n);
 }

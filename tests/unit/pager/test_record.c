@@ -36,6 +36,29 @@ static void joins_neighbours_and_repeats(void **state) {
         pager_record_free(NULL);
 }
 
+static void gifts_come_last(void **state) {
+        struct pager_record *rec = pager_record_new(1 << 20);
+
+        assert_non_null(rec);
+        pager_record_add_gift(rec, 500, 5);
+        pager_record_add(rec, 100, 1);
+        pager_record_add_gift(rec, 505, 5);
+        pager_record_add(rec, 50, 1);
+        pager_record_add_gift(rec, 100, 1);
+        assert_int_equal(pager_record_runs(rec), 4);
+        assert_run(rec, 0, 100, 1);
+        assert_run(rec, 1, 50, 1);
+        assert_run(rec, 2, 500, 10);
+        assert_run(rec, 3, 100, 1);
+        for (uint64_t i = 0; i < SNAP_WORKINGSET_MAX_RUNS; i++)
+                pager_record_add_gift(rec, 1000 + 3 * i, 1);
+        assert_false(pager_record_is_full(rec)); /* of gifts only */
+        pager_record_add(rec, 20, 1);
+        assert_int_equal(pager_record_runs(rec), SNAP_WORKINGSET_MAX_RUNS);
+        assert_run(rec, 2, 20, 1);
+        pager_record_free(rec);
+}
+
 static void ends(void **state) {
         struct pager_record *rec = pager_record_new(1 << 20);
         uint64_t runs;
@@ -66,7 +89,8 @@ static void ends(void **state) {
 }
 
 int main(void) {
-        const struct CMUnitTest tests[] = { cmocka_unit_test(joins_neighbours_and_repeats), cmocka_unit_test(ends) };
+        const struct CMUnitTest tests[] = { cmocka_unit_test(joins_neighbours_and_repeats), cmocka_unit_test(gifts_come_last),
+                                            cmocka_unit_test(ends) };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
