@@ -66,7 +66,9 @@ int pager_ahead_decode(struct pager_ahead *a, struct pager_image *img, struct pa
 
                 if (pager_image_present(img, page))
                         continue;
-                int r = pager_image_fill(img, s, page, PAGER_AHEAD, &res);
+                int r = pager_image_fill_nowait(img, s, page, &res);
+                if (r == -EBUSY) /* a guest is as far as we are: be ahead of it */
+                        continue;
                 if (r < 0)
                         return r;
                 if (res.kind == PAGER_PAGE_ZERO)

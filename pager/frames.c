@@ -198,6 +198,7 @@ struct want {
         enum pager_cause cause;
         pager_early_fn *early; /* NULL: nobody wants to know before the end */
         void *arg;
+        bool nowait; /* -EBUSY where another thread is at the frame */
 };
 
 /** Inserts slots [@i, @i + @n) of the decoded frame, which are neighbours. */
@@ -281,7 +282,10 @@ static int fill_claimed(struct pager_image *img, struct pager_scratch *s, const 
 
         if (r < 0)
                 return r;
-        pager_image_claim(img, &claim);
+        if (!w->nowait)
+                pager_image_claim(img, &claim);
+        else if (!try_claim(img, &claim))
+                return -EBUSY;
         if (pager_image_present(img, w->page))
                 *ret = present_run(img, w->page);
         else
@@ -321,9 +325,13 @@ int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t 
         return fill(img, s, &(struct want){ .page = page, .cause = cause }, ret);
 }
 
+int pager_image_fill_nowait(struct pager_image *img, struct pager_scratch *s, uint64_t page, struct pager_fill_result *ret) {
+        return fill(img, s, &(struct want){ .page = page, .cause = PAGER_AHEAD, .nowait = true }, ret);
+}
+
 int pager_image_fill_early(struct pager_image *img, struct pager_scratch *s, uint64_t page, pager_early_fn *early, void *arg,
                            struct pager_fill_result *ret) {
-        return fill(img, s, &(struct want){ page, PAGER_DEMAND, early, arg }, ret);
+        return fill(img, s, &(struct want){ page, PAGER_DEMAND, early, arg, false }, ret);
 }
 
 int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t page, struct pager_fill_result *ret) {

@@ -83,6 +83,10 @@ int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t 
 int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t page,
                      struct pager_fill_result *ret) attr_warn_unused;
 
+/** The same ahead of demand; but -EBUSY where another thread decodes that frame, or punches near it. */
+int pager_image_fill_nowait(struct pager_image *img, struct pager_scratch *s, uint64_t page,
+                            struct pager_fill_result *ret) attr_warn_unused;
+
 /** The same on demand, and @early is called as soon as the page itself can be mapped, before the others of its
  *  frame are there; not if it had been there all the time, or is zero. At most once. */
 typedef void pager_early_fn(void *arg);
