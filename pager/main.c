@@ -270,7 +270,7 @@ static int run(const struct options *o) {
         }
         if (pager_new(base, &o->cfg, &now.pager, &e) < 0 ||
             (o->is_serve && pager_serve_new(base, now.pager, &o->serve, &now.serve, &e) < 0)) {
-                log_error("%s", e.message);
+                log_error("%s%s%s", e.message, e.hint[0] ? ": " : "", e.hint);
                 goto out;
         }
         term = evsignal_new(base, SIGTERM, on_term, &now);

@@ -24,6 +24,7 @@
 #include "common/spawn.h"
 #include "pager/learn.h"
 #include "pager/pager_internal.h"
+#include "pager/uffd.h"
 #include "snapstore/store.h"
 
 #ifndef SO_PEERPIDFD
@@ -101,14 +102,17 @@ static bool on_hangup(struct pager_session *s, void *arg) {
 static void on_failed(struct pager_session *s, bool depends, void *arg) {
         struct vmm *v = arg;
 
-        if (!depends)
-                pager_end_session(v->serve->pager, s);
-        else if (kill_vmm(v))
+        if (depends && kill_vmm(v)) {
                 log_error("session %s: killed the VMM, process %d, whose memory cannot be served", s->id, (int) v->pid);
-        else if (pager_poison_session(v->serve->pager, s) == 0)
+                return;
+        }
+        if (depends && pager_poison_session(v->serve->pager, s) == 0) {
                 log_error("session %s: the VMM cannot be killed from here; what it touches is poisoned instead", s->id);
-        else
+                return;
+        }
+        if (depends)
                 log_error("session %s: the VMM cannot be killed from here and waits for its memory; it has to be ended", s->id);
+        pager_end_session(v->serve->pager, s);
 }
 
 /* ---- what is learned of a VMM ---- */
@@ -240,6 +244,20 @@ static void on_connection(int fd, void *arg) {
 
 /* ---- life ---- */
 
+/** Better told now than to the first VMM. */
+static int check_kernel(struct err *e) {
+        int fd, r = uffd_open(UFFD_FEATURE_MISSING_SHMEM, &fd);
+
+        if (r == 0) {
+                (void) close_fd(fd);
+                return 0;
+        }
+        r = err_errno(e, r, "opening a userfaultfd");
+        (void) err_hint(e,
+                        "it takes root, read and write access to " UFFD_DEVICE ", or the sysctl vm.unprivileged_userfaultfd=1");
+        return r;
+}
+
 static int open_image(struct pager_serve *s, const char *dir, struct err *e) {
         cleanup_snap_image struct snap_image *img = NULL;
         int r;
@@ -301,6 +319,8 @@ int pager_serve_new(struct event_base *base, struct pager *pager, const struct p
         };
         s->path = strdup(cfg->path);
         r = s->path ? open_image(s, cfg->snapshot, e) : err_errno(e, -ENOMEM, "serving a snapshot");
+        if (r == 0)
+                r = check_kernel(e);
         if (r == 0)
                 r = start_listening(s, e);
         if (r < 0) {

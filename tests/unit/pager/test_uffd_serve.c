@@ -563,6 +563,27 @@ static void test_bad_starts(void **state) {
         assert_int_equal(access(srv.path, F_OK), -1);
 }
 
+static int cannot_run(void) {
+        return access(UFFD_PAGER, X_OK) == 0 && access(srv.dir, X_OK) == 0 && access("/dev/userfaultfd", R_OK | W_OK) < 0 ? 0 : 1;
+}
+
+/** Who may not use userfaultfd hears of it when the server starts, not when the first VMM comes. */
+static void test_no_permission(void **state) {
+        cleanup_free char *allowed = NULL;
+        char image[128];
+        size_t len;
+
+        (void) snprintf(image, sizeof(image), "%s/memory.img", srv.dir);
+        assert_int_equal(chmod(srv.dir, 0777) | chmod(image, 0644), 0);
+        if (geteuid() != 0 || access("/usr/bin/setpriv", X_OK) != 0 || as_user(4242, cannot_run) != 0 ||
+            io_read_file(AT_FDCWD, "/proc/sys/vm/unprivileged_userfaultfd", 16, &allowed, &len) < 0 || allowed[0] != '0')
+                fc_skip("there is no user here that may run the program, but not use userfaultfd");
+        assert_ends((const char *[]){ "/usr/bin/setpriv", "--reuid", "4242", "--clear-groups", UFFD_PAGER, "serve", "--snapshot",
+                                      srv.dir, "--socket", srv.path, NULL },
+                    1, "vm.unprivileged_userfaultfd");
+        assert_int_equal(access(srv.path, F_OK), -1);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_many_vmms, setup, teardown),
@@ -580,6 +601,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_records, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_pack, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_bad_packs, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_no_permission, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_bad_starts, setup, teardown),
         };
 
