@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/file.h>
@@ -33,6 +34,8 @@
 #define RUN_DIR_DEFAULT "/run/forkd"
 #define CONFIG_DEFAULT "/etc/forkd/forkd.conf"
 #define STORE_TIMEOUT_MS 120000
+#define SWEEP_MS 2000 /* for the workers of a forkd that was killed to be gone */
+#define SWEEP_AGAIN_MS 10
 #define RECOVER_TIMEOUT_MS 3600000
 #define MAX_SCANS 2 /* whole snapshots that are read at once for verify and memory: each keeps a CPU and the disk busy */
 
@@ -184,12 +187,26 @@ static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct 
 
 /* ---- the store ---- */
 
+/** What is still locked belongs to workers of a forkd that was killed a moment ago: they have been killed with it, and
+ *  hold their locks until the kernel is done with them. */
+static int sweep_store(struct daemon *d) {
+        uint64_t deadline = now_ns() + SWEEP_MS * 1000000ull;
+        unsigned left = 0;
+        int r;
+
+        while ((r = snap_store_sweep(d->store, NULL, &left)) == 0 && left > 0 && now_ns() < deadline)
+                (void) poll(NULL, 0, SWEEP_AGAIN_MS);
+        if (r == 0 && left > 0)
+                log_warning("%u unfinished snapshots in %s/tmp are locked by other processes and stay there", left, d->store_dir);
+        return r;
+}
+
 int daemon_open_store(struct daemon *d, struct err *e) {
         int r;
 
         r = snap_store_open(d->store_dir, &d->store);
         if (r == 0)
-                r = snap_store_sweep(d->store, NULL);
+                r = sweep_store(d);
         if (r < 0)
                 return err_errno(e, r, "opening the store %s", d->store_dir);
         r = make_sub(d->store_dir, "vms", e);

@@ -326,7 +326,7 @@ static void undo(struct taking *t) {
                  * its VM runs on. */
                 if (snap_store_remove(vm->d->store, t->m->id) == 0)
                         log_info("removed snapshot %s, of which nobody was told", t->m->id);
-                best_effort(snap_store_sweep(vm->d->store, NULL));
+                best_effort(snap_store_sweep(vm->d->store, NULL, NULL));
         }
         if (vm->pending_snapshot[0]) {
                 vm->pending_snapshot[0] = '\0';

@@ -202,7 +202,7 @@ void recording_done(struct vm *vm) {
 }
 
 void recording_keep(struct vm *vm) {
-        cleanup_recorded struct recorded rec;
+        cleanup_recorded struct recorded rec = { 0 };
 
         recorded_init(&rec);
         if (!vm->d->stopping)
@@ -212,7 +212,7 @@ void recording_keep(struct vm *vm) {
 }
 
 void recording_adopt(struct vm *vm) {
-        cleanup_recorded struct recorded rec;
+        cleanup_recorded struct recorded rec = { 0 };
         struct snap_entry *s;
 
         if (!vm->d->cfg.workingset || !vm->snapshot[0])

@@ -107,8 +107,8 @@ static int sweep_one(struct snap_store *s, const char *name) {
         return r < 0 ? r : 1;
 }
 
-int snap_store_sweep(struct snap_store *s, unsigned *ret_removed) {
-        unsigned removed = 0;
+int snap_store_sweep(struct snap_store *s, unsigned *ret_removed, unsigned *ret_left) {
+        unsigned removed = 0, left = 0;
         DIR *dir;
         int r;
 
@@ -120,6 +120,7 @@ int snap_store_sweep(struct snap_store *s, unsigned *ret_removed) {
                         continue;
                 r = sweep_one(s, de->d_name);
                 removed += r > 0;
+                left += r == 0;
         }
         if (r >= 0 && errno != 0)
                 r = -errno;
@@ -128,6 +129,8 @@ int snap_store_sweep(struct snap_store *s, unsigned *ret_removed) {
                 return r;
         if (ret_removed)
                 *ret_removed = removed;
+        if (ret_left)
+                *ret_left = left;
         return 0;
 }
 

@@ -36,8 +36,8 @@ DEFINE_CLEANUP(struct snap_store, snap_store_close)
 #define cleanup_snap_store attr_cleanup(snap_store_close_p)
 
 /** Removes what crashed transactions and removals left in tmp/; those that live (their directory is locked
- *  by a process) are left alone. *ret_removed may be NULL. */
-int snap_store_sweep(struct snap_store *s, unsigned *ret_removed) attr_warn_unused;
+ *  by a process) are left alone. Both may be NULL: how many were removed, and left. */
+int snap_store_sweep(struct snap_store *s, unsigned *ret_removed, unsigned *ret_left) attr_warn_unused;
 
 /* ---- reading ---- */
 

@@ -250,7 +250,7 @@ static void test_sweep(void **state) {
         assert_int_equal(symlink("../snapshots", path), 0);
         publish(f->store, &f->ram, NULL, false, &f->m);
 
-        assert_ok(snap_store_sweep(f->store, &removed));
+        assert_ok(snap_store_sweep(f->store, &removed, NULL));
         assert_int_equal(removed, 3);
         assert_int_equal(count_entries(f, "tmp"), 1); /* the living one */
         check_snapshot(f, &f->m);

@@ -717,7 +717,7 @@ static void test_no_room(void **state) {
         assert_int_equal(run_quiet((const char *const[]){ "mount", "-o", "remount,rw", fs.mnt, NULL }), 0);
         assert_ok(snap_store_learn_workingset(s, m->id, many, 3000, NULL));
         unsigned swept = 99;
-        assert_ok(snap_store_sweep(s, &swept));
+        assert_ok(snap_store_sweep(s, &swept, NULL));
         assert_int_equal(swept, 0);
         snap_store_close(s);
         loop_fs_teardown(&fs);
