@@ -41,30 +41,26 @@ void pager_answer_ended(struct pager_waiter *close, struct pager_waiter *sync) {
 }
 
 static void encode_removed(const struct pager_session *s, struct mp_buf *b) {
+        cleanup_mp_buf struct mp_buf ranges = { 0 };
         uint64_t page = s->sync_first_page, first, n;
         size_t count = 0;
+        bool more;
 
-        while (count < PAGER_MAX_RANGES && pager_session_next_removed(s, page, &first, &n)) {
+        /* Once over the bitmap: its worker goes on setting bits, so a second look would find other ranges. */
+        mp_buf_init(&ranges);
+        while ((more = pager_session_next_removed(s, page, &first, &n)) && count < PAGER_MAX_RANGES) {
+                mp_array(&ranges, 2);
+                mp_u64(&ranges, first);
+                mp_u64(&ranges, n);
                 page = first + n;
                 count++;
         }
-        bool more = pager_session_next_removed(s, page, &first, &n);
-
         mp_map(b, more ? 2 : 1);
         mp_key(b, "ranges");
         mp_array(b, count);
-        page = s->sync_first_page;
-        for (; count > 0 && pager_session_next_removed(s, page, &first, &n); count--) {
-                mp_array(b, 2);
-                mp_u64(b, first);
-                mp_u64(b, n);
-                page = first + n;
-        }
-        for (; count > 0; count--) { /* cannot be: bits are never cleared */
-                mp_array(b, 2);
-                mp_u64(b, 0);
-                mp_u64(b, 0);
-        }
+        mp_raw(b, ranges.sb.data, ranges.sb.size);
+        if (ranges.failed)
+                b->failed = true;
         if (more)
                 mp_kv_u64(b, "next", page);
 }

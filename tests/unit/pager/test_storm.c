@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT */
+/* VMMs that do one thing without end: others are served all the same, and what is told of them stays right. */
+#include "tests/unit/pager/harness.h"
+
+#include <sys/mman.h>
+
+#include "common/io.h"
+
+#define PAGES 4096ull
+
+static struct harness h;
+static struct image img;
+
+static int setup(void **state) {
+        struct pager_config cfg = { .workers = 1, .idle_seconds = 300 };
+
+        harness_start(&h, &cfg);
+        image_make(&img, PAGES, 31, SNAP_CODEC_LZ4);
+        return 0;
+}
+
+static int teardown(void **state) {
+        image_clear(&img);
+        harness_stop(&h);
+        return 0;
+}
+
+static void close_session(const char *session) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_str(&b, "session", session);
+        struct answer a = harness_call(&h, "session.close", &b, NULL, 0);
+        assert_int_equal(a.r, 0);
+        answer_clear(&a);
+}
+
+struct storm {
+        struct raw_vmm vmm;
+        _Atomic bool over;
+        _Atomic uint64_t rounds;
+};
+
+/* ---- session.removed while more is discarded ---- */
+
+/** Every other page, from the end to the start: each is a range of its own in front of all that were there. */
+static void *discard_main(void *arg) {
+        struct storm *s = arg;
+
+        for (uint64_t page = PAGES - 1; page > 1; page -= 2) {
+                if (madvise(s->vmm.map + page * TEST_PAGE, TEST_PAGE, MADV_DONTNEED) < 0)
+                        break;
+                s->rounds++;
+        }
+        s->over = true;
+        return NULL;
+}
+
+/** Is the last page, which was discarded first, in the answers from page 0 on? */
+static bool last_page_is_told(const char *session) {
+        uint64_t next = 0;
+        bool found = false;
+
+        do {
+                cleanup_mp_buf struct mp_buf b = { 0 };
+                const msgpack_object *ranges;
+
+                mp_buf_init(&b);
+                mp_map(&b, 2);
+                mp_kv_str(&b, "session", session);
+                mp_kv_u64(&b, "first_page", next);
+                struct answer a = harness_call(&h, "session.removed", &b, NULL, 0);
+                assert_int_equal(a.r, 0);
+                ranges = mp_get_array(&a.doc.root, "ranges");
+                assert_non_null(ranges);
+                for (uint32_t i = 0; i < ranges->via.array.size; i++) {
+                        const msgpack_object *r = ranges->via.array.ptr[i].via.array.ptr;
+
+                        assert_true(r[1].via.u64 > 0);
+                        found |= r[0].via.u64 + r[1].via.u64 == PAGES;
+                }
+                if (mp_get_u64(&a.doc.root, "next", &next) < 0)
+                        next = 0;
+                answer_clear(&a);
+        } while (next > 0);
+        return found;
+}
+
+static void test_removed_is_whole(void **state) {
+        struct storm s = { 0 };
+        pthread_t thread;
+        struct vmm v;
+        unsigned asked = 0;
+
+        vmm_open(&h, &v, &img);
+        raw_map(&s.vmm, v.memfd, v.ram_bytes);
+        raw_attach(&s.vmm, v.sock);
+        assert_int_equal(pthread_create(&thread, NULL, discard_main, &s), 0);
+        for (uint64_t start = now_ns(); s.rounds == 0;)
+                assert_true(ms_since(start) < DEADLINE_MS);
+        for (; !s.over; asked++)
+                if (!last_page_is_told(v.session))
+                        fail_msg("answer %u does not have a page that was discarded before the question", asked);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_true(last_page_is_told(v.session));
+        close_session(v.session);
+        raw_unmap(&s.vmm);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test_setup_teardown(test_removed_is_whole, setup, teardown),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
