@@ -119,6 +119,8 @@ static int read_events(struct pager_session *s) {
                         return failed;
                 if ((unsigned) n < room)
                         return 0;
+                if (now_ns() - s->turn_ns > PAGER_TURN_US * 1000ull)
+                        return 1;
         }
         return 0;
 }
@@ -425,6 +427,7 @@ int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch) 
 
         s->fail_reason[0] = '\0';
         s->reads = 0;
+        s->turn_ns = now_ns();
         for (unsigned round = 0; r == -EAGAIN && round < PAGER_RETRY_ROUNDS; round++) {
                 if (round > 0)
                         (void) sched_yield(); /* lets the thread whose event we read go on */

@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
+#include "pager/bits.h"
 #include "pager/image_internal.h"
 #include "pager/uffd.h"
 
@@ -34,19 +35,12 @@ bool pager_image_present(const struct pager_image *img, uint64_t page) {
         return page < img->n_pages && atomic_load_explicit(&img->present[page / 64], memory_order_acquire) >> (page % 64) & 1;
 }
 
-/** Calls for each word of the bitmap that [@first, @first + @n) touches would be slower than this one mask. */
-static uint64_t word_mask(uint64_t first, uint64_t end) {
-        uint64_t n = MIN_OF(end, (first | 63) + 1) - first;
-
-        return (n == 64 ? UINT64_MAX : (1ull << n) - 1) << (first % 64);
-}
-
 /** Returns how many were not marked before. */
 static uint64_t mark_present(struct pager_image *img, uint64_t first, uint64_t n) {
         uint64_t end = first + n, fresh = 0;
 
         for (uint64_t p = first; p < end; p = (p | 63) + 1) {
-                uint64_t mask = word_mask(p, end);
+                uint64_t mask = pager_word_mask(p, end);
 
                 fresh += (uint64_t) __builtin_popcountll(
                         mask & ~atomic_fetch_or_explicit(&img->present[p / 64], mask, memory_order_release));
@@ -384,9 +378,11 @@ uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) 
                 return 0;
         /* The bits first: who reads a set bit from now on either maps the page before it goes, and loses it with all
          * others, or is told EFAULT by the kernel. */
-        for (uint64_t p = first; p < end; p = (p | 63) + 1)
-                old[p / 64 - base] = word_mask(p, end) &
-                                     atomic_fetch_and_explicit(&img->present[p / 64], ~word_mask(p, end), memory_order_acq_rel);
+        for (uint64_t p = first; p < end; p = (p | 63) + 1) {
+                uint64_t mask = pager_word_mask(p, end);
+
+                old[p / 64 - base] = mask & atomic_fetch_and_explicit(&img->present[p / 64], ~mask, memory_order_acq_rel);
+        }
         if (fallocate(img->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) (first * PAGER_PAGE),
                       (off_t) ((end - first) * PAGER_PAGE)) == 0) {
                 for (unsigned i = 0; i < ARRAY_LEN(old); i++)

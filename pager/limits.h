@@ -33,6 +33,7 @@
 
 #define PAGER_EVENT_BATCH 32u  /* messages in one read of a userfaultfd */
 #define PAGER_MAX_READS 64u    /* of a session's userfaultfd before others get their turn */
+#define PAGER_TURN_US 1000u    /* and so long: events about large ranges take their time */
 #define PAGER_MAX_PENDING 128u /* faults of one session that are read but not answered */
 #define PAGER_QUANTUM 8u       /* answers to one session before others get their turn */
 #define PAGER_RETRY_ROUNDS 16u /* tries while a VMM changes its layout, before it is left for a while */

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "pager/ahead.h"
+#include "pager/bits.h"
 #include "pager/record.h"
 
 const char *const pager_fault_names[PAGER_N_FAULTS] = { "missing", "zero", "present", "removed" };
@@ -60,33 +61,43 @@ bool pager_session_removed(const struct pager_session *s, uint64_t page) {
 void pager_session_mark_removed(struct pager_session *s, uint64_t start, uint64_t end) {
         for (size_t i = 0; i < s->layout->n; i++) {
                 const struct pager_region *g = &s->layout->region[i];
-                uint64_t from = MAX_OF(start, g->base), to = MIN_OF(end, g->base + g->size);
+                uint64_t from = MAX_OF(start, g->base), to = MIN_OF(end, g->base + g->size), fresh = 0;
 
                 if (from >= to || g->offset == PAGER_READS_ZERO)
                         continue;
-                uint64_t page = (from - g->base + g->offset) / PAGER_PAGE;
-                for (uint64_t n = (to - from + PAGER_PAGE - 1) / PAGER_PAGE; n > 0; n--, page++) {
-                        uint64_t bit = 1ull << (page % 64);
+                uint64_t page = (from - g->base + g->offset) / PAGER_PAGE,
+                         stop = page + (to - from + PAGER_PAGE - 1) / PAGER_PAGE;
+                for (; page < stop; page = (page | 63) + 1) {
+                        _Atomic uint64_t *word = &s->removed[page / 64];
+                        uint64_t mask = pager_word_mask(page, stop);
 
-                        if (!(atomic_fetch_or_explicit(&s->removed[page / 64], bit, memory_order_relaxed) & bit))
-                                (void) atomic_fetch_add_explicit(&s->removed_pages, 1, memory_order_relaxed);
+                        if (mask & ~atomic_load_explicit(word, memory_order_relaxed))
+                                fresh += (uint64_t) __builtin_popcountll(
+                                        mask & ~atomic_fetch_or_explicit(word, mask, memory_order_relaxed));
                 }
+                (void) atomic_fetch_add_explicit(&s->removed_pages, fresh, memory_order_relaxed);
         }
 }
 
+/** The first page in [@page, @end) that was discarded, or (@removed false) was not; @end: there is none. */
+static uint64_t find_page(const struct pager_session *s, uint64_t page, uint64_t end, bool removed) {
+        while (page < end) {
+                uint64_t word = atomic_load_explicit(&s->removed[page / 64], memory_order_relaxed);
+
+                word = (removed ? word : ~word) >> (page % 64);
+                if (word)
+                        return MIN_OF(page + (uint64_t) __builtin_ctzll(word), end);
+                page = (page | 63) + 1;
+        }
+        return end;
+}
+
 bool pager_session_next_removed(const struct pager_session *s, uint64_t page, uint64_t *ret_first, uint64_t *ret_n) {
-        uint64_t pages = pager_image_info(s->image)->ram_bytes / PAGER_PAGE, end;
+        uint64_t pages = pager_image_info(s->image)->ram_bytes / PAGER_PAGE, first = find_page(s, page, pages, true);
 
-        while (page < pages && !pager_session_removed(s, page)) {
-                bool empty = page % 64 == 0 && !atomic_load_explicit(&s->removed[page / 64], memory_order_relaxed);
-
-                page += empty ? 64 : 1;
-        }
-        if (page >= pages)
+        if (page >= pages || first == pages)
                 return false;
-        for (end = page + 1; end < pages && pager_session_removed(s, end); end++) {
-        }
-        *ret_first = page;
-        *ret_n = end - page;
+        *ret_first = first;
+        *ret_n = find_page(s, first, pages, false) - first;
         return true;
 }

@@ -36,11 +36,68 @@ static void close_session(const char *session) {
         answer_clear(&a);
 }
 
+/* ---- discards without end ---- */
+
+#define STORM_THREADS 48u
+#define LARGE_PAGES (8ull << 30 >> 12)
+
 struct storm {
         struct raw_vmm vmm;
         _Atomic bool over;
         _Atomic uint64_t rounds;
 };
+
+static void *storm_main(void *arg) {
+        struct storm *s = arg;
+
+        while (!s->over) {
+                if (madvise(s->vmm.map, s->vmm.len, MADV_DONTNEED) < 0)
+                        break;
+                s->rounds++;
+        }
+        return NULL;
+}
+
+/** An image of zeros only. */
+static void make_zeros(struct image *zeros, uint64_t n_pages) {
+        struct snap_writer_params params = { .ram_bytes = n_pages * TEST_PAGE, .codec = SNAP_CODEC_LZ4 };
+        cleanup_snap_writer struct snap_writer *w = NULL;
+
+        *zeros = (struct image){ .fd = memfd_create("zeros", MFD_CLOEXEC), .n_pages = n_pages };
+        assert_true(zeros->fd >= 0);
+        assert_int_equal(snap_writer_new(zeros->fd, -1, &params, &w), 0);
+        assert_int_equal(snap_writer_finish(w, &zeros->stats), 0);
+}
+
+/** Many threads discard all of a large guest's memory, again and again: there is always an event to be read. The other
+ *  guest of the only worker is served all the same. */
+static void test_events_without_end(void **state) {
+        pthread_t threads[STORM_THREADS];
+        struct storm s = { 0 };
+        struct image zeros;
+        struct vmm v, w;
+
+        make_zeros(&zeros, LARGE_PAGES);
+        vmm_start(&h, &w, &img);
+        vmm_open(&h, &v, &zeros);
+        raw_map(&s.vmm, v.memfd, v.ram_bytes);
+        raw_attach(&s.vmm, v.sock);
+        for (unsigned i = 0; i < STORM_THREADS; i++)
+                assert_int_equal(pthread_create(&threads[i], NULL, storm_main, &s), 0);
+        for (uint64_t start = now_ns(); s.rounds < STORM_THREADS;)
+                assert_true(ms_since(start) < DEADLINE_MS);
+        assert_string_equal(vmm_cmd(&w, "verify 31 2"), "ok");
+        s.over = true;
+        for (unsigned i = 0; i < STORM_THREADS; i++)
+                assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_int_equal(harness_status(&h, "sessions", v.session, "removed_pages"), LARGE_PAGES);
+        close_session(v.session);
+        raw_unmap(&s.vmm);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        vmm_end(&h, &w);
+        image_clear(&zeros);
+}
 
 /* ---- session.removed while more is discarded ---- */
 
@@ -112,6 +169,7 @@ static void test_removed_is_whole(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
+                cmocka_unit_test_setup_teardown(test_events_without_end, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_removed_is_whole, setup, teardown),
         };
 
