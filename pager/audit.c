@@ -11,7 +11,8 @@
  *
  * The two numbers agree while nobody inserts or removes pages, which is done under claims only. So the comparison is made
  * with the locks of all shards held and no claim in any of them; when there are claims it is tried again, and left to the
- * next time if that does not help. The locks are leaves: only here does a thread hold more than one, in their order.
+ * next time if that does not help. The locks are leaves: only here does a thread hold more than one, in their order. A page
+ * that is punched out before it was counted is seen by whoever does that (pager_image_evict).
  *
  * Faults that wait. A worker may hang in the kernel, in a read from a disk that does not answer. Its sessions cannot be
  * taken from it. Those of them whose faults have waited for too long get their verdict: a guest that is ended can be

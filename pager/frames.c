@@ -128,6 +128,12 @@ void pager_image_release(struct pager_image *img, const struct pager_claim *c) {
 
 /* ---- filling ---- */
 
+/** Its memory holds, or held, a page that is not ours: the audit ends whoever maps it. */
+static void taint(struct pager_image *img) {
+        atomic_store_explicit(&img->tainted, true, memory_order_relaxed);
+        atomic_store_explicit(&img->bad, true, memory_order_relaxed);
+}
+
 /** Somebody else has a page where we wanted to put ours. */
 static int check_foreign(struct pager_image *img, uint64_t page, const uint8_t *data) {
         uint8_t there[SNAP_PAGE_SIZE];
@@ -308,8 +314,8 @@ static int fill(struct pager_image *img, struct pager_scratch *s, const struct w
                         r = fill_claimed(img, s, &loc, w, ret);
         }
         if (r == -EUCLEAN)
-                atomic_store_explicit(&img->tainted, true, memory_order_relaxed);
-        if (r == -EBADMSG || r == -EUCLEAN)
+                taint(img);
+        else if (r == -EBADMSG)
                 atomic_store_explicit(&img->bad, true, memory_order_relaxed);
         return r;
 }
@@ -370,12 +376,34 @@ static uint64_t removed(struct pager_image *img, uint64_t word, uint64_t gone) {
         return (uint64_t) __builtin_popcountll(gone);
 }
 
+/** Is there a page in [@first, @end) that is not ours? Under a claim on their region. The hole would take it away with
+ *  the others before anybody has counted, but a clone may have read it. */
+static bool has_foreign(const struct pager_image *img, uint64_t first, uint64_t end) {
+        while (first < end) {
+                off_t data;
+
+                if (pager_image_present(img, first)) {
+                        first++;
+                        continue;
+                }
+                data = lseek(img->memfd, (off_t) (first * PAGER_PAGE), SEEK_DATA);
+                if (data < 0) /* ENXIO: nothing but holes from here on */
+                        return false;
+                first = (uint64_t) data / PAGER_PAGE;
+                if (first < end && !pager_image_present(img, first))
+                        return true;
+        }
+        return false;
+}
+
 uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) {
         struct pager_claim claim = { first / SNAP_REGION_PAGES, PAGER_WHOLE_REGION };
         uint64_t old[SNAP_REGION_PAGES / 64] = { 0 }, base = first / 64, end = MIN_OF(first + n, img->n_pages), count = 0;
 
         if (!try_claim(img, &claim))
                 return 0;
+        if (has_foreign(img, first, end))
+                taint(img);
         /* The bits first: who reads a set bit from now on either maps the page before it goes, and loses it with all
          * others, or is told EFAULT by the kernel. */
         for (uint64_t p = first; p < end; p = (p | 63) + 1) {

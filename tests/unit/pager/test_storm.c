@@ -2,9 +2,12 @@
 /* VMMs that do one thing without end: others are served all the same, and what is told of them stays right. */
 #include "tests/unit/pager/harness.h"
 
+#include <errno.h>
 #include <sys/mman.h>
 
 #include "common/io.h"
+#include "pager/image.h"
+#include "snapstore/image.h"
 
 #define PAGES 4096ull
 
@@ -167,10 +170,59 @@ static void test_removed_is_whole(void **state) {
         (void) close_fd(v.memfd);
 }
 
+/* ---- pages that are not ours ---- */
+
+static void trespass(int memfd, uint64_t page) {
+        volatile uint8_t *map = mmap(NULL, TEST_PAGE, PROT_READ, MAP_PRIVATE, memfd, (off_t) (page * TEST_PAGE));
+
+        assert_ptr_not_equal(map, MAP_FAILED);
+        assert_int_equal(*map, 0);
+        assert_int_equal(munmap((void *) map, TEST_PAGE), 0);
+}
+
+/** A stored page of @chunk that is not in the memory though others of the chunk are; PAGES: none. */
+static uint64_t absent_page(const struct pager_image *image, uint64_t chunk) {
+        uint64_t absent = PAGES;
+        bool any = false;
+
+        for (uint64_t p = chunk; p < chunk + PAGER_CHUNK_PAGES; p++) {
+                any |= pager_image_present(image, p);
+                if (!pager_image_present(image, p) && !content_is_zero(img.seed, p))
+                        absent = p;
+        }
+        return any ? absent : PAGES;
+}
+
+/** A foreign page is punched out together with ours before anybody has looked: others may have read it. */
+static void test_reclaim_hides_nothing(void **state) {
+        cleanup_pager_image struct pager_image *image = NULL;
+        struct pager_scratch scratch = { 0 };
+        struct pager_fill_result res;
+        uint64_t chunk, page = PAGES;
+
+        assert_int_equal(pager_scratch_init(&scratch), 0);
+        assert_int_equal(pager_image_open(img.fd, NULL, &image), 0);
+        for (chunk = 0; page == PAGES; chunk += PAGER_CHUNK_PAGES) {
+                assert_true(chunk < PAGES);
+                for (uint64_t p = chunk; p < chunk + PAGER_CHUNK_PAGES && page == PAGES; p++) {
+                        assert_int_equal(pager_image_fill(image, &scratch, p, PAGER_DEMAND, &res), 0);
+                        page = absent_page(image, chunk);
+                }
+        }
+        chunk = page - page % PAGER_CHUNK_PAGES;
+        assert_int_equal(pager_image_audit(image), 0);
+        trespass(pager_image_readonly_fd(image), page);
+        assert_true(pager_image_evict(image, chunk, PAGER_CHUNK_PAGES) > 0);
+        assert_int_equal(pager_image_audit(image), -EUCLEAN);
+        assert_true(pager_image_is_bad(image));
+        pager_scratch_clear(&scratch);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_events_without_end, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_removed_is_whole, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_reclaim_hides_nothing, setup, teardown),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
