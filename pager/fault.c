@@ -125,11 +125,28 @@ static int read_events(struct pager_session *s) {
         return 0;
 }
 
-/** Makes room for events when `pending` is full of faults that wait for one: they are raised again. */
-static void drop_pending(struct pager_session *s) {
+/** Whoever waits where we know of no memory finds out for himself: raise_dropped() will not reach him. */
+static void forget_pending(struct pager_session *s) {
         for (unsigned i = 0; i < s->n_pending; i++)
-                (void) uffd_wake(s->uffd, s->pending[i].addr, PAGER_PAGE);
+                if (!pager_layout_find(s->layout, s->pending[i].addr))
+                        (void) uffd_wake(s->uffd, s->pending[i].addr, PAGER_PAGE);
         s->n_pending = 0;
+}
+
+/** Makes room for events when `pending` is full of faults that wait for one. They are raised again, but not before
+ *  that event was read: the kernel hands out faults first, so a guest of many threads would fill `pending` for ever. */
+static void drop_pending(struct pager_session *s) {
+        forget_pending(s);
+        s->dropped = true;
+}
+
+/** All events are read: whoever waits looks again. */
+static void raise_dropped(struct pager_session *s) {
+        const struct pager_region *first = &s->layout->region[0], *last = &s->layout->region[s->layout->n - 1];
+
+        forget_pending(s);
+        s->dropped = false;
+        (void) uffd_wake(s->uffd, first->base, last->base + last->size - first->base);
 }
 
 /* ---- answering ---- */
@@ -432,12 +449,14 @@ int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch) 
                 if (round > 0)
                         (void) sched_yield(); /* lets the thread whose event we read go on */
                 r = read_events(s);
+                if (r == 0 && s->dropped && s->n_pending < PAGER_MAX_PENDING) /* nothing is left to be read */
+                        raise_dropped(s);
                 if (r == 0)
                         r = serve_pending(s, scratch);
                 if (r == -EAGAIN && s->n_pending == PAGER_MAX_PENDING)
                         drop_pending(s);
         }
-        if (r != -ECANCELED)
+        if (r != -ECANCELED && !s->dropped) /* those wait since then */
                 set_oldest(s);
         return r;
 }

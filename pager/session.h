@@ -130,6 +130,7 @@ struct pager_session {
         unsigned n_pending;   /* in `pending` */
         unsigned reads;       /* of the userfaultfd, in the present turn */
         uint64_t *copied;     /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
+        bool dropped;         /* faults that were read are not in `pending`, and will be raised again */
         uint64_t turn_ns;     /* when the present turn began */
         uint64_t retry_at_ns; /* 0: not waiting */
         uint32_t retry_us;

@@ -139,7 +139,7 @@ static int watch(struct pager_worker *w, struct pager_session *s) {
         if (epoll_ctl(w->epoll_fd, EPOLL_CTL_ADD, s->uffd, &ev) < 0)
                 return -errno;
         s->served = true;
-        if (s->n_pending > 0) /* read before, by this worker or another one */
+        if (s->n_pending > 0 || s->dropped) /* read before, by this worker or another one */
                 enqueue(w, s);
         return 0;
 }

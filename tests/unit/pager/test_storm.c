@@ -102,6 +102,85 @@ static void test_events_without_end(void **state) {
         image_clear(&zeros);
 }
 
+/* ---- more waiting threads than are kept in mind ---- */
+
+#define WAITERS 4096u
+
+struct waiter {
+        pthread_t thread;
+        volatile uint8_t *at;
+        _Atomic unsigned *done;
+};
+
+static void *wait_main(void *arg) {
+        struct waiter *w = arg;
+
+        (void) *w->at;
+        (*w->done)++;
+        return NULL;
+}
+
+static void *discard_one_main(void *arg) {
+        struct raw_vmm *r = arg;
+
+        assert_int_equal(madvise(r->map, TEST_PAGE, MADV_DONTNEED), 0);
+        return NULL;
+}
+
+/** How many faults of the userfaultfd nobody has read. */
+static unsigned unread(int uffd) {
+        char path[64], line[128];
+        unsigned n = 0;
+        FILE *f;
+
+        (void) snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", uffd);
+        f = fopen(path, "re");
+        assert_non_null(f);
+        while (fgets(line, sizeof(line), f))
+                (void) sscanf(line, "pending: %u", &n);
+        (void) fclose(f);
+        return n;
+}
+
+/** Thousands of threads wait, and one changes the layout: its event comes behind all their faults. */
+static void test_event_behind_many_faults(void **state) {
+        struct waiter *w = calloc(WAITERS, sizeof(*w));
+        _Atomic unsigned done = 0;
+        pthread_t discarder;
+        pthread_attr_t attr;
+        struct raw_vmm r;
+        struct vmm v;
+        uint64_t start = now_ns();
+
+        assert_non_null(w);
+        vmm_open(&h, &v, &img);
+        raw_map(&r, v.memfd, v.ram_bytes);
+        assert_int_equal(pthread_attr_init(&attr), 0);
+        assert_int_equal(pthread_attr_setstacksize(&attr, 64 << 10), 0);
+        for (unsigned i = 0; i < WAITERS; i++) {
+                w[i] = (struct waiter){ .at = r.map + (i % (PAGES - 1) + 1) * TEST_PAGE, .done = &done };
+                assert_int_equal(pthread_create(&w[i].thread, &attr, wait_main, &w[i]), 0);
+        }
+        while (unread(r.uffd) < WAITERS)
+                assert_true(ms_since(start) < DEADLINE_MS);
+        assert_int_equal(pthread_create(&discarder, &attr, discard_one_main, &r), 0);
+        while (!uffd_changing(r.uffd))
+                assert_true(ms_since(start) < DEADLINE_MS);
+        raw_attach(&r, v.sock);
+        for (start = now_ns(); done < WAITERS;)
+                if (ms_since(start) > DEADLINE_MS)
+                        fail_msg("%u of %u threads have their page", done, WAITERS);
+        for (unsigned i = 0; i < WAITERS; i++)
+                assert_int_equal(pthread_join(w[i].thread, NULL), 0);
+        assert_int_equal(pthread_join(discarder, NULL), 0);
+        close_session(v.session);
+        raw_unmap(&r);
+        (void) close_fd(v.sock);
+        (void) close_fd(v.memfd);
+        (void) pthread_attr_destroy(&attr);
+        free(w);
+}
+
 /* ---- session.removed while more is discarded ---- */
 
 /** Every other page, from the end to the start: each is a range of its own in front of all that were there. */
@@ -221,6 +300,7 @@ static void test_reclaim_hides_nothing(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_events_without_end, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_event_behind_many_faults, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_removed_is_whole, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_reclaim_hides_nothing, setup, teardown),
         };
