@@ -160,7 +160,7 @@ int bench_pager_call(struct bench_pager *p, const char *method, const struct mp_
 
 static int spawn_pager(const struct bench_pager_options *o, const char *path, int listen_fd, struct bench_pager *p) {
         char workers[16], idle[16], record[16];
-        const char *argv[16];
+        const char *argv[24];
         size_t n = 0;
 
         (void) snprintf(workers, sizeof(workers), "%u", o->workers);
