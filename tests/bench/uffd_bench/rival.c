@@ -10,10 +10,12 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 
 #include "common/io.h"
+#include "pager/limits.h"
 #include "pager/uffd.h"
 #include "tests/bench/uffd_bench/order.h"
 
@@ -152,6 +154,8 @@ static uint64_t thread_cpu_ns(void) {
 static void *rival_main(void *arg) {
         struct bench_rival *v = arg;
 
+        /* The priority of the pager's workers: on a busy host it would be all that is compared. */
+        (void) setpriority(PRIO_PROCESS, (id_t) gettid(), PAGER_WORKER_NICE);
         v->r = rival_serve(v);
         v->cpu_ns = thread_cpu_ns();
         return NULL;
