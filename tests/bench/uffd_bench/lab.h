@@ -38,6 +38,7 @@ enum bench_mode {
         BENCH_COPY,      /* ours, anonymous memory of the guest, nothing decoded yet */
         BENCH_COPY_NEXT, /* the same, the image is resident */
         BENCH_FLOOR,
+        BENCH_FLOOR_LONE,
         BENCH_CLASSIC,
         BENCH_PRIVATE,
         BENCH_EAGER,

@@ -88,16 +88,17 @@ static void note_image(struct bench_line *l, const struct bench_lab *lab) {
 static int line_first(const struct bench_config *base, struct bench_report *report, struct err *e) {
         struct bench_config cfg = *base;
         cleanup_bench_lab struct bench_lab lab = { 0 };
-        /* The last two touch stored pages alone: of zero pages we know, and the floor does not. */
-        struct step s[] = { { .mode = BENCH_FIRST }, { .mode = BENCH_FLOOR }, { .mode = BENCH_CLASSIC },
-                            { .mode = BENCH_EAGER }, { .mode = BENCH_FIRST }, { .mode = BENCH_FLOOR } };
+        /* The last three touch stored pages alone: of zero pages we know, and the floor does not. */
+        struct step s[] = { { .mode = BENCH_FIRST },     { .mode = BENCH_FLOOR }, { .mode = BENCH_CLASSIC },
+                            { .mode = BENCH_EAGER },     { .mode = BENCH_FIRST }, { .mode = BENCH_FLOOR },
+                            { .mode = BENCH_FLOOR_LONE } };
         struct bench_samples ratio;
         struct bench_line *l;
         int r = open_for_line(&cfg, &lab, e);
 
         for (unsigned i = 0; i < ARRAY_LEN(s); i++)
                 s[i].touch = bench_config_touch(&cfg);
-        s[4].touch.order.stored_only = s[5].touch.order.stored_only = true;
+        s[4].touch.order.stored_only = s[5].touch.order.stored_only = s[6].touch.order.stored_only = true;
         s[2].touch.order.n = cfg.n_pages / CLASSIC_SHARE; /* each is a fault of its own: a part tells as much as all */
         if (r == 0)
                 r = run_steps(&lab, s, ARRAY_LEN(s), e);
@@ -110,7 +111,9 @@ static int line_first(const struct bench_config *base, struct bench_report *repo
         note_image(l, &lab);
         ratio = bench_ratios(&s[4].us_per_page, &s[5].us_per_page);
         l = bench_report_line(report, "first-clone-stored", &ratio, "x", 0, false, "the same, stored pages alone");
-        add_parts(l, s + 4, 2);
+        add_parts(l, s + 4, 3);
+        ratio = bench_ratios(&s[4].us_per_page, &s[6].us_per_page);
+        bench_line_part(l, &ratio, "x", "against the one that answers one page first");
         bench_line_note(l, "the floor does not know of zero pages; this is what is left without that help");
         ratio = bench_ratios(&s[2].us_per_page, &s[0].us_per_page);
         l = bench_report_line(report, "first-clone-classic", &ratio, "x", 6, true,

@@ -49,6 +49,33 @@ static int make_shared(uint64_t bytes, int *ret_memfd, int *ret_uffd, uint8_t **
 
 /* ---- the thread ---- */
 
+/** Puts [@at, @at + @len) into the memfd and the guest. */
+static int fill_and_continue(struct bench_rival *v, uint64_t at, uint64_t len) {
+        uint64_t done;
+        int r = len > 0 ? uffd_copy(v->fill_uffd, (uintptr_t) v->map + at, v->raw->map + at, len, &done) : 0;
+
+        if (r == 0 && len > 0)
+                r = uffd_continue(v->guest_uffd, v->base + at, len, &done);
+        if (r == -EEXIST) /* mapped by the kernel's fault-around, with what is there already */
+                r = uffd_wake(v->guest_uffd, v->base + at, len);
+        return r;
+}
+
+/** A chunk whose page @page is waited for. */
+static int serve_lone(struct bench_rival *v, uint64_t page) {
+        uint64_t bytes = v->raw->n_pages * BENCH_PAGE, at = page * BENCH_PAGE, start = at / CHUNK_BYTES * CHUNK_BYTES;
+        uint64_t end = MIN_OF(bytes, start + CHUNK_BYTES);
+        int r;
+
+        if (v->filled[start / CHUNK_BYTES]) /* raised before the rest was there */
+                return uffd_wake(v->guest_uffd, v->base + at, BENCH_PAGE);
+        v->filled[start / CHUNK_BYTES] = true;
+        r = fill_and_continue(v, at, BENCH_PAGE);
+        if (r == 0)
+                r = fill_and_continue(v, start, at - start);
+        return r < 0 ? r : fill_and_continue(v, at + BENCH_PAGE, end - at - BENCH_PAGE);
+}
+
 static int serve_floor(struct bench_rival *v, uint64_t page) {
         uint64_t bytes = v->raw->n_pages * BENCH_PAGE, at = page / BENCH_CHUNK_PAGES * CHUNK_BYTES, done;
         uint64_t len = MIN_OF(bytes - at, (uint64_t) CHUNK_BYTES);
@@ -91,7 +118,9 @@ static int serve_all(struct bench_rival *v) {
                 if (page >= v->raw->n_pages)
                         return -ERANGE;
                 v->faults++;
-                r = v->kind == BENCH_RIVAL_FLOOR ? serve_floor(v, page) : serve_classic(v, page);
+                r = v->kind == BENCH_RIVAL_FLOOR  ? serve_floor(v, page)
+                    : v->kind == BENCH_RIVAL_LONE ? serve_lone(v, page)
+                                                  : serve_classic(v, page);
                 if (r < 0)
                         return r;
         }
@@ -181,7 +210,7 @@ int bench_rival_start(enum bench_rival_kind kind, const struct bench_raw *raw, s
         ret->filled = calloc(chunks, sizeof(*ret->filled));
         if (!ret->filled)
                 r = -ENOMEM;
-        else if (kind == BENCH_RIVAL_FLOOR)
+        else if (kind != BENCH_RIVAL_CLASSIC)
                 r = make_shared(raw->n_pages * BENCH_PAGE, &ret->memfd, &ret->fill_uffd, &ret->map);
         if (r == 0)
                 r = -pthread_create(&ret->thread, NULL, rival_main, ret);

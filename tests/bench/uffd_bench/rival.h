@@ -13,6 +13,7 @@
 
 enum bench_rival_kind {
         BENCH_RIVAL_FLOOR,   /* 64 KiB into a shared memfd by UFFDIO_COPY, then UFFDIO_CONTINUE in the guest */
+        BENCH_RIVAL_LONE,    /* the same, but the page that is waited for first, then the rest: while the guest runs again */
         BENCH_RIVAL_CLASSIC, /* 4 KiB into the guest's anonymous memory by UFFDIO_COPY */
 };
 
