@@ -9,7 +9,7 @@
  *             needed
  *
  * A worker does this only when no fault waits, and one unit at a time: a fault that comes meanwhile waits for
- * one unit's mapping or one frame's decode at the most. What turns out to be mapped already (EEXIST) was faulted
+ * one unit's mapping, or its decode, at the most. What turns out to be mapped already (EEXIST) was faulted
  * in, with the pages around it, by a guest that was faster: the rest of that aligned window is skipped. */
 #include "pager/ahead.h"
 

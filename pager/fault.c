@@ -22,134 +22,15 @@
  *   EFAULT  (continue) the page was punched out of the memfd since we looked: decode it again
  *   ESRCH   the process is gone
  * A fault that cannot be answered with verified content is not answered at all. */
-#include "pager/fault.h"
-
 #include <errno.h>
 #include <sched.h>
 #include <string.h>
 
 #include "common/io.h"
 #include "pager/copy.h"
+#include "pager/fault_internal.h"
 #include "pager/record.h"
 #include "pager/uffd.h"
-
-static int fail(struct pager_session *s, int r, const char *reason) {
-        (void) snprintf(s->fail_reason, sizeof(s->fail_reason), "%s", reason);
-        return r;
-}
-
-/* ---- reading ---- */
-
-static void add_fault(struct pager_session *s, uint64_t addr, uint64_t now) {
-        unsigned at = s->n_pending++;
-
-        addr &= ~(PAGER_PAGE - 1);
-        for (; at > 0 && s->pending[at - 1].addr > addr; at--)
-                s->pending[at] = s->pending[at - 1];
-        s->pending[at] = (struct pager_pending){ addr, now };
-        if (!atomic_load_explicit(&s->oldest_ns, memory_order_relaxed))
-                atomic_store_explicit(&s->oldest_ns, now, memory_order_relaxed);
-}
-
-/** Memory that moves keeps its guest pages; those who wait at the old place look again. */
-static int apply_move(struct pager_session *s, uint64_t from, uint64_t to, uint64_t len) {
-        int r;
-
-        if (s->layout->mode != PAGER_MODE_COPY)
-                return fail(s, -EPROTO, "the VMM moved guest memory to another address");
-        r = pager_copy_moved(s, from, to, len);
-        if (r == -E2BIG)
-                return fail(s, -EPROTO, "the VMM has moved its memory about until it lies in too many pieces");
-        if (r < 0)
-                return fail(s, r == -ENOMEM ? r : -EPROTO, "a move of the VMM's memory cannot be followed");
-        (void) uffd_wake(s->uffd, from, len);
-        return 0;
-}
-
-static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint64_t now) {
-        switch (m->event) {
-        case UFFD_EVENT_PAGEFAULT:
-                if (m->arg.pagefault.flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_MINOR))
-                        return fail(s, -EPROTO, "the VMM registered its memory in another mode than for missing pages");
-                add_fault(s, m->arg.pagefault.address, now);
-                return 0;
-        case UFFD_EVENT_REMOVE:
-        case UFFD_EVENT_UNMAP:
-                if (m->arg.remove.start >= m->arg.remove.end)
-                        return fail(s, -EPROTO, "the kernel reported an empty range");
-                pager_session_mark_removed(s, m->arg.remove.start, m->arg.remove.end);
-                /* Whoever waits for a page of the old mapping is not woken by its end. */
-                (void) uffd_wake(s->uffd, m->arg.remove.start, m->arg.remove.end - m->arg.remove.start);
-                return 0;
-        case UFFD_EVENT_REMAP:
-                return apply_move(s, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
-        case UFFD_EVENT_FORK:
-                (void) close_fd((int) m->arg.fork.ufd); /* reading the event has put it among ours */
-                return fail(s, -EPROTO, "the VMM forked with its guest's memory");
-        default:
-                return fail(s, -EPROTO, "the VMM's userfaultfd sent an event that was not agreed on");
-        }
-}
-
-/** Reads until nothing is left or `pending` is full. A short read says that nothing is left: what comes later
- *  makes the descriptor readable again. Returns 1 if there is too much for one turn: a VMM whose threads discard
- *  and move memory all the time has always something to tell. */
-static int read_events(struct pager_session *s) {
-        struct uffd_msg msgs[PAGER_EVENT_BATCH];
-        int failed = 0;
-
-        while (s->n_pending < PAGER_MAX_PENDING) {
-                unsigned room = MIN_OF((unsigned) ARRAY_LEN(msgs), PAGER_MAX_PENDING - s->n_pending);
-                int n;
-
-                if (s->reads++ == PAGER_MAX_READS)
-                        return 1;
-                n = uffd_read(s->uffd, msgs, room);
-                if (n == -EAGAIN)
-                        return 0;
-                if (n < 0)
-                        return fail(s, n, "the VMM's userfaultfd cannot be read");
-                uint64_t now = now_ns();
-                for (int i = 0; i < n; i++) {
-                        /* Those behind a bad one are applied, too: some bring a descriptor. */
-                        int r = apply_message(s, &msgs[i], now);
-                        failed = failed < 0 ? failed : r;
-                }
-                if (failed < 0)
-                        return failed;
-                if ((unsigned) n < room)
-                        return 0;
-                if (now_ns() - s->turn_ns > PAGER_TURN_US * 1000ull)
-                        return 1;
-        }
-        return 0;
-}
-
-/** Whoever waits where we know of no memory finds out for himself: raise_dropped() will not reach him. */
-static void forget_pending(struct pager_session *s) {
-        for (unsigned i = 0; i < s->n_pending; i++)
-                if (!pager_layout_find(s->layout, s->pending[i].addr))
-                        (void) uffd_wake(s->uffd, s->pending[i].addr, PAGER_PAGE);
-        s->n_pending = 0;
-}
-
-/** Makes room for events when `pending` is full of faults that wait for one. They are raised again, but not before
- *  that event was read: the kernel hands out faults first, so a guest of many threads would fill `pending` for ever. */
-static void drop_pending(struct pager_session *s) {
-        forget_pending(s);
-        s->dropped = true;
-}
-
-/** All events are read: whoever waits looks again. */
-static void raise_dropped(struct pager_session *s) {
-        const struct pager_region *first = &s->layout->region[0], *last = &s->layout->region[s->layout->n - 1];
-
-        forget_pending(s);
-        s->dropped = false;
-        (void) uffd_wake(s->uffd, first->base, last->base + last->size - first->base);
-}
-
-/* ---- answering ---- */
 
 typedef int range_fn(int fd, uint64_t start, uint64_t len, uint64_t *ret_done);
 
@@ -229,7 +110,7 @@ static int answer_huge(struct pager_session *s, const struct pager_region *g, st
         bool image_error;
         int r = pager_copy_huge(s, g, scratch, addr, PAGER_DEMAND, ret_lo, ret_hi, ret_kind, &image_error);
 
-        return image_error ? fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r)) : r;
+        return image_error ? pager_fault_fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r)) : r;
 }
 
 /** The page of the fault can be mapped, the rest of its frame cannot yet. */
@@ -262,7 +143,6 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         uint64_t first, n;
         int r;
 
-        s->early_ns = 0;
         if (g->offset == PAGER_READS_ZERO || pager_session_removed(s, page)) {
                 *ret_kind = PAGER_FAULT_REMOVED;
                 removed_window(s, g, addr, ret_lo, ret_hi);
@@ -275,7 +155,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         else
                 r = pager_image_fill(s->image, scratch, page, PAGER_DEMAND, &fill);
         if (r < 0)
-                return fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r));
+                return pager_fault_fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r));
         if (fill.kind == PAGER_PAGE_ZERO) {
                 *ret_kind = PAGER_FAULT_ZERO;
                 zero_window(s->image, page, &first, &n);
@@ -323,15 +203,15 @@ static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, u
         if (!g && s->layout->mode == PAGER_MODE_COPY && uffd_changing(s->uffd))
                 return -EAGAIN; /* a move is under way, whose event tells of this address */
         if (!g)
-                return fail(s, -EPROTO, "the VMM faulted at an address that it had not told of");
+                return pager_fault_fail(s, -EPROTO, "the VMM faulted at an address that it had not told of");
         if (s->layout->page_size == PAGER_HUGE_PAGE)
                 r = answer_huge(s, g, scratch, addr, ret_lo, ret_hi, ret_kind);
         else
                 r = answer(s, g, scratch, (addr - g->base + g->offset) / PAGER_PAGE, addr, ret_lo, ret_hi, ret_kind);
         if (r == -ENOMEM && !s->fail_reason[0])
-                return fail(s, r, "out of memory for the VMM's pages or page tables");
+                return pager_fault_fail(s, r, "out of memory for the VMM's pages or page tables");
         if (r < 0 && r != -EAGAIN && r != -ESRCH && !s->fail_reason[0])
-                return fail(s, r, "the kernel refused to put a page into the VMM");
+                return pager_fault_fail(s, r, "the kernel refused to put a page into the VMM");
         return r;
 }
 
@@ -403,6 +283,7 @@ static int serve_pending(struct pager_session *s, struct pager_scratch *scratch)
                 enum pager_fault_kind kind;
                 uint64_t lo, hi, now;
 
+                s->early_ns = 0;
                 if (atomic_load_explicit(&s->dropping, memory_order_relaxed))
                         r = -ECANCELED;
                 else
@@ -448,13 +329,13 @@ int pager_session_serve(struct pager_session *s, struct pager_scratch *scratch) 
         for (unsigned round = 0; r == -EAGAIN && round < PAGER_RETRY_ROUNDS; round++) {
                 if (round > 0)
                         (void) sched_yield(); /* lets the thread whose event we read go on */
-                r = read_events(s);
+                r = pager_events_read(s);
                 if (r == 0 && s->dropped && s->n_pending < PAGER_MAX_PENDING) /* nothing is left to be read */
-                        raise_dropped(s);
+                        pager_events_raise(s);
                 if (r == 0)
                         r = serve_pending(s, scratch);
                 if (r == -EAGAIN && s->n_pending == PAGER_MAX_PENDING)
-                        drop_pending(s);
+                        pager_events_drop(s);
         }
         if (r != -ECANCELED && !s->dropped) /* those wait since then */
                 set_oldest(s);

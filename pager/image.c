@@ -36,7 +36,7 @@ void pager_scratch_clear(struct pager_scratch *s) {
 
 /* ---- life ---- */
 
-static void image_destroy(struct pager_image *img) {
+void pager_image_destroy(struct pager_image *img) {
         pager_resident_clear(&img->resident);
         if (img->map)
                 (void) munmap(img->map, img->n_pages * PAGER_PAGE);
@@ -58,8 +58,13 @@ struct pager_image *pager_image_ref(struct pager_image *img) {
 }
 
 void pager_image_unref(struct pager_image *img) {
-        if (img && atomic_fetch_sub_explicit(&img->refs, 1, memory_order_acq_rel) == 1)
-                image_destroy(img);
+        if (!img || atomic_fetch_sub_explicit(&img->refs, 1, memory_order_acq_rel) > 1)
+                return;
+        /* To give back gigabytes takes longer than a thread that others wait for may be away. */
+        if (img->resident.r && atomic_load_explicit(&img->resident.pages, memory_order_relaxed) > PAGER_SMALL_PAGES)
+                pager_reclaim_bury(img->resident.r, img);
+        else
+                pager_image_destroy(img);
 }
 
 static int make_memory(struct pager_image *img) {

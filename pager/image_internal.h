@@ -42,5 +42,10 @@ struct pager_image {
         _Atomic uint64_t decodes, compressed_bytes, pages[PAGER_N_CAUSES];
         struct pager_fill_job job;
 
+        struct pager_image *next_dead; /* where it waits for its end */
+
         struct pager_claim_shard shard[PAGER_CLAIM_SHARDS];
 };
+
+/** The end of an image that nobody refers to. */
+void pager_image_destroy(struct pager_image *img);

@@ -6,8 +6,10 @@
 #define PAGER_HUGE_PAGE (2ull << 20) /* of a VMM in copy mode whose memory is hugetlbfs */
 
 #define PAGER_MAX_WORKERS 16u
-#define PAGER_MAX_FILLERS 1u    /* background threads: one keeps the disk and one core busy */
-#define PAGER_MAX_RECLAIMERS 1u /* threads that punch pages out */
+#define PAGER_MAX_FILLERS 1u       /* background threads: one keeps the disk and one core busy */
+#define PAGER_MAX_RECLAIMERS 1u    /* threads that punch pages out */
+#define PAGER_SMALL_PAGES 16384u   /* 64 MiB: an image with more present is freed by a thread of its own */
+#define PAGER_STATUS_SESSIONS 256u /* with more, status leaves the buckets of their histograms out */
 #define PAGER_MAX_SESSIONS 4096u
 #define PAGER_MAX_IMAGES 1024u          /* open at once, idle ones included */
 #define PAGER_MAX_CONNECTIONS 64u       /* to the control socket */

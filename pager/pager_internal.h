@@ -50,7 +50,7 @@ struct pager {
         struct hist_copy past_wait, past_service;
 };
 
-/* ---- pager.c ---- */
+/* ---- sessions.c ---- */
 struct pager_session *pager_find_session(struct pager *p, const char *id);
 /** What session.open brings. */
 struct pager_opening {

@@ -16,7 +16,9 @@
  * punch of a chunk does anyway). They are not needed once a page is in the memfd, but they make the pager the largest
  * process by far, the first that an out-of-memory killer would look at.
  *
- * Locks: `lock` guards the ring of images, the hands of their clocks and the pins. It is a leaf, and is not held
+ * Large images that nobody refers to are freed here, too: that can take a second, and the control thread has to answer.
+ *
+ * Locks: `lock` guards the ring of images, the hands of their clocks, the pins and the dead. It is a leaf, and is not held
  * while punching: an image that is worked on is pinned meanwhile, and waits in pager_resident_clear. */
 #include "pager/reclaim.h"
 
@@ -30,6 +32,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "pager/budget.h"
+#include "pager/image_internal.h"
 #include "pager/pressure.h"
 
 #define CHUNK_BYTES (PAGER_CHUNK_PAGES * PAGER_PAGE)
@@ -54,6 +57,7 @@ struct pager_reclaim {
         pthread_cond_t unpinned;
         struct pager_resident *hand; /* into the ring; NULL: no image */
         uint64_t trims;
+        struct pager_image *dead;
 
         /* the thread's */
         struct pager_memcg memcg;
@@ -160,6 +164,28 @@ static uint64_t evict(struct pager_reclaim *r, uint64_t *steps, bool idle_only) 
         return pages;
 }
 
+/* ---- the end of images ---- */
+
+void pager_reclaim_bury(struct pager_reclaim *r, struct pager_image *img) {
+        (void) pthread_mutex_lock(&r->lock);
+        img->next_dead = r->dead;
+        r->dead = img;
+        (void) pthread_mutex_unlock(&r->lock);
+        (void) eventfd_write(r->wake_fd, 1);
+}
+
+static void free_dead(struct pager_reclaim *r) {
+        struct pager_image *img, *next;
+
+        (void) pthread_mutex_lock(&r->lock);
+        img = TAKE_PTR(r->dead);
+        (void) pthread_mutex_unlock(&r->lock);
+        for (; img; img = next) {
+                next = img->next_dead;
+                pager_image_destroy(img);
+        }
+}
+
 /* ---- the thread ---- */
 
 /** Back to the budget, if it is passed. False: that was not possible. */
@@ -242,6 +268,7 @@ static void *reclaim_main(void *arg) {
                 balanced = balance(r);
                 if (is_short)
                         trim(r);
+                free_dead(r);
         }
         return NULL;
 }
@@ -310,6 +337,7 @@ void pager_reclaim_free(struct pager_reclaim *r) {
         atomic_store(&r->stop, true);
         (void) eventfd_write(r->wake_fd, 1);
         (void) pthread_join(r->thread, NULL);
+        free_dead(r);
         destroy(r);
 }
 

@@ -16,7 +16,7 @@ struct pager_reclaim_config {
 
 /** Starts the thread. */
 int pager_reclaim_new(const struct pager_reclaim_config *cfg, struct pager_reclaim **ret) attr_warn_unused;
-/** All images must have been removed. NULL is fine. */
+/** All images must have been removed, or buried. NULL is fine. */
 void pager_reclaim_free(struct pager_reclaim *r);
 
 /** What an image has of it. @r may be NULL in an image that nobody watches. */
@@ -43,7 +43,7 @@ void pager_resident_clear(struct pager_resident *m);
 /** @n pages from @first on were inserted; where @demanded is one of them, it was asked for. Under a claim. */
 void pager_resident_inserted(struct pager_resident *m, uint64_t first, uint64_t n, uint64_t demanded);
 #define PAGER_NOT_DEMANDED UINT64_MAX
-/** @n pages of @chunk, its last ones, were punched out (or found missing). Under a claim. */
+/** @n pages of @chunk were punched out, or found missing; it counts as empty from then on. Under a claim. */
 void pager_resident_removed(struct pager_resident *m, uint64_t chunk, uint64_t n);
 
 /** @n pages turned out to have been taken away by somebody else, before they were inserted again. Under a claim. */
@@ -57,6 +57,9 @@ void pager_resident_set_idle(struct pager_resident *m, uint64_t since_ns);
 int pager_reclaim_room(struct pager_reclaim *r, enum pager_cause cause) attr_warn_unused;
 /** The kernel has no memory for us: punches out what it can find quickly. True: something was found. Without a claim. */
 bool pager_reclaim_emergency(struct pager_reclaim *r);
+
+/** Frees an image that nobody refers to any more, later. */
+void pager_reclaim_bury(struct pager_reclaim *r, struct pager_image *img);
 
 struct pager_reclaim_stats {
         uint64_t budget_bytes;   /* as it is now: the cgroup's limit and pressure make it less */

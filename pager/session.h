@@ -53,7 +53,7 @@ struct pager_waiter {
 
 struct pager_session;
 
-/** Who answers for a session in place of forkd. Both are called by the control thread. */
+/** Who answers for a session in place of forkd. All are called by the control thread. */
 struct pager_keeper {
         /** It has failed, and the log says why. @depends: its VMM has given us its userfaultfd, so it waits for us. */
         void (*on_failed)(struct pager_session *s, bool depends, void *arg);

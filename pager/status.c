@@ -29,19 +29,21 @@ static double us(uint64_t ns) {
         return (double) ns / 1e3;
 }
 
-static void put_hist(struct mp_buf *b, const char *key, const struct hist_copy *h) {
+static void put_hist(struct mp_buf *b, const char *key, const struct hist_copy *h, bool buckets) {
         unsigned n = 0;
 
         for (unsigned i = 0; i < HIST_BUCKETS; i++)
                 n += h->bucket[i] > 0;
         mp_key(b, key);
-        mp_map(b, 7);
+        mp_map(b, buckets ? 7 : 6);
         mp_kv_u64(b, "count", h->count);
         mp_kv_double(b, "sum_us", us(h->sum_ns));
         mp_kv_double(b, "p50_us", us(hist_quantile_ns(h, 0.5)));
         mp_kv_double(b, "p90_us", us(hist_quantile_ns(h, 0.9)));
         mp_kv_double(b, "p99_us", us(hist_quantile_ns(h, 0.99)));
         mp_kv_double(b, "max_us", us(h->max_ns));
+        if (!buckets)
+                return;
         mp_key(b, "buckets");
         mp_array(b, n);
         for (unsigned i = 0; i < HIST_BUCKETS; i++) {
@@ -54,15 +56,16 @@ static void put_hist(struct mp_buf *b, const char *key, const struct hist_copy *
         }
 }
 
-static void put_session_hist(struct mp_buf *b, const char *key, const struct hist *h, struct hist_copy *sum) {
+static void put_session_hist(struct mp_buf *b, const char *key, const struct hist *h, struct hist_copy *sum, bool buckets) {
         struct hist_copy copy = { 0 };
 
         hist_collect(h, &copy);
         hist_merge(sum, &copy);
-        put_hist(b, key, &copy);
+        put_hist(b, key, &copy, buckets);
 }
 
 static void put_session(struct mp_buf *b, const struct pager_session *s, struct sums *sums) {
+        bool buckets = s->pager->n_sessions <= PAGER_STATUS_SESSIONS;
         char uuid[2 * SNAP_UUID_LEN + 1];
         uint64_t faults[PAGER_N_FAULTS], oldest = get(&s->oldest_ns), now = now_ns();
         double oldest_ms = oldest && now > oldest ? (double) (now - oldest) / 1e6 : 0;
@@ -97,8 +100,8 @@ static void put_session(struct mp_buf *b, const struct pager_session *s, struct 
         mp_kv_u64(b, "removed_pages", get(&s->removed_pages));
         mp_kv_double(b, "oldest_fault_ms", oldest_ms);
         mp_kv_u64(b, "moves", s->moves);
-        put_session_hist(b, "wait", &s->wait, &sums->wait);
-        put_session_hist(b, "service", &s->service, &sums->service);
+        put_session_hist(b, "wait", &s->wait, &sums->wait, buckets);
+        put_session_hist(b, "service", &s->service, &sums->service, buckets);
 }
 
 /** Three entries of a map. */
@@ -169,8 +172,8 @@ static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
         mp_kv_u64(b, "pressure", mem.pressure);
         mp_kv_double(b, "oldest_fault_ms", sums->oldest_ms);
         mp_kv_double(b, "worker_busy_ms", (double) busy_ns / 1e6);
-        put_hist(b, "wait", &sums->wait);
-        put_hist(b, "service", &sums->service);
+        put_hist(b, "wait", &sums->wait, true);
+        put_hist(b, "service", &sums->service, true);
 }
 
 void pager_status(struct pager *p, struct mp_buf *b) {

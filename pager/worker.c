@@ -231,6 +231,7 @@ static void serve_queue(struct pager_worker *w) {
         (void) atomic_fetch_add_explicit(&w->load->busy, 1, memory_order_relaxed);
         for (unsigned turns = w->n_queued; turns > 0 && (s = TAILQ_FIRST(&w->run)); turns--) {
                 unqueue(w, s);
+                atomic_store_explicit(&w->busy_since_ns, now_ns(), memory_order_relaxed);
                 serve_turn(w, s);
         }
         (void) atomic_fetch_sub_explicit(&w->load->busy, 1, memory_order_relaxed);
@@ -239,11 +240,13 @@ static void serve_queue(struct pager_worker *w) {
 /** Nobody waits: one step of one session's working set. */
 static void look_ahead(struct pager_worker *w) {
         struct pager_session *s = TAILQ_FIRST(&w->idle);
-        int r = 0;
+        int r;
 
         TAILQ_REMOVE(&w->idle, s, idle);
-        if (!atomic_load_explicit(&s->dropping, memory_order_relaxed) && !atomic_load_explicit(&s->stopped, memory_order_relaxed))
-                r = pager_ahead_step(s, &w->scratch);
+        s->has_ahead = false;
+        if (atomic_load_explicit(&s->dropping, memory_order_relaxed) || atomic_load_explicit(&s->stopped, memory_order_relaxed))
+                return; /* perhaps another worker goes on */
+        r = pager_ahead_step(s, &w->scratch);
         s->has_ahead = r > 0;
         if (r > 0)
                 TAILQ_INSERT_TAIL(&w->idle, s, idle);
