@@ -453,6 +453,73 @@ static void test_nothing_leaks(void **state) {
 #endif
 }
 
+static bool image_is_mapped(void) {
+        FILE *f = fopen("/proc/self/maps", "re");
+        char line[512];
+        bool found = false;
+
+        assert_non_null(f);
+        while (fgets(line, sizeof(line), f))
+                found = found || strstr(line, "/memfd:forkd-image");
+        (void) fclose(f);
+        return found;
+}
+
+/** One that takes long to give back goes in the background, also when the pager ends in the middle of it. */
+static void test_large_image_goes(void **state) {
+        struct pager_config cfg = { .idle_seconds = 0 };
+        uint64_t deadline = now_ns() + DEADLINE_MS * 1000000ull;
+
+        for (unsigned round = 0; round < 2; round++) {
+                struct harness own;
+                struct image large;
+                struct vmm v;
+
+                harness_start(&own, &cfg);
+                image_make(&large, 2 * PAGER_SMALL_PAGES, 9, SNAP_CODEC_LZ4);
+                vmm_start(&own, &v, &large);
+                assert_string_equal(vmm_cmd(&v, "verify 9 2"), "ok");
+                assert_true(harness_status(&own, "images", NULL, "present_bytes") > PAGER_SMALL_PAGES * TEST_PAGE);
+                vmm_end(&own, &v);
+                assert_int_equal(harness_status(&own, "totals", NULL, "images"), 0);
+                while (round == 0 && image_is_mapped())
+                        assert_true(now_ns() < deadline);
+                image_clear(&large);
+                harness_stop(&own);
+                assert_false(image_is_mapped());
+        }
+}
+
+/** However many there are, they are told in one message. */
+static void test_status_of_many(void **state) {
+        enum { N = PAGER_STATUS_SESSIONS + 1 };
+        struct vmm *v = calloc(N, sizeof(*v));
+
+        assert_non_null(v);
+        for (unsigned i = 0; i < N; i++) {
+                struct answer a = harness_call(&h, "status", NULL, NULL, 0);
+                const msgpack_object *sessions = mp_get_array(&a.doc.root, "sessions");
+
+                assert_non_null(sessions);
+                assert_int_equal(sessions->via.array.size, i);
+                if (i > 0)
+                        assert_non_null(mp_get(mp_get(&sessions->via.array.ptr[0], "wait"), "buckets"));
+                answer_clear(&a);
+                vmm_open(&h, &v[i], &img);
+        }
+        struct answer a = harness_call(&h, "status", NULL, NULL, 0);
+        const msgpack_object *sessions = mp_get_array(&a.doc.root, "sessions");
+
+        assert_int_equal(sessions->via.array.size, N);
+        assert_null(mp_get(mp_get(&sessions->via.array.ptr[0], "wait"), "buckets"));
+        assert_non_null(mp_get(mp_get(&sessions->via.array.ptr[0], "wait"), "p99_us"));
+        assert_non_null(mp_get(mp_get(mp_get(&a.doc.root, "totals"), "wait"), "buckets"));
+        answer_clear(&a);
+        for (unsigned i = 0; i < N; i++)
+                end_raw(&v[i]);
+        free(v);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_hello_and_unknown, setup, teardown),
@@ -468,6 +535,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_shutdown_refused, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_sigterm, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_nothing_leaks, setup, teardown),
+                cmocka_unit_test(test_large_image_goes),
+                cmocka_unit_test_setup_teardown(test_status_of_many, setup, teardown),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
