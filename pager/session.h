@@ -126,14 +126,14 @@ struct pager_session {
         bool poison;                                     /* it has failed, and its VMM cannot be killed */
         bool ahead_done;                                 /* nothing is left to map ahead, or it was given up */
         bool has_ahead;                                  /* in the worker's list of sessions with something left to map */
+        bool dropped;         /* faults that were read are not in `pending`, and will be raised again */
         unsigned stuck;       /* huge pages that could not be copied because they were there, since the last that could */
         unsigned n_pending;   /* in `pending` */
+        uint32_t retry_us;    /* how long it waits the next time */
         unsigned reads;       /* of the userfaultfd, in the present turn */
         uint64_t *copied;     /* copy mode: a bit a guest page that was copied into the VMM, as far as is known */
-        bool dropped;         /* faults that were read are not in `pending`, and will be raised again */
         uint64_t turn_ns;     /* when the present turn began */
         uint64_t retry_at_ns; /* 0: not waiting */
-        uint32_t retry_us;
         char fail_reason[PAGER_MAX_REASON]; /* written before PAGER_FAILED is posted, read after */
 };
 
