@@ -167,7 +167,8 @@ static void test_event_behind_many_faults(void **state) {
         while (!uffd_changing(r.uffd))
                 assert_true(ms_since(start) < DEADLINE_MS);
         raw_attach(&r, v.sock);
-        for (start = now_ns(); done < WAITERS;)
+        start = now_ns();
+        while (done < WAITERS)
                 if (ms_since(start) > DEADLINE_MS)
                         fail_msg("%u of %u threads have their page", done, WAITERS);
         for (unsigned i = 0; i < WAITERS; i++)
