@@ -22,6 +22,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "pager/bits.h"
 #include "pager/uffd.h"
 
 _Static_assert(PAGER_HUGE_PAGE == SNAP_REGION_PAGES * PAGER_PAGE, "a huge page is a region of the image");
@@ -47,8 +48,8 @@ static bool is_copied(const struct pager_session *s, uint64_t page) {
 }
 
 static void mark_copied(struct pager_session *s, uint64_t first, uint64_t n) {
-        for (uint64_t p = first; p < first + n; p++)
-                s->copied[p / 64] |= 1ull << (p % 64);
+        for (uint64_t p = first, end = first + n; p < end; p = (p | 63) + 1)
+                s->copied[p / 64] |= pager_word_mask(p, end);
 }
 
 /** Copies @n pages from @first on to @addr. A page that is there already, or not registered (any more), is passed over,

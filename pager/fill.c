@@ -6,7 +6,6 @@
 #include "pager/fill.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,6 +13,7 @@
 #include "common/io.h"
 #include "pager/ahead.h"
 #include "pager/session.h"
+#include "pager/thread.h"
 #include "pager/worker.h"
 
 #define GIVE_WAY_NS 1000000
@@ -170,7 +170,6 @@ static void filler_destroy(struct pager_filler *f) {
 int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, struct pager_filler **ret) {
         struct pager_filler *f = calloc(1, sizeof(*f));
         pthread_condattr_t attr;
-        sigset_t all, old;
         int r;
 
         if (!f)
@@ -185,17 +184,12 @@ int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, 
         (void) pthread_cond_init(&f->changed, &attr);
         (void) pthread_condattr_destroy(&attr);
         r = pager_scratch_init(&f->scratch);
-        if (r == 0) {
-                (void) sigfillset(&all);
-                (void) pthread_sigmask(SIG_SETMASK, &all, &old);
-                r = -pthread_create(&f->thread, NULL, filler_main, f);
-                (void) pthread_sigmask(SIG_SETMASK, &old, NULL);
-        }
+        if (r == 0)
+                r = pager_thread_start(filler_main, f, "fill-0", &f->thread);
         if (r < 0) {
                 filler_destroy(f);
                 return r;
         }
-        (void) pthread_setname_np(f->thread, "fill-0");
         *ret = f;
         return 0;
 }

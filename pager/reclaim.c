@@ -24,7 +24,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -34,6 +33,7 @@
 #include "pager/budget.h"
 #include "pager/image_internal.h"
 #include "pager/pressure.h"
+#include "pager/thread.h"
 
 #define CHUNK_BYTES (PAGER_CHUNK_PAGES * PAGER_PAGE)
 #define REGION_CHUNKS (SNAP_REGION_PAGES / PAGER_CHUNK_PAGES)
@@ -288,19 +288,6 @@ static void destroy(struct pager_reclaim *r) {
         free(r);
 }
 
-static int start(struct pager_reclaim *r) {
-        sigset_t all, old;
-        int e;
-
-        (void) sigfillset(&all);
-        (void) pthread_sigmask(SIG_SETMASK, &all, &old);
-        e = -pthread_create(&r->thread, NULL, reclaim_main, r);
-        (void) pthread_sigmask(SIG_SETMASK, &old, NULL);
-        if (e == 0)
-                (void) pthread_setname_np(r->thread, "reclaim");
-        return e;
-}
-
 int pager_reclaim_new(const struct pager_reclaim_config *cfg, struct pager_reclaim **ret) {
         struct pager_reclaim *r = calloc(1, sizeof(*r));
         uint64_t limit;
@@ -321,7 +308,7 @@ int pager_reclaim_new(const struct pager_reclaim_config *cfg, struct pager_recla
                 limit = pager_memcg_limit(&r->memcg);
                 pager_budget_init(&r->budget, cfg->budget ? cfg->budget : pager_budget_default(ram_bytes(), limit));
                 pager_budget_set_limit(&r->budget, limit);
-                e = start(r);
+                e = pager_thread_start(reclaim_main, r, "reclaim", &r->thread);
         }
         if (e < 0) {
                 destroy(r);

@@ -15,7 +15,6 @@
 #include "pager/worker.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
@@ -24,6 +23,7 @@
 #include "common/io.h"
 #include "pager/ahead.h"
 #include "pager/copy.h"
+#include "pager/thread.h"
 #include "pager/uffd.h"
 
 #define EPOLL_BATCH 32
@@ -45,6 +45,7 @@ struct pager_worker {
         TAILQ_HEAD(, pager_session) run;  /* have something to do */
         TAILQ_HEAD(, pager_session) idle; /* have a working set to be mapped, when there is nothing to do */
         unsigned n_queued;
+        uint64_t retry_at_ns; /* no session is to be asked again before this; UINT64_MAX: none at all */
 };
 
 #define LETTER_STOP (-1)
@@ -63,6 +64,11 @@ static void unqueue(struct pager_worker *w, struct pager_session *s) {
         s->queued = false;
         w->n_queued--;
         TAILQ_REMOVE(&w->run, s, run);
+}
+
+static void retry_later(struct pager_worker *w, struct pager_session *s, uint32_t us) {
+        s->retry_at_ns = now_ns() + us * 1000ull;
+        w->retry_at_ns = MIN_OF(w->retry_at_ns, s->retry_at_ns);
 }
 
 static void begin_ahead(struct pager_worker *w, struct pager_session *s) {
@@ -125,7 +131,7 @@ static void serve_turn(struct pager_worker *w, struct pager_session *s) {
                         begin_ahead(w, s);
         } else if (r == -EAGAIN) {
                 s->retry_us = s->retry_us ? MIN_OF(s->retry_us * 2, PAGER_RETRY_MAX_US) : PAGER_RETRY_MIN_US;
-                s->retry_at_ns = now_ns() + s->retry_us * 1000ull;
+                retry_later(w, s, s->retry_us);
         } else if (r != -ECANCELED && s->poison) {
                 unwatch(w, s); /* failed is what it was before */
         } else if (r != -ECANCELED) {
@@ -208,19 +214,20 @@ static bool read_letters(struct pager_worker *w) {
 static int queue_retries(struct pager_worker *w) {
         uint64_t now, next = UINT64_MAX;
 
-        for (struct pager_session *s = w->sessions; s; s = s->worker_next)
-                if (s->retry_at_ns)
-                        next = MIN_OF(next, s->retry_at_ns);
-        if (next == UINT64_MAX)
+        if (w->retry_at_ns == UINT64_MAX)
                 return -1;
         now = now_ns();
-        if (next > now)
-                return (int) ((next - now + 999999) / 1000000);
-        for (struct pager_session *s = w->sessions; s; s = s->worker_next)
-                if (s->retry_at_ns && s->retry_at_ns <= now) {
+        if (w->retry_at_ns > now)
+                return (int) ((w->retry_at_ns - now + 999999) / 1000000);
+        for (struct pager_session *s = w->sessions; s; s = s->worker_next) {
+                if (s->retry_at_ns > now) {
+                        next = MIN_OF(next, s->retry_at_ns);
+                } else if (s->retry_at_ns) {
                         s->retry_at_ns = 0;
                         enqueue(w, s);
                 }
+        }
+        w->retry_at_ns = next;
         return 0;
 }
 
@@ -251,7 +258,7 @@ static void look_ahead(struct pager_worker *w) {
         if (r > 0)
                 TAILQ_INSERT_TAIL(&w->idle, s, idle);
         else if (r == -EAGAIN) /* its events have to be read first: it goes on after its next turn */
-                s->retry_at_ns = now_ns() + PAGER_RETRY_MIN_US * 1000ull;
+                retry_later(w, s, PAGER_RETRY_MIN_US);
         else
                 s->ahead_done = true;
 }
@@ -295,33 +302,19 @@ static void worker_destroy(struct pager_worker *w) {
         free(w);
 }
 
-static int start_thread(struct pager_worker *w) {
-        char name[16];
-        sigset_t all, old;
-        int r;
-
-        /* Signals are the control loop's. */
-        (void) sigfillset(&all);
-        (void) pthread_sigmask(SIG_SETMASK, &all, &old);
-        r = -pthread_create(&w->thread, NULL, worker_main, w);
-        (void) pthread_sigmask(SIG_SETMASK, &old, NULL);
-        if (r == 0) {
-                (void) snprintf(name, sizeof(name), "fault-%u", w->index);
-                (void) pthread_setname_np(w->thread, name);
-        }
-        return r;
-}
-
 int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pager_load *load, struct pager_worker **ret) {
         struct pager_worker *w = calloc(1, sizeof(*w));
         struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL };
+        char name[16];
         int r;
 
         if (!w)
                 return -ENOMEM;
         w->index = index;
+        (void) snprintf(name, sizeof(name), "fault-%u", index);
         w->to_control = to_control;
         w->load = load;
+        w->retry_at_ns = UINT64_MAX;
         TAILQ_INIT(&w->run);
         TAILQ_INIT(&w->idle);
         w->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -331,7 +324,7 @@ int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pa
         if (r == 0)
                 r = pager_scratch_init(&w->scratch);
         if (r == 0)
-                r = start_thread(w);
+                r = pager_thread_start(worker_main, w, name, &w->thread);
         if (r < 0) {
                 worker_destroy(w);
                 return r;

@@ -34,3 +34,13 @@ static inline void content_fill(uint64_t seed, uint64_t page, uint8_t *buf) {
         }
         buf[0] |= 1; /* never all zero */
 }
+
+/** For a permutation of @n pages: an odd multiplier works modulo powers of two only, so take the next one and skip
+ *  what is beyond. */
+static inline uint64_t next_pow2(uint64_t n) {
+        uint64_t p = 1;
+
+        while (p < n)
+                p <<= 1;
+        return p;
+}

@@ -243,14 +243,6 @@ static bool page_is_good(uint64_t seed, uint64_t page) {
         return memcmp(vm.at[page], want, sizeof(want)) == 0;
 }
 
-static uint64_t next_pow2(uint64_t n) {
-        uint64_t p = 1;
-
-        while (p < n)
-                p <<= 1;
-        return p;
-}
-
 struct walk {
         pthread_t thread;
         uint64_t seed, order, bad; /* bad: page + 1 */

@@ -221,6 +221,25 @@ double harness_status(struct harness *h, const char *list, const char *which, co
         return v;
 }
 
+void harness_close(struct harness *h, const char *session) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_str(&b, "session", session);
+        struct answer a = harness_call(h, "session.close", &b, NULL, 0);
+        assert_int_equal(a.r, 0);
+        answer_clear(&a);
+}
+
+void harness_trespass(int memfd, uint64_t page) {
+        volatile uint8_t *map = mmap(NULL, TEST_PAGE, PROT_READ, MAP_PRIVATE, memfd, (off_t) (page * TEST_PAGE));
+
+        assert_ptr_not_equal(map, MAP_FAILED);
+        assert_int_equal(*map, 0);
+        assert_int_equal(munmap((void *) map, TEST_PAGE), 0);
+}
+
 /* ---- images ---- */
 
 void image_make(struct image *img, uint64_t n_pages, uint64_t seed, enum snap_codec codec) {

@@ -61,6 +61,8 @@ struct answer {
 /** Calls and waits. Free the answer with answer_clear. */
 struct answer harness_call(struct harness *h, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds);
 void answer_clear(struct answer *a);
+/** session.close, which must succeed. */
+void harness_close(struct harness *h, const char *session);
 /** Waits until a notification of @method about @session (NULL: any) has come, and takes it. */
 const struct note *harness_note(struct harness *h, const char *method, const char *session);
 /** Is one there that was not taken? Does not wait. */
@@ -143,5 +145,8 @@ void raw_send(int sock, const char *json, size_t len, int fd);
 const char *raw_answer(int sock);
 /** The handshake of one region. */
 void raw_attach(const struct raw_vmm *r, int sock);
+
+/** Reads a page of @memfd without a userfaultfd. */
+void harness_trespass(int memfd, uint64_t page);
 
 int count_fds(void);

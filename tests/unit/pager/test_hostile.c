@@ -41,17 +41,6 @@ static void assert_service(void) {
         vmm_end(&h, &v);
 }
 
-static void close_session(const char *session) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-
-        mp_buf_init(&b);
-        mp_map(&b, 1);
-        mp_kv_str(&b, "session", session);
-        struct answer a = harness_call(&h, "session.close", &b, NULL, 0);
-        assert_int_equal(a.r, 0);
-        answer_clear(&a);
-}
-
 /** A handshake that must be refused with @why in the answer and in session.failed. */
 static void refused(const char *json, size_t len, int fd, const char *why) {
         struct vmm v;
@@ -65,7 +54,7 @@ static void refused(const char *json, size_t len, int fd, const char *why) {
         assert_non_null(strstr(n->text, why));
         assert_string_equal(raw_answer(v.sock), ""); /* hung up */
         assert_int_equal(harness_status(&h, "sessions", v.session, "failed"), 1);
-        close_session(v.session);
+        harness_close(&h, v.session);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
 }
@@ -152,7 +141,7 @@ static void test_two_descriptors(void **state) {
         assert_int_equal(io_send_fds(v.sock, "[", 1, fds, 2), 1);
         assert_non_null(strstr(raw_answer(v.sock), "more than one descriptor"));
         (void) harness_note(&h, "session.failed", v.session);
-        close_session(v.session);
+        harness_close(&h, v.session);
         (void) close_fd(v.sock);
 
         /* one with each half */
@@ -162,7 +151,7 @@ static void test_two_descriptors(void **state) {
         assert_int_equal(io_send_fds(v.sock, "{", 1, &v.memfd, 1), 1);
         assert_non_null(strstr(raw_answer(v.sock), "more than one descriptor"));
         (void) harness_note(&h, "session.failed", v.session);
-        close_session(v.session);
+        harness_close(&h, v.session);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
         assert_service();
@@ -195,7 +184,7 @@ static void test_a_thousand_descriptors(void **state) {
         send_many(v.sock, v.memfd, 253);
         assert_non_null(strstr(raw_answer(v.sock), "more than one descriptor"));
         (void) harness_note(&h, "session.failed", v.session);
-        close_session(v.session);
+        harness_close(&h, v.session);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
         assert_int_equal(count_fds(), fds);
@@ -209,7 +198,7 @@ static void test_a_thousand_descriptors(void **state) {
                 assert_int_equal(n, 1);
         }
         (void) harness_note(&h, "session.failed", v.session);
-        close_session(v.session);
+        harness_close(&h, v.session);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
         assert_int_equal(count_fds(), fds);
@@ -228,7 +217,7 @@ static void test_memory_that_is_not_there(void **state) {
         raw_attach(&told, v.sock);
         (void) harness_note(&h, "session.attached", v.session);
         assert_service();
-        close_session(v.session);
+        harness_close(&h, v.session);
         raw_unmap(&r);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
@@ -275,7 +264,7 @@ static void test_silence(void **state) {
         for (unsigned i = 0; i < 3; i++) {
                 assert_non_null(strstr(harness_note(&h, "session.failed", v[i].session)->text, "within 1 seconds"));
                 assert_non_null(strstr(raw_answer(v[i].sock), "within 1 seconds"));
-                close_session(v[i].session);
+                harness_close(&h, v[i].session);
                 (void) close_fd(v[i].sock);
                 (void) close_fd(v[i].memfd);
         }
@@ -321,7 +310,7 @@ static void test_talks_after_handshake(void **state) {
         raw_attach(&r, v.sock);
         raw_send(v.sock, "more", 4, -1);
         assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "after its handshake"));
-        close_session(v.session);
+        harness_close(&h, v.session);
         raw_unmap(&r);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
@@ -362,7 +351,7 @@ static void test_fault_outside(void **state) {
         assert_service();
         assert_false(t.done);
         /* Only its own doing ends the wait: what the last descriptor's end does to a VMM. */
-        close_session(v.session);
+        harness_close(&h, v.session);
         r.uffd = close_fd(r.uffd);
         assert_int_equal(pthread_join(t.thread, NULL), 0);
         assert_int_equal(munmap(r.map, r.len), 0);
@@ -388,7 +377,7 @@ static void test_moved_memory(void **state) {
         /* A failed session's events stay unread, like its faults: the mover waits with them. */
         assert_int_equal(pthread_create(&mover, NULL, move_main, &r), 0);
         assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "moved"));
-        close_session(v.session);
+        harness_close(&h, v.session);
         r.uffd = close_fd(r.uffd);
         assert_int_equal(pthread_join(mover, &to), 0);
         assert_ptr_not_equal(to, MAP_FAILED);
@@ -410,7 +399,7 @@ static void test_blocking_descriptor(void **state) {
         assert_int_equal(pthread_create(&t.thread, NULL, touch_main, &t), 0);
         assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "blocking"));
         assert_service();
-        close_session(v.session);
+        harness_close(&h, v.session);
         r.uffd = close_fd(r.uffd);
         assert_int_equal(pthread_join(t.thread, NULL), 0);
         assert_int_equal(munmap(r.map, r.len), 0);
@@ -480,15 +469,6 @@ static void test_poisoned_memory(void **state) {
         assert_service();
 }
 
-/** Reads a page of @memfd without a userfaultfd. */
-static void trespass(int memfd, uint64_t page) {
-        volatile uint8_t *map = mmap(NULL, TEST_PAGE, PROT_READ, MAP_PRIVATE, memfd, (off_t) (page * TEST_PAGE));
-
-        assert_ptr_not_equal(map, MAP_FAILED);
-        assert_int_equal(*map, 0);
-        assert_int_equal(munmap((void *) map, TEST_PAGE), 0);
-}
-
 /** The same, and nobody needs that page from the pager: who reads it finds it there, with zeros in it. So all that may
  *  have read it are ended, without any fault of theirs. */
 static void test_trespasser(void **state) {
@@ -500,7 +480,7 @@ static void test_trespasser(void **state) {
         vmm_start(&h, &w, &img);
         vmm_start(&h, &u, &other);
         vmm_open(&h, &stranger, &img);
-        trespass(stranger.memfd, image_stored_page(&img, 700));
+        harness_trespass(stranger.memfd, image_stored_page(&img, 700));
         (void) close_fd(stranger.sock);
         (void) close_fd(stranger.memfd);
         assert_non_null(strstr(harness_note(&h, "session.failed", v.session)->text, "did not put there"));
@@ -527,7 +507,7 @@ static void test_trespasser_in_an_idle_image(void **state) {
         assert_int_equal(harness_status(&h, "totals", NULL, "images"), 1);
         assert_service();
         double decodes = harness_status(&h, "totals", NULL, "decodes");
-        trespass(memfd, image_zero_page(&img, 400));
+        harness_trespass(memfd, image_zero_page(&img, 400));
         assert_service();
         assert_int_equal(harness_status(&h, "totals", NULL, "images"), 1);
         assert_true(harness_status(&h, "totals", NULL, "decodes") >= 2 * decodes); /* all of it anew */
@@ -553,7 +533,7 @@ static void test_failed_is_not_served(void **state) {
         assert_service(); /* by the only worker, after it has seen that fault */
         assert_false(t.done);
         assert_int_equal(poll(&raised, 1, 0), 1);
-        close_session(v.session);
+        harness_close(&h, v.session);
         r.uffd = close_fd(r.uffd);
         assert_int_equal(pthread_join(t.thread, NULL), 0);
         assert_int_equal(munmap(r.map, r.len), 0);

@@ -69,14 +69,7 @@ static void expect_error(struct answer a, const char *code, const char *words) {
 }
 
 static void close_session(struct vmm *v) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-
-        mp_buf_init(&b);
-        mp_map(&b, 1);
-        mp_kv_str(&b, "session", v->session);
-        struct answer a = harness_call(&h, "session.close", &b, NULL, 0);
-        assert_int_equal(a.r, 0);
-        answer_clear(&a);
+        harness_close(&h, v->session);
         (void) close_fd(v->sock);
         (void) close_fd(v->memfd);
 }

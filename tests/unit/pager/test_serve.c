@@ -249,17 +249,6 @@ static void test_vmm_dies_in_the_middle(void **state) {
         vmm_end(&h, &w);
 }
 
-static void close_session(const char *session) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-
-        mp_buf_init(&b);
-        mp_map(&b, 1);
-        mp_kv_str(&b, "session", session);
-        struct answer a = harness_call(&h, "session.close", &b, NULL, 0);
-        assert_int_equal(a.r, 0);
-        answer_clear(&a);
-}
-
 static void test_close_under_load(void **state) {
         for (unsigned i = 0; i < 20; i++) {
                 struct image own;
@@ -271,7 +260,7 @@ static void test_close_under_load(void **state) {
                 /* from the middle of it to before it began */
                 while (i % 2 == 0 && harness_status(&h, "sessions", v.session, "faults.missing") == 0) {
                 }
-                close_session(v.session);
+                harness_close(&h, v.session);
                 assert_int_equal(harness_status(&h, "totals", NULL, "sessions"), 0);
                 assert_false(harness_has_note(&h, "session.gone", v.session));
                 /* Its faults wait now, they are not answered with zeros: it can only be killed, or it had all

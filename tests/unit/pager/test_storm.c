@@ -28,17 +28,6 @@ static int teardown(void **state) {
         return 0;
 }
 
-static void close_session(const char *session) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-
-        mp_buf_init(&b);
-        mp_map(&b, 1);
-        mp_kv_str(&b, "session", session);
-        struct answer a = harness_call(&h, "session.close", &b, NULL, 0);
-        assert_int_equal(a.r, 0);
-        answer_clear(&a);
-}
-
 /* ---- discards without end ---- */
 
 #define STORM_THREADS 48u
@@ -94,7 +83,7 @@ static void test_events_without_end(void **state) {
         for (unsigned i = 0; i < STORM_THREADS; i++)
                 assert_int_equal(pthread_join(threads[i], NULL), 0);
         assert_int_equal(harness_status(&h, "sessions", v.session, "removed_pages"), LARGE_PAGES);
-        close_session(v.session);
+        harness_close(&h, v.session);
         raw_unmap(&s.vmm);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
@@ -174,7 +163,7 @@ static void test_event_behind_many_faults(void **state) {
         for (unsigned i = 0; i < WAITERS; i++)
                 assert_int_equal(pthread_join(w[i].thread, NULL), 0);
         assert_int_equal(pthread_join(discarder, NULL), 0);
-        close_session(v.session);
+        harness_close(&h, v.session);
         raw_unmap(&r);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
@@ -244,21 +233,13 @@ static void test_removed_is_whole(void **state) {
                         fail_msg("answer %u does not have a page that was discarded before the question", asked);
         assert_int_equal(pthread_join(thread, NULL), 0);
         assert_true(last_page_is_told(v.session));
-        close_session(v.session);
+        harness_close(&h, v.session);
         raw_unmap(&s.vmm);
         (void) close_fd(v.sock);
         (void) close_fd(v.memfd);
 }
 
 /* ---- pages that are not ours ---- */
-
-static void trespass(int memfd, uint64_t page) {
-        volatile uint8_t *map = mmap(NULL, TEST_PAGE, PROT_READ, MAP_PRIVATE, memfd, (off_t) (page * TEST_PAGE));
-
-        assert_ptr_not_equal(map, MAP_FAILED);
-        assert_int_equal(*map, 0);
-        assert_int_equal(munmap((void *) map, TEST_PAGE), 0);
-}
 
 /** A stored page of @chunk that is not in the memory though others of the chunk are; PAGES: none. */
 static uint64_t absent_page(const struct pager_image *image, uint64_t chunk) {
@@ -291,7 +272,7 @@ static void test_reclaim_hides_nothing(void **state) {
         }
         chunk = page - page % PAGER_CHUNK_PAGES;
         assert_int_equal(pager_image_audit(image), 0);
-        trespass(pager_image_readonly_fd(image), page);
+        harness_trespass(pager_image_readonly_fd(image), page);
         assert_true(pager_image_evict(image, chunk, PAGER_CHUNK_PAGES) > 0);
         assert_int_equal(pager_image_audit(image), -EUCLEAN);
         assert_true(pager_image_is_bad(image));

@@ -82,15 +82,6 @@ static bool page_is_good(uint64_t seed, uint64_t page) {
         return memcmp(ram + page * TEST_PAGE, want, sizeof(want)) == 0;
 }
 
-/** A permutation of the pages: an odd multiplier works for powers of two only, so skip what is beyond. */
-static uint64_t next_pow2(uint64_t n) {
-        uint64_t p = 1;
-
-        while (p < n)
-                p <<= 1;
-        return p;
-}
-
 static void *walk_main(void *arg) {
         struct walk *w = arg;
         uint64_t size = next_pow2(n_pages), mul = mix64(w->order) | 1, add = mix64(w->order + 1);
