@@ -30,7 +30,7 @@
 #include "common/spawn.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
-#include "forkd/pager_link.h"
+#include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/vm.h"
 #include "forkd/vmm/cgroup.h"

@@ -9,7 +9,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "forkd/catalog.h"
-#include "forkd/pager_link.h"
+#include "forkd/pager/link.h"
 #include "forkd/request.h"
 #include "forkd/streams.h"
 

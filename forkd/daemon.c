@@ -25,7 +25,7 @@
 #include "common/log.h"
 #include "forkd/api.h"
 #include "forkd/catalog.h"
-#include "forkd/pager_link.h"
+#include "forkd/pager/link.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
 #include "setup/store_mount.h"

@@ -24,7 +24,7 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/host.h"
-#include "forkd/pager_link.h"
+#include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/stages.h"
 #include "forkd/vm.h"

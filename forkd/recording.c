@@ -25,7 +25,7 @@
 #include "common/log.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
-#include "forkd/pager_link.h"
+#include "forkd/pager/link.h"
 #include "forkd/worker.h"
 
 #define LEARN_TIMEOUT_MS 60000

@@ -11,7 +11,7 @@
 #include "common/log.h"
 #include "forkd/api.h"
 #include "forkd/daemon.h"
-#include "forkd/pager_link.h"
+#include "forkd/pager/link.h"
 #include "forkd/streams.h"
 #include "forkd/worker.h"
 

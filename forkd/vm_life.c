@@ -10,7 +10,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/daemon.h"
-#include "forkd/pager_link.h"
+#include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/streams.h"
 #include "forkd/vm.h"

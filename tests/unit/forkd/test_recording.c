@@ -15,7 +15,7 @@
 #include "common/io.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
-#include "forkd/pager_internal.h"
+#include "forkd/pager/internal.h"
 #include "forkd/recording.h"
 #include "forkd/worker.h"
 #include "snapstore/writer.h"

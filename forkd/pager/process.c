@@ -10,7 +10,7 @@
  *
  * The pidfd tells of the pager's death. Its guests' faults then wait (each VMM keeps its userfaultfd open), and
  * forkd kills them at once: they are never left spinning, and never read zeros. */
-#include "forkd/pager_internal.h"
+#include "forkd/pager/internal.h"
 
 #include <errno.h>
 #include <fcntl.h>

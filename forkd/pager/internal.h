@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* Between the two halves of forkd's side of the pager: pager_proc.c has the process, pager_link.c its sessions. */
+/* Between the two halves of forkd's side of the pager: process.c has the process, sessions.c its sessions. */
 #pragma once
 
 #include <event2/event.h>
 #include <stdbool.h>
 
 #include "forkd/daemon.h"
-#include "forkd/pager_link.h"
+#include "forkd/pager/link.h"
 
 #define PAGER_CALL_TIMEOUT_MS 10000
 

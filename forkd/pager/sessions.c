@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The sessions that VMs have with the pager; pager_proc.c has the process. */
-#include "forkd/pager_internal.h"
+/* The sessions that VMs have with the pager; process.c has the process. */
+#include "forkd/pager/internal.h"
 
 #include <errno.h>
 #include <string.h>
