@@ -118,13 +118,14 @@ static int find_helpers(struct daemon *d, struct err *e) {
         return err_hint(e, "build or install forkd completely");
 }
 
-/* FNV-1a, 64 bits: names the cgroup of this state directory; collisions would only mix two forkds' folders. */
-static void instance_name(struct daemon *d) {
+/* FNV-1a, 64 bits: names the cgroup of this state directory, and marks the environment of our children. */
+static int instance_name(struct daemon *d, struct err *e) {
         uint64_t h = 14695981039346656037u;
 
         for (const char *p = d->state_dir; *p; p++)
                 h = (h ^ (unsigned char) *p) * 1099511628211u;
         (void) snprintf(d->instance, sizeof(d->instance), "%016llx", (unsigned long long) h);
+        return setenv("FORKD_INSTANCE", d->instance, 1) < 0 ? err_errno(e, -errno, "marking the environment") : 0;
 }
 
 /* Held until the process ends, however it ends. */
@@ -179,10 +180,9 @@ static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct 
                 r = lock_dir(d->state_dir, "lock", "state", &d->lock_fd, e);
         if (r == 0)
                 r = lock_dir(d->run_dir, "forkd.lock", "run", &d->run_lock_fd, e);
-        if (r < 0)
-                return r;
-        instance_name(d);
-        return read_boot_id(d, e);
+        if (r == 0)
+                r = instance_name(d, e);
+        return r < 0 ? r : read_boot_id(d, e);
 }
 
 /* ---- the store ---- */

@@ -157,6 +157,7 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
                 .image_fd = l->image_fd,
                 .pager_sock = l->pager_sock,
                 .attach_lib = vm->d->attach_lib,
+                .instance = vm->d->instance,
                 .cgroup_fd = -1,
                 .on_spawn = l->image_fd >= 0 ? name_to_pager : NULL,
         };

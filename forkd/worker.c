@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/daemon.h"
+#include "forkd/vmm/cgroup.h"
 
 #define KILL_TIMEOUT_MS 5000
 
@@ -26,6 +27,7 @@ struct worker_pool {
         char self[FORKD_MAX_DIR + 16]; /* forkd's own binary */
         TAILQ_HEAD(worker_list, worker) idle, used;
         struct co_sem slots;
+        int cgroup_fd; /* which they are born in; -1: none here */
 };
 
 static void on_message(struct rpc_msg *msg, void *arg) {
@@ -42,10 +44,15 @@ static const struct rpc_handlers worker_handlers = { .on_message = on_message };
 
 int worker_pool_new(struct daemon *d, struct worker_pool **ret) {
         struct worker_pool *p = calloc(1, sizeof(*p));
+        struct err e;
 
         if (!p)
                 return -ENOMEM;
         p->d = d;
+        p->cgroup_fd = -1;
+        /* What is still in there are workers of a forkd that was killed, and dying already. */
+        if (cgroup_create(d->instance, CGROUP_WORKERS, &p->cgroup_fd, &e) < 0)
+                log_debug("workers run without a cgroup of their own: %s", e.message);
         (void) snprintf(p->self, sizeof(p->self), "%s/forkd", d->bin_dir);
         TAILQ_INIT(&p->idle);
         TAILQ_INIT(&p->used);
@@ -87,12 +94,17 @@ void worker_pool_cancel(struct worker_pool *p) {
 }
 
 void worker_pool_free(struct worker_pool *p) {
+        struct err e;
+
         if (!p)
                 return;
         for (struct worker *w; (w = TAILQ_FIRST(&p->idle));) {
                 TAILQ_REMOVE(&p->idle, w, entry);
                 worker_free(w, true);
         }
+        if (p->cgroup_fd >= 0 && cgroup_remove(p->d->instance, CGROUP_WORKERS, &e) < 0)
+                log_debug("%s", e.message);
+        (void) close_fd(p->cgroup_fd);
         free(p);
 }
 
@@ -111,7 +123,7 @@ static int worker_start(struct worker_pool *p, struct worker **ret, struct err *
                 .argv = argv,
                 .fds = fds,
                 .n_fds = ARRAY_LEN(fds),
-                .cgroup_fd = -1,
+                .cgroup_fd = p->cgroup_fd,
                 .death_signal = SIGKILL, /* a worker without forkd has nobody to tell */
                 .new_session = true,     /* Ctrl-C is for forkd, which lets what is under way end */
         };

@@ -24,6 +24,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/pidfile.h"
+#include "forkd/vmm/cgroup.h"
 
 #define HELLO_TIMEOUT_MS 10000
 #define PAGER_LISTEN_FD 3
@@ -176,7 +177,8 @@ static int pager_spawn(struct pager *p, struct err *e) {
         const char *argv[16] = { prog, "--control",   p->socket_path, "--control-fd", "3", "--idle-image-seconds",
                                  idle, "--log-level", level };
         unsigned n_args = 9;
-        cleanup_fd int listen_fd = -1, log_fd = -1, conn_fd = -1;
+        cleanup_fd int listen_fd = -1, log_fd = -1, conn_fd = -1, cgroup_fd = -1;
+        struct err ignored;
         int r;
 
         r = daemon_helper(p->d, "uffd-pager", prog, sizeof(prog));
@@ -211,6 +213,9 @@ static int pager_spawn(struct pager *p, struct err *e) {
         r = io_connect_unix(p->socket_path, &conn_fd);
         if (r < 0)
                 return err_errno(e, r, "connecting to %s", p->socket_path);
+        /* Joined, not emptied: one that is being replaced may still be in it. */
+        if (cgroup_join(p->d->instance, CGROUP_PAGER, &cgroup_fd, &ignored) < 0)
+                log_debug("the pager runs without a cgroup of its own: %s", ignored.message);
 
         struct spawn_fd fds[] = {
                 { listen_fd, PAGER_LISTEN_FD },
@@ -221,7 +226,7 @@ static int pager_spawn(struct pager *p, struct err *e) {
                 .argv = argv,
                 .fds = fds,
                 .n_fds = ARRAY_LEN(fds),
-                .cgroup_fd = -1,
+                .cgroup_fd = cgroup_fd,
                 .new_session = true,
         };
         r = spawn_process(&sp, &p->pid, &p->pidfd);
@@ -305,6 +310,13 @@ int pager_call(struct pager *p, const char *method, const struct mp_buf *params,
 
 /* ---- the end ---- */
 
+static void remove_group(struct pager *p) {
+        struct err e;
+
+        if (cgroup_remove(p->d->instance, CGROUP_PAGER, &e) < 0)
+                log_debug("%s", e.message);
+}
+
 void pager_shutdown(struct pager *p) {
         struct rpc_conn *c = p->conn;
         struct err e;
@@ -313,6 +325,7 @@ void pager_shutdown(struct pager *p) {
         if (!pager_is_up(p)) {
                 (void) unlink(p->socket_path); /* of one that died */
                 (void) unlink(p->pid_path);
+                remove_group(p);
                 return;
         }
         if (p->death)
@@ -328,4 +341,5 @@ void pager_shutdown(struct pager *p) {
         pager_forget(p);
         (void) unlink(p->socket_path);
         (void) unlink(p->pid_path);
+        remove_group(p);
 }

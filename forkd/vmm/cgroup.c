@@ -201,14 +201,10 @@ static int empty_group(int dirfd, const char *path) {
         return r < 0 ? r : wait_empty(dirfd, path);
 }
 
-int cgroup_create(const char *instance, const char *id, int *ret_fd, struct err *e) {
-        char base[PATH_MAX], path[PATH_MAX];
+static int open_made_group(const char *base, const char *path, int *ret_fd, struct err *e) {
         cleanup_fd int dirfd = -1;
-        int r;
+        int r = 0;
 
-        r = group_paths(instance, id, base, path, e);
-        if (r < 0)
-                return r;
         /* Another VM's removal may take the base away between the two steps. */
         for (int tries = 0; tries < 8; tries++) {
                 r = make_group(base, e);
@@ -222,13 +218,34 @@ int cgroup_create(const char *instance, const char *id, int *ret_fd, struct err 
         dirfd = open_group(path);
         if (dirfd < 0)
                 return err_errno(e, dirfd, "opening the cgroup %s", path);
-        r = empty_group(dirfd, path);
-        if (r < 0)
-                return err_errno(e, r, "emptying the cgroup %s", path);
         if (faccessat(dirfd, "cgroup.procs", W_OK, AT_EACCESS) < 0)
                 return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "%s/cgroup.procs cannot be written: %s", path, strerror(errno));
         *ret_fd = TAKE_FD(dirfd);
         return 0;
+}
+
+int cgroup_create(const char *instance, const char *id, int *ret_fd, struct err *e) {
+        char base[PATH_MAX], path[PATH_MAX];
+        cleanup_fd int dirfd = -1;
+        int r;
+
+        r = group_paths(instance, id, base, path, e);
+        if (r == 0)
+                r = open_made_group(base, path, &dirfd, e);
+        if (r < 0)
+                return r;
+        r = empty_group(dirfd, path);
+        if (r < 0)
+                return err_errno(e, r, "emptying the cgroup %s", path);
+        *ret_fd = TAKE_FD(dirfd);
+        return 0;
+}
+
+int cgroup_join(const char *instance, const char *name, int *ret_fd, struct err *e) {
+        char base[PATH_MAX], path[PATH_MAX];
+        int r = group_paths(instance, name, base, path, e);
+
+        return r < 0 ? r : open_made_group(base, path, ret_fd, e);
 }
 
 int cgroup_kill(const char *instance, const char *id, struct err *e) {

@@ -322,6 +322,8 @@ static void pass(struct fd_list *list, int fd, int number) {
 static void fill_env(struct env *env, const struct vmm_start *s, const struct launch *l) {
         env_add(env, "PATH=/usr/bin:/bin");
         env_add(env, "LC_ALL=C");
+        if (s->instance)
+                env_add(env, "FORKD_INSTANCE=%s", s->instance);
         if (!s->attach_lib)
                 return;
         env_add(env, "LD_PRELOAD=%s", s->attach_lib);

@@ -36,6 +36,7 @@ struct vmm_start {
         const char *log_path; /* the VMM's own stdout and stderr, appended */
         int console_fd;       /* the guest's serial console goes there: a file open O_APPEND */
         const char *disks[VMM_MAX_DISKS];
+        const char *instance;                  /* goes into its environment as FORKD_INSTANCE; see forkd/orphans.h */
         int cgroup_fd;                         /* the cgroup it is born in, see spawn.h; -1: none */
         const char *kernel, *initrd, *cmdline; /* for a boot; NULL when device state will be loaded */
         bool incoming;                         /* wait for load_state */

@@ -113,6 +113,20 @@ TEST(names_that_are_paths) {
         check(fd == -1);
 }
 
+TEST(who_joins_leaves_the_others_alone) {
+        int first = -1, second = -1, pidfd;
+
+        check_ok(cgroup_join(instance, "a", &first, &t->e));
+        pidfd = spawn_sleeper(t, first);
+        check_ok(cgroup_join(instance, "a", &second, &t->e));
+        check(spawn_wait(pidfd, 0, NULL) == -ETIMEDOUT);
+        (void) close(first);
+        (void) close(second);
+        check_ok(cgroup_remove(instance, "a", &t->e));
+        check(spawn_wait(pidfd, 5000, NULL) == 0);
+        (void) close(pidfd);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, vmm_test_setup, vmm_test_teardown)
 
 int main(void) {
@@ -120,6 +134,7 @@ int main(void) {
                 T(create_and_remove),
                 T(removal_kills_all),
                 T(what_an_earlier_life_left_is_killed),
+                T(who_joins_leaves_the_others_alone),
                 T(killing_one_leaves_the_other),
                 T(names_that_are_paths),
         };
