@@ -25,6 +25,7 @@
 #include "common/log.h"
 #include "forkd/api.h"
 #include "forkd/catalog.h"
+#include "forkd/identity.h"
 #include "forkd/pager/link.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
@@ -417,7 +418,9 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         if (!d->sigterm || !d->sigint || !d->housekeeping || event_add(d->sigterm, NULL) < 0 || event_add(d->sigint, NULL) < 0 ||
             event_add(d->housekeeping, &every) < 0)
                 return err_errno(e, -ENOMEM, "catching signals");
-        r = catalog_new(d, &d->catalog);
+        r = identities_new(&d->identities);
+        if (r == 0)
+                r = catalog_new(d, &d->catalog);
         if (r == 0)
                 r = worker_pool_new(d, &d->workers);
         if (r == 0)
@@ -431,6 +434,7 @@ static void daemon_clear(struct daemon *d) {
         pager_free(d->pager);
         worker_pool_free(d->workers);
         catalog_free(d->catalog);
+        identities_free(d->identities);
         snap_store_close(d->store);
         if (d->sigterm)
                 event_free(d->sigterm);

@@ -27,6 +27,7 @@
 #define FORKD_MAX_RUN_DIR 70
 #define FORKD_MAX_DIR 400
 
+struct identities;
 struct pager;
 struct shutdown_wait;
 struct worker_pool;
@@ -50,6 +51,7 @@ struct daemon {
 
         struct vm_list vms;
         unsigned n_vms;
+        struct identities *identities; /* what only one can have, and who has it */
 
         struct pager *pager;
         struct worker_pool *workers;

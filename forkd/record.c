@@ -172,6 +172,7 @@ static int record_load(struct daemon *d, const char *id) {
         cleanup_free char *data = NULL;
         cleanup_mp_doc struct mp_doc doc = { 0 };
         char path[PATH_MAX];
+        struct err e;
         struct vm *vm;
         size_t len;
         int r;
@@ -183,27 +184,19 @@ static int record_load(struct daemon *d, const char *id) {
         r = mp_parse(data, len, &doc);
         if (r < 0)
                 return r;
-        vm = calloc(1, sizeof(*vm));
+        vm = vm_alloc(d);
         if (!vm)
                 return -ENOMEM;
-        vm->d = d;
-        vm->uffd = -1;
-        TAILQ_INIT(&vm->calls);
-        TAILQ_INIT(&vm->waiters);
         r = record_decode(&doc.root, vm);
         if (r == 0 && strcmp(vm->id, id) != 0)
                 r = -EBADMSG;
-        if (r == 0 && vm_name_taken(d, vm->name))
-                r = -EEXIST;
         if (r == 0 && !(vm->ops = vmm_driver(vm->driver)))
                 r = -EOPNOTSUPP;
-        if (r < 0) {
-                free(vm);
-                return r;
-        }
-        TAILQ_INSERT_TAIL(&d->vms, vm, entry);
-        d->n_vms++;
-        return 0;
+        if (r == 0)
+                r = vm_enter(vm, &e);
+        if (r < 0)
+                vm_free(vm);
+        return r;
 }
 
 int vm_records_load(struct daemon *d, struct err *e) {

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -23,16 +24,22 @@ const char *vm_state_name(enum vm_state s) {
         return (size_t) s < ARRAY_LEN(state_names) ? state_names[s] : "unknown";
 }
 
-static struct vm *find(struct daemon *d, const char *s) {
-        struct vm *vm;
+static struct vm *holder_vm(const struct identity_holder *h) {
+        return (struct vm *) ((char *) h - offsetof(struct vm, identity));
+}
 
-        TAILQ_FOREACH (vm, &d->vms, entry)
-                if (strcmp(vm->name, s) == 0)
-                        return vm;
-        TAILQ_FOREACH (vm, &d->vms, entry)
-                if (strcmp(vm->id, s) == 0)
-                        return vm;
-        return NULL;
+static void describe(const struct identity_holder *h, char *buf, size_t size) {
+        (void) snprintf(buf, size, "VM '%s'", holder_vm(h)->name);
+}
+
+static struct vm *find(struct daemon *d, const char *s) {
+        struct identity_holder *h;
+        struct identity id;
+
+        if (identity_name(s, &id) < 0)
+                return NULL;
+        h = identities_find(d->identities, &id);
+        return h ? holder_vm(h) : NULL;
 }
 
 int vm_find(struct daemon *d, const char *name_or_id, struct vm **ret, struct err *e) {
@@ -54,9 +61,44 @@ bool vm_name_taken(struct daemon *d, const char *name) {
         return find(d, name) != NULL;
 }
 
+struct vm *vm_alloc(struct daemon *d) {
+        struct vm *vm = calloc(1, sizeof(*vm));
+
+        if (!vm)
+                return NULL;
+        vm->d = d;
+        vm->uffd = -1;
+        identity_holder_init(&vm->identity, describe);
+        TAILQ_INIT(&vm->calls);
+        TAILQ_INIT(&vm->waiters);
+        return vm;
+}
+
+void vm_free(struct vm *vm) {
+        identity_holder_end(vm->d->identities, &vm->identity);
+        free(vm);
+}
+
+int vm_enter(struct vm *vm, struct err *e) {
+        struct identity name, id;
+        int r;
+
+        if (identity_name(vm->name, &name) < 0 || identity_name(vm->id, &id) < 0)
+                return err_set(e, ERR_INVALID, -EINVAL, "'%s' (%s) is no VM", vm->name, vm->id);
+        r = identities_take(vm->d->identities, &vm->identity, &name, e);
+        if (r == 0)
+                r = identities_take(vm->d->identities, &vm->identity, &id, e);
+        if (r < 0)
+                return r;
+        TAILQ_INSERT_TAIL(&vm->d->vms, vm, entry);
+        vm->d->n_vms++;
+        return 0;
+}
+
 int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
         struct timespec now;
         struct vm *vm;
+        int r;
 
         if (!name_valid(name)) {
                 (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be the name of a VM", name);
@@ -79,19 +121,18 @@ int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
                 (void) err_set(e, ERR_LIMIT, -EMFILE, "there are %u VMs already, the most that this forkd holds", d->n_vms);
                 return err_hint(e, "remove some, or raise max_vms in the configuration");
         }
-        vm = calloc(1, sizeof(*vm));
+        vm = vm_alloc(d);
         if (!vm)
                 return err_errno(e, -ENOMEM, "making VM '%s'", name);
         (void) clock_gettime(CLOCK_REALTIME, &now);
-        vm->d = d;
-        vm->uffd = -1;
         vm->created_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
         id_new(vm->id);
         (void) strcpy(vm->name, name);
-        TAILQ_INIT(&vm->calls);
-        TAILQ_INIT(&vm->waiters);
-        TAILQ_INSERT_TAIL(&d->vms, vm, entry);
-        d->n_vms++;
+        r = vm_enter(vm, e);
+        if (r < 0) {
+                vm_free(vm);
+                return r;
+        }
         *ret = vm;
         return 0;
 }
@@ -149,7 +190,7 @@ void vm_delete(struct vm *vm, bool files) {
         wake_waiters(vm, -ENOENT);
         TAILQ_REMOVE(&vm->d->vms, vm, entry);
         vm->d->n_vms--;
-        free(vm);
+        vm_free(vm);
 }
 
 void vm_release_all(struct daemon *d) {

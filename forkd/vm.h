@@ -17,6 +17,7 @@
 #include "common/err.h"
 #include "common/ids.h"
 #include "forkd/guest/guest_link.h"
+#include "forkd/identity.h"
 #include "forkd/vmm/vmm.h"
 
 struct daemon;
@@ -37,6 +38,7 @@ enum vm_state {
 struct vm {
         TAILQ_ENTRY(vm) entry;
         struct daemon *d;
+        struct identity_holder identity; /* of its name and id, and what its VMM needs for itself */
 
         /* ---- the record ---- */
         id_str id;
@@ -91,6 +93,11 @@ bool vm_name_taken(struct daemon *d, const char *name);
 
 /** A new VM with a valid, free @name, in VM_CREATING with a new id; nothing is on disk yet. */
 int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) attr_warn_unused;
+/** Memory for one, and back: nothing is known of it yet, and it is not in the table. NULL: out of memory. */
+struct vm *vm_alloc(struct daemon *d);
+void vm_free(struct vm *vm);
+/** Takes its name and id, and puts it into the table. -EEXIST, with who has them. */
+int vm_enter(struct vm *vm, struct err *e) attr_warn_unused;
 /** Forgets the VM; its files are removed if @files. Nothing of it may be alive. */
 void vm_delete(struct vm *vm, bool files);
 /** Frees the table's entries at forkd's exit; VMMs live on. */

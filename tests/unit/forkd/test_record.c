@@ -27,11 +27,12 @@ static int setup(void **state) {
         if (snap_store_open(path, &d.store) < 0)
                 return 1;
         (void) snprintf(path, sizeof(path), "%s/vms", d.state_dir);
-        return mkdir(path, 0700) < 0 || catalog_new(&d, &d.catalog) < 0;
+        return mkdir(path, 0700) < 0 || identities_new(&d.identities) < 0 || catalog_new(&d, &d.catalog) < 0;
 }
 
 static int teardown(void **state) {
         vm_release_all(&d);
+        identities_free(d.identities);
         catalog_free(d.catalog);
         snap_store_close(TAKE_PTR(d.store));
         temp_dir_remove(d.state_dir);
