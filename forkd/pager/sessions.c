@@ -92,7 +92,7 @@ static int open_once(struct pager *p, struct vm *vm, int image_fd, int workingse
         /* Armed before the pager can serve anything: if it dies from here on, this VM is killed. */
         vm->session = true;
         r = pager_call(p, "session.open", &b, (int[]){ image_fd, pager_end, workingset_fd }, n_fds, &a, e);
-        if (r == 0 && a.n_fds != 1)
+        if (r == 0 && a.n_fds < 1)
                 r = err_set(e, ERR_PAGER, -EPROTO, "the pager sent no image memory");
         if (r < 0) {
                 pager_session_close(p, vm);
