@@ -1,7 +1,7 @@
 # A thin front of the CMake presets; everything real is in CMakeLists.txt and CMakePresets.json.
 JOBS ?= $(shell nproc)
 
-.PHONY: all deps demo test bench fuzz fmt lint clean
+.PHONY: all deps demo test bench fault fuzz fmt lint clean
 
 all: deps
 	@[ -f build/release/build.ninja ] || cmake --preset release
@@ -19,6 +19,10 @@ test: all
 
 bench: all
 	@/usr/bin/python3 tests/bench/run.py
+
+# The pager, forkd and much else is killed below busy guests, hundreds of times: an hour. FAULT_ARGS="--only pager-loss"
+fault: all
+	@/usr/bin/python3 tests/fault/run.py $(FAULT_ARGS)
 
 # Every parser under libFuzzer, SECONDS each.
 fuzz: deps
