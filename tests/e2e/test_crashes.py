@@ -77,7 +77,7 @@ class Crashes(Case):
         found = {}
         for base in cgroups(self.lab.state):
             for d in base.iterdir():
-                if d.is_dir():
+                if d.is_dir() and d.name not in ("pager", "workers"):
                     pids = [int(p) for p in (d / "cgroup.procs").read_text().split()]
                     if pids:
                         found[d.name] = pids
