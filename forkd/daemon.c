@@ -16,9 +16,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "common/io.h"
@@ -26,6 +24,7 @@
 #include "forkd/api.h"
 #include "forkd/catalog.h"
 #include "forkd/identity.h"
+#include "forkd/notify.h"
 #include "forkd/pager/link.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
@@ -56,6 +55,19 @@ static int absolute(const char *path, char *buf, size_t size, struct err *e) {
                 return err_set(e, ERR_INVALID, -ENAMETOOLONG, "the path %s has more than %zu characters", path, size - 1);
         while (n > 1 && buf[n - 1] == '/')
                 buf[--n] = '\0';
+        return 0;
+}
+
+/* The one spelling of a directory that there is: locks, the instance's name and the sockets' paths must be the same however
+ * forkd is told where it is. */
+static int canonical(char *path, size_t size, struct err *e) {
+        char real[PATH_MAX];
+
+        if (!realpath(path, real))
+                return err_errno(e, -errno, "following %s", path);
+        if (strlen(real) >= size)
+                return err_set(e, ERR_INVALID, -ENAMETOOLONG, "the path %s has more than %zu characters", real, size - 1);
+        (void) strcpy(path, real);
         return 0;
 }
 
@@ -168,13 +180,17 @@ static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct 
                 r = absolute(opt->run_dir ? opt->run_dir : RUN_DIR_DEFAULT, d->run_dir, sizeof(d->run_dir), e);
         if (r == 0)
                 r = absolute(assets_cache_dir(), d->cache_dir, sizeof(d->cache_dir), e);
-        (void) snprintf(d->store_dir, sizeof(d->store_dir), "%s/store", d->state_dir);
         if (r == 0)
                 r = make_dir(d->state_dir, e);
+        if (r == 0)
+                r = canonical(d->state_dir, sizeof(d->state_dir) - 64, e);
+        (void) snprintf(d->store_dir, sizeof(d->store_dir), "%s/store", d->state_dir);
         if (r == 0)
                 r = make_sub(d->state_dir, "vms", e);
         if (r == 0)
                 r = make_dir(d->run_dir, e);
+        if (r == 0)
+                r = canonical(d->run_dir, sizeof(d->run_dir), e);
         if (r == 0)
                 r = make_sub(d->run_dir, "vms", e);
         if (r == 0)
@@ -281,26 +297,6 @@ void daemon_close_store(struct daemon *d) {
                 log_warning("%s", e.message);
 }
 
-/* ---- systemd ---- */
-
-/* sd_notify(3)'s protocol: one datagram to the socket named by NOTIFY_SOCKET. */
-static void notify(const char *state) {
-        const char *path = getenv("NOTIFY_SOCKET");
-        struct sockaddr_un sa = { .sun_family = AF_UNIX };
-        cleanup_fd int fd = -1;
-        size_t n = path ? strlen(path) : 0;
-
-        if (n == 0 || n >= sizeof(sa.sun_path))
-                return;
-        memcpy(sa.sun_path, path, n);
-        if (sa.sun_path[0] == '@')
-                sa.sun_path[0] = '\0';
-        fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-        if (fd >= 0)
-                (void) sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *) &sa,
-                              (socklen_t) (offsetof(struct sockaddr_un, sun_path) + n));
-}
-
 /* ---- start, and life as one coroutine ---- */
 
 static int recover_store(struct daemon *d, struct err *e) {
@@ -340,6 +336,17 @@ static int start(struct daemon *d, struct err *e) {
         return api_new(d, &d->api, e);
 }
 
+static void tell_status(struct daemon *d) {
+        unsigned running = 0, standby = 0;
+        struct vm *vm;
+
+        TAILQ_FOREACH (vm, &d->vms, entry) {
+                running += vm->state == VM_RUNNING;
+                standby += vm->state == VM_STANDBY;
+        }
+        notify_status(d->notify, "%u VMs: %u running, %u on standby", d->n_vms, running, standby);
+}
+
 static void life(void *arg) {
         struct co_wait stopped = CO_WAIT_INIT;
         struct daemon *d = arg;
@@ -354,13 +361,14 @@ static void life(void *arg) {
                         daemon_close_store(d);
         } else {
                 log_info("forkd %s is ready on %s/forkd.sock", FORKD_VERSION, d->run_dir);
-                notify("READY=1");
+                tell_status(d);
+                notify_ready(d->notify);
                 if (!d->stopping) {
                         d->stopped = &stopped;
                         (void) co_wait(&stopped, -1);
                         d->stopped = NULL;
                 }
-                notify("STOPPING=1");
+                notify_stopping(d->notify);
                 daemon_end(d);
         }
         (void) event_base_loopexit(d->base, NULL);
@@ -378,6 +386,7 @@ static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
         TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->vmm)
                         vm_trim_console(vm);
+        tell_status(d);
 }
 
 /* ---- the process ---- */
@@ -409,6 +418,9 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         d->base = event_base_new();
         if (!d->base)
                 return err_errno(e, -ENOMEM, "starting the event loop");
+        r = notify_new(d->base, &d->notify);
+        if (r < 0)
+                return err_errno(e, r, "reading NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID");
         co_sem_init(&d->starts,
                     d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts : (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L));
         co_sem_init(&d->scans, MAX_SCANS);
@@ -442,6 +454,7 @@ static void daemon_clear(struct daemon *d) {
                 event_free(d->sigint);
         if (d->housekeeping)
                 event_free(d->housekeeping);
+        notify_free(d->notify);
         if (d->base)
                 event_base_free(d->base);
         (void) close_fd(d->lock_fd);

@@ -28,6 +28,7 @@
 #define FORKD_MAX_DIR 400
 
 struct identities;
+struct notify;
 struct pager;
 struct shutdown_wait;
 struct worker_pool;
@@ -59,6 +60,7 @@ struct daemon {
         struct co_sem scans;  /* requests at once that read a whole snapshot */
         struct api *api;
 
+        struct notify *notify; /* the service manager */
         struct event *sigterm, *sigint, *housekeeping;
         bool stopping;                         /* no new operation begins */
         bool stop_all;                         /* `shutdown --all`: VMs are stopped first */

@@ -8,6 +8,7 @@ import subprocess
 
 from case import Case, main
 from forkdlab import Lab, bin_dir
+from mprpc import Client
 
 
 class Restarts(Case):
@@ -66,6 +67,43 @@ class Restarts(Case):
                            capture_output=True, timeout=30)
         self.assertEqual(p.returncode, 1)
         self.assertIn(b"others may write", p.stderr)
+        self.assertEqual(self.state("clone-1"), "running")
+
+    def second(self, state, run):
+        """Another forkd on these directories: what it says when it is refused."""
+        p = subprocess.run([bin_dir() / "forkd", "--state-dir", state, "--run-dir", run], capture_output=True, timeout=30)
+        self.assertEqual(p.returncode, 1, p.stderr)
+        return p.stderr.decode()
+
+    def test_4_the_same_directory_by_another_name_is_the_same(self):
+        link = self.lab.dir / "link"
+        link.symlink_to(self.lab.dir)
+        self.assertIn("another forkd uses the state directory", self.second(link / "state", self.lab.dir / "run2"))
+        self.assertIn("another forkd uses the run directory", self.second(self.lab.dir / "state2", link / "run"))
+        # the other order: the first came by the link; its VMs are the ones that were there, and in the same cgroup
+        before = self.lab.vm("clone-1")
+        self.lab.terminate()
+        state, run = self.lab.state, self.lab.run_dir
+        try:
+            self.lab.state, self.lab.run_dir = link / "state", link / "run"
+            self.lab.start()
+            self.assertEqual(self.lab.vm("clone-1")["pid"], before["pid"])
+            self.assertIn("another forkd uses the state directory", self.second(state, self.lab.dir / "run2"))
+            self.assertIn("another forkd uses the run directory", self.second(self.lab.dir / "state2", run))
+            with Client(self.lab.socket) as c:
+                info = c.call("info")
+            self.assertEqual((info["state_dir"], info["run_dir"]), (str(state), str(run)))
+        finally:
+            self.lab.state, self.lab.run_dir = state, run
+        self.assertEqual(self.lab.text("clone-1", "hostname"), "clone-1")
+
+    def test_4_locks_of_a_dead_forkd_are_no_obstacle(self):
+        """The files stay when a forkd is killed; what counts is who holds the lock."""
+        self.lab.forkd.kill()
+        self.lab.forkd.wait()
+        self.assertTrue((self.lab.state / "lock").exists() and (self.lab.run_dir / "forkd.lock").exists())
+        self.assertTrue(self.lab.socket.is_socket())
+        self.lab.start()
         self.assertEqual(self.state("clone-1"), "running")
 
     def test_5_forkds_side_by_side_do_not_touch_each_other(self):

@@ -51,7 +51,7 @@ class Lab:
         self.children = []
 
     def __enter__(self):
-        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="forkd-", dir=os.environ.get("FORKD_LAB_DIR", "/tmp")))
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="forkd-", dir=os.environ.get("FORKD_LAB_DIR", "/tmp"))).resolve()
         self.state, self.run_dir = self.dir / "state", self.dir / "run"
         self.socket = self.run_dir / "forkd.sock"
         self.conf = self.dir / "forkd.conf"
@@ -98,7 +98,12 @@ class Lab:
             try:
                 import select
                 ready, _, _ = select.select([s, pidfd], [], [], 60)
-                if s not in ready or b"READY=1" not in s.recv(4096):
+                said = b""
+                while s in ready and b"READY=1" not in said:
+                    said = s.recv(4096)
+                    if b"READY=1" not in said:
+                        ready, _, _ = select.select([s, pidfd], [], [], 60)
+                if b"READY=1" not in said:
                     raise RuntimeError("forkd did not start: " + self.log_path.read_text(errors="replace")[-2000:])
             finally:
                 os.close(pidfd)
