@@ -2,16 +2,7 @@
 /* After a restart: what an earlier forkd left is taken back, finished, undone or removed.
  *
  * Theory of operation. Every record is looked at by a coroutine of its own, so that one VMM that hangs costs its
- * deadline once and not once per VM.
- *
- *      record says                 VMM lives and is whole      else
- *      creating, booting           killed, forgotten           forgotten: nobody was ever told of it
- *      running, paused             taken back                  failed
- *      the same, and its standby   standby if it is paused     standby
- *        has published a snapshot  still, else taken back
- *      standby                     killed (half a restore)     standby
- *      stopping                    killed                      stopped
- *      removal has begun           killed, forgotten           forgotten
+ * deadline once and not once per VM. What becomes of each is the table "When forkd is killed" in docs/architecture.md.
  *
  * A VMM that was started but whose pid had not been noted yet is found by its cgroup, which has the VM's id for a
  * name. What is left then, cgroups and directories of VMs that have no record, belongs to nobody. What belongs to a
@@ -30,6 +21,7 @@
 #include "common/spawn.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
+#include "forkd/journal.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/vm.h"
@@ -66,6 +58,8 @@ static void settle_dead(struct vm *vm, const char *why) {
         struct err e;
 
         vm_teardown(vm);
+        if (vm->state == VM_STANDBY)
+                vm_drop_files(vm); /* what half a restore made, noted in the record or not */
         if (vm->removing || vm->state == VM_CREATING || vm->state == VM_BOOTING) {
                 log_info("%s (%s) was being %s when forkd was ended: it is gone", vm->name, vm->id,
                          vm->removing ? "removed" : "made");
@@ -80,10 +74,9 @@ static void settle_dead(struct vm *vm, const char *why) {
                 vm_fail(vm, "%s", why);
         } else if (vm->state == VM_STOPPING) {
                 (void) vm_set_state(vm, VM_STOPPED, &e);
+        } else if (vm->state == VM_STANDBY && !catalog_by_id(vm->d->catalog, vm->snapshot)) {
+                vm_fail(vm, "its snapshot %s is not there", vm->snapshot);
         } else if (stale) {
-                /* What half a restore made. */
-                if (vm->state == VM_STANDBY)
-                        vm_drop_files(vm);
                 vm->needs_wake = false;
                 if (vm_record_save(vm, &e) < 0)
                         log_error("%s", e.message);
@@ -143,6 +136,9 @@ static int agree(struct vm *vm, bool *ret_saved, struct err *e) {
                 *ret_saved = true;
                 return 0;
         }
+        /* One that was published all the same, and its standby then undone: nobody was told of it. */
+        if (vm->pending_snapshot[0])
+                catalog_drop(vm->d->catalog, vm->pending_snapshot);
         vm->pending_snapshot[0] = '\0';
         if (r == 0 && vm->state == VM_RUNNING && !running)
                 r = vm->ops->resume(vm->vmm, e);
@@ -210,15 +206,6 @@ static void adopt_run(void *arg) {
 }
 
 /* ---- what belongs to nobody ---- */
-
-static struct vm *vm_by_id(struct daemon *d, const char *id) {
-        struct vm *vm;
-
-        TAILQ_FOREACH (vm, &d->vms, entry)
-                if (strcmp(vm->id, id) == 0)
-                        return vm;
-        return NULL;
-}
 
 static void sweep_group(struct daemon *d, const char *id) {
         struct vm *vm = vm_by_id(d, id);
@@ -316,6 +303,7 @@ void vms_adopt(struct daemon *d) {
                         adopt_run(&a->vm[i]); /* we are a coroutine too: one after the other then */
         if (n > 0)
                 (void) co_wait(&a->vmms, -1);
+        journal_settle(d);
         /* The wait outlives us in the shared part: waking it when nobody waits any more does nothing. */
         if (n > 0 && co_wait(&a->agents, AGENTS_TIMEOUT_MS) == -ETIMEDOUT)
                 log_info("not every agent has answered yet: they are waited for while forkd is open");

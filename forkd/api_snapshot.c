@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <string.h>
 
+#include "common/log.h"
 #include "forkd/catalog.h"
+#include "forkd/journal.h"
 #include "forkd/request.h"
 #include "forkd/worker.h"
 
@@ -40,43 +42,65 @@ int api_snapshot_show(struct request *rq, struct mp_buf *out, struct err *e) {
         return r;
 }
 
+/* What was begun together ends together, also when forkd does not live to see it: snapshots, and with --force what is to
+ * become of the VMs that stood by in them. */
+static int rm_named(struct request *rq, const msgpack_object *a, bool look, struct journal_entry *j, struct mp_buf *ids,
+                    unsigned *n, struct err *e) {
+        int r = 0;
+
+        for (uint32_t i = 0; r == 0 && i < a->via.array.size; i++) {
+                struct snap_entry *s;
+                char name[256];
+                id_str id;
+
+                if (rq_obj_str(&a->via.array.ptr[i], name, sizeof(name)) < 0)
+                        return err_set(e, ERR_INVALID, -EINVAL, "a snapshot is named by its id or tag");
+                r = catalog_find(rq->d->catalog, name, &s, e);
+                if (r == -ENOENT && !look) {
+                        r = 0; /* named twice */
+                        continue;
+                }
+                if (r == 0 && look)
+                        r = journal_add_snapshot(j, s->m.id);
+                if (r < 0 || look)
+                        continue;
+                memcpy(id, s->m.id, sizeof(id));
+                r = catalog_remove(rq->d->catalog, s, j->force, e);
+                if (r == 0) {
+                        mp_str(ids, id);
+                        (*n)++;
+                }
+        }
+        return r;
+}
+
 int api_snapshot_rm(struct request *rq, struct mp_buf *out, struct err *e) {
         const msgpack_object *a;
         cleanup_mp_buf struct mp_buf ids = { 0 };
-        struct snap_entry *s;
+        cleanup_journal struct journal_entry j = { 0 };
+        struct err ignored;
         unsigned n = 0;
-        bool force;
         int r;
 
         mp_buf_init(&ids);
-        r = rq_opt_bool(rq, "force", false, &force, e);
+        journal_init(&j, JOURNAL_SNAPSHOT_RM);
+        r = rq_opt_bool(rq, "force", false, &j.force, e);
         if (r == 0)
                 r = rq_opt_array(rq, "snapshots", &a, e);
         if (r < 0)
                 return r;
         if (!a || a->via.array.size == 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "name at least one snapshot");
-        for (int pass = 0; pass < 2; pass++)
-                for (uint32_t i = 0; i < a->via.array.size; i++) {
-                        char name[256];
-                        id_str id;
-
-                        if (rq_obj_str(&a->via.array.ptr[i], name, sizeof(name)) < 0)
-                                return err_set(e, ERR_INVALID, -EINVAL, "a snapshot is named by its id or tag");
-                        r = catalog_find(rq->d->catalog, name, &s, e);
-                        if (r == -ENOENT && pass == 1)
-                                continue; /* named twice */
-                        if (r < 0)
-                                return r;
-                        if (pass == 0)
-                                continue;
-                        memcpy(id, s->m.id, sizeof(id));
-                        r = catalog_remove(rq->d->catalog, s, force, e);
-                        if (r < 0)
-                                return r;
-                        mp_str(&ids, id);
-                        n++;
-                }
+        r = rm_named(rq, a, true, &j, &ids, &n, e);
+        if (r < 0)
+                return r;
+        if ((j.snapshots.n > 1 || j.force) && journal_write(rq->d, &j, &ignored) < 0)
+                log_warning("%s", ignored.message); /* a full disk must not keep anybody from removing things */
+        r = rm_named(rq, a, false, &j, &ids, &n, e);
+        if (journal_end(rq->d, &j, &ignored) < 0)
+                log_warning("%s", ignored.message);
+        if (r < 0)
+                return r;
         mp_map(out, 1);
         mp_key(out, "removed");
         mp_array(out, n);

@@ -8,6 +8,7 @@
 #include "common/io.h"
 #include "forkd/catalog.h"
 #include "forkd/fork.h"
+#include "forkd/journal.h"
 #include "forkd/request.h"
 #include "snapstore/image.h"
 
@@ -246,7 +247,7 @@ static void put_snap_result(struct mp_buf *out, const struct vm_snap_result *s) 
 }
 
 static int snapshot_request(struct request *rq, bool keep_running, struct mp_buf *out, struct err *e) {
-        struct vm_snap_params p;
+        struct vm_snap_params p = { 0 };
         struct vm_snap_result s;
         char tag[256];
         struct vm *vm;
@@ -259,7 +260,7 @@ static int snapshot_request(struct request *rq, bool keep_running, struct mp_buf
                 r = vm_op_begin(vm, keep_running ? "snapshot" : "standby", e);
         if (r < 0)
                 return r;
-        r = vm_op_snapshot(vm, &p, keep_running, &s, e);
+        r = keep_running ? vm_op_snapshot_create(vm, &p, &s, e) : vm_op_snapshot(vm, &p, false, &s, e);
         vm_op_end(vm);
         if (r == 0)
                 put_snap_result(out, &s);
@@ -427,15 +428,49 @@ static int rm_all(struct request *rq, struct mp_buf *names, unsigned *n, struct 
         return 0;
 }
 
+/* All names are looked up before the first is removed: a slip of the pen removes nothing. */
+static int rm_named(struct request *rq, const msgpack_object *a, bool look, struct journal_entry *j, struct mp_buf *names,
+                    unsigned *n, struct err *e) {
+        int r = 0;
+
+        for (uint32_t i = 0; r == 0 && i < a->via.array.size; i++) {
+                char name[256];
+                struct vm *vm;
+
+                if (rq_obj_str(&a->via.array.ptr[i], name, sizeof(name)) < 0)
+                        return err_set(e, ERR_INVALID, -EINVAL, "a name is a string of at most %d characters", NAME_MAX_LEN);
+                r = vm_find(rq->d, name, &vm, e);
+                if (r == 0 && look)
+                        r = journal_add_vm(j, vm->id);
+                else if (r == 0)
+                        r = rm_one(vm, names, n, e);
+                if (r == -ENOENT && !look)
+                        r = 0; /* named twice, or somebody else was faster: gone is what it should be */
+        }
+        return r;
+}
+
+/* Removals that were begun together end together, also when forkd does not live to see it. A full disk must not keep
+ * anybody from removing things. */
+static void rm_announce(struct daemon *d, struct journal_entry *j) {
+        struct err e;
+
+        if (j->vms.n > 1 && journal_write(d, j, &e) < 0)
+                log_warning("%s", e.message);
+}
+
 int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
         const msgpack_object *a;
+        cleanup_journal struct journal_entry j = { 0 };
         cleanup_mp_buf struct mp_buf names = { 0 };
+        struct err ignored;
         unsigned n = 0;
         struct vm *vm;
         bool all;
         int r;
 
         mp_buf_init(&names);
+        journal_init(&j, JOURNAL_RM);
         r = rq_opt_bool(rq, "all", false, &all, e);
         if (r == 0)
                 r = rq_opt_array(rq, "names", &a, e);
@@ -444,21 +479,17 @@ int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
         if (!all && (!a || a->via.array.size == 0))
                 return err_set(e, ERR_INVALID, -EINVAL, "name at least one VM, or say all");
         if (all)
-                r = rm_all(rq, &names, &n, e);
-        /* All names are looked up before the first is removed: a slip of the pen removes nothing. */
-        for (int pass = 0; !all && pass < 2; pass++)
-                for (uint32_t i = 0; r == 0 && i < a->via.array.size; i++) {
-                        char name[256];
-
-                        if (rq_obj_str(&a->via.array.ptr[i], name, sizeof(name)) < 0)
-                                return err_set(e, ERR_INVALID, -EINVAL, "a name is a string of at most %d characters",
-                                               NAME_MAX_LEN);
-                        r = vm_find(rq->d, name, &vm, e);
-                        if (r == 0 && pass == 1)
-                                r = rm_one(vm, &names, &n, e);
-                        if (r == -ENOENT && pass == 1)
-                                r = 0; /* named twice, or somebody else was faster: gone is what it should be */
-                }
+                TAILQ_FOREACH (vm, &rq->d->vms, entry)
+                        best_effort(journal_add_vm(&j, vm->id));
+        else
+                r = rm_named(rq, a, true, &j, &names, &n, e);
+        if (r < 0)
+                return r;
+        rm_announce(rq->d, &j);
+        r = all ? rm_all(rq, &names, &n, e) : rm_named(rq, a, false, &j, &names, &n, e);
+        /* Those that were refused stay. */
+        if (journal_end(rq->d, &j, &ignored) < 0)
+                log_warning("%s", ignored.message);
         if (r < 0)
                 return r;
         mp_map(out, 1);

@@ -183,6 +183,14 @@ int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct e
         return 0;
 }
 
+void catalog_drop(struct catalog *c, const char *id) {
+        struct snap_entry *s = catalog_by_id(c, id);
+        struct err e;
+
+        if (s && catalog_remove(c, s, false, &e) < 0)
+                log_warning("%s", e.message);
+}
+
 /* ---- durable later ---- */
 
 struct sync_job {

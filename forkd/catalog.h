@@ -48,6 +48,9 @@ int catalog_add(struct catalog *c, const struct snap_manifest *m, bool durable, 
  *  needs, unless @force: that VM has failed then. */
 int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct err *e) attr_warn_unused;
 
+/** Removes a snapshot that was made for an operation that failed, if it is still there; logs what goes wrong. */
+void catalog_drop(struct catalog *c, const char *id);
+
 /** Makes a snapshot that was published without waiting for the disk durable, in the background; its children then do
  *  not pay for its writeback. */
 void catalog_sync_later(struct catalog *c, const struct snap_entry *s);

@@ -25,6 +25,7 @@
 #include "forkd/catalog.h"
 #include "forkd/identity.h"
 #include "forkd/notify.h"
+#include "forkd/journal.h"
 #include "forkd/pager/link.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
@@ -188,6 +189,8 @@ static int open_dirs(struct daemon *d, const struct daemon_options *opt, struct 
         if (r == 0)
                 r = make_sub(d->state_dir, "vms", e);
         if (r == 0)
+                r = make_sub(d->state_dir, "journal", e);
+        if (r == 0)
                 r = make_dir(d->run_dir, e);
         if (r == 0)
                 r = canonical(d->run_dir, sizeof(d->run_dir), e);
@@ -328,6 +331,8 @@ static int start(struct daemon *d, struct err *e) {
                 r = daemon_open_store(d, e);
         if (r == 0)
                 r = vm_records_load(d, e);
+        if (r == 0)
+                r = journal_load(d, e);
         if (r < 0)
                 return r;
         if (pager_find(d->pager, e) < 0)
@@ -443,6 +448,7 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
 static void daemon_clear(struct daemon *d) {
         api_free(d->api);
         vm_release_all(d);
+        journal_free(d);
         pager_free(d->pager);
         worker_pool_free(d->workers);
         catalog_free(d->catalog);

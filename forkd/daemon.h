@@ -5,6 +5,7 @@
  *      <state>/lock               held while a forkd runs here
  *      <state>/store/             the reflink store: snapshots/, tmp/, vms/<id>/{disk-<n>.img, base.img}
  *      <state>/vms/<id>/          record, console.log, vmm.log
+ *      <state>/journal/<id>       one for each operation on several things that is under way
  *      <run>/forkd.sock, pager.sock, pager.pid, forkd.lock, vms/<id>/ (the VMM's sockets)
  */
 #pragma once
@@ -29,6 +30,7 @@
 
 struct identities;
 struct notify;
+struct journal_found;
 struct pager;
 struct shutdown_wait;
 struct worker_pool;
@@ -49,6 +51,8 @@ struct daemon {
         bool attaching;
         bool reflink;            /* of the store's file system */
         struct catalog *catalog; /* the published snapshots */
+
+        struct journal_found *journal; /* what the last forkd left half done, until it is settled */
 
         struct vm_list vms;
         unsigned n_vms;

@@ -5,7 +5,8 @@
  *
  * Names are taken before anything starts, so a clash costs nothing. When one clone fails, those that came up
  * are removed again, and the snapshot that was made for them: a caller who asked for eight has eight or an error,
- * never five. */
+ * never five. So it is when forkd dies in the middle, too: the journal names the clones and the snapshot until all are
+ * up, and the next forkd removes what it names. */
 #include "forkd/fork.h"
 
 #include <errno.h>
@@ -16,6 +17,7 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/host.h"
+#include "forkd/journal.h"
 
 struct clone {
         struct vm *vm;
@@ -28,9 +30,9 @@ struct clone {
 
 /* ---- the source ---- */
 
-static int source_snapshot(struct daemon *d, const struct fork_params *p, id_str ret, char *base, size_t size,
-                           struct fork_result *res, bool *ret_made, struct err *e) {
-        struct vm_snap_params sp = { .codec = SNAP_CODEC_LZ4 };
+static int source_snapshot(struct daemon *d, const struct fork_params *p, struct journal_entry *j, id_str ret, char *base,
+                           size_t size, struct fork_result *res, bool *ret_made, struct err *e) {
+        struct vm_snap_params sp = { .codec = SNAP_CODEC_LZ4, .journal = j };
         struct vm_snap_result sr;
         struct snap_entry *s;
         struct err ignored;
@@ -136,12 +138,13 @@ static int all_live(const struct clone *clones, unsigned n, struct err *e) {
         return 0;
 }
 
-static void drop_snapshot(struct daemon *d, const char *id) {
-        struct snap_entry *s = catalog_by_id(d->catalog, id);
-        struct err e;
+/* From here on a forkd that finds the entry removes them. */
+static int announce(struct daemon *d, struct journal_entry *j, const struct clone *clones, unsigned n, struct err *e) {
+        int r = 0;
 
-        if (s && catalog_remove(d->catalog, s, false, &e) < 0)
-                log_warning("%s", e.message);
+        for (unsigned i = 0; r == 0 && i < n; i++)
+                r = journal_add_vm(j, clones[i].vm->id);
+        return r < 0 ? err_errno(e, r, "noting the clones") : journal_write(d, j, e);
 }
 
 static int run_clones(struct daemon *d, const struct fork_params *p, const char *snapshot, struct clone *clones, struct err *e) {
@@ -171,6 +174,7 @@ static int run_clones(struct daemon *d, const struct fork_params *p, const char 
 
 int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *ret, struct err *e) {
         cleanup_free struct clone *clones = calloc(p->count, sizeof(*clones));
+        cleanup_journal struct journal_entry j = { 0 };
         uint64_t start = now_ns();
         char base[NAME_MAX_LEN + 1];
         bool made = false;
@@ -179,20 +183,26 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
 
         if (!clones)
                 return err_errno(e, -ENOMEM, "forking '%s'", p->source);
+        journal_init(&j, JOURNAL_FORK);
         /* Taken first: forking a running VM costs it a pause, which a bad name must not. */
         r = host_check_memory(0, p->count, e);
         if (r == 0 && p->name[0])
                 r = reserve_names(d, p, "", clones, e);
         if (r == 0)
-                r = source_snapshot(d, p, snapshot, base, sizeof(base), ret, &made, e);
+                r = source_snapshot(d, p, &j, snapshot, base, sizeof(base), ret, &made, e);
         if (r == 0 && !p->name[0])
                 r = reserve_names(d, p, base, clones, e);
         if (r == 0)
+                r = announce(d, &j, clones, p->count, e);
+        if (r == 0)
                 r = run_clones(d, p, snapshot, clones, e);
+        if (r == 0)
+                r = journal_end(d, &j, e); /* the commit: they are the caller's */
         if (r < 0) {
                 drop_clones(clones, p->count);
                 if (made)
-                        drop_snapshot(d, snapshot);
+                        catalog_drop(d->catalog, snapshot);
+                journal_undone(d, &j);
                 return r;
         }
         for (unsigned i = 0; i < p->count; i++) {

@@ -24,6 +24,7 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/host.h"
+#include "forkd/journal.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/stages.h"
@@ -97,8 +98,14 @@ static int fill_manifest(struct taking *t, struct err *e) {
         return 0;
 }
 
-/* The record names the snapshot before anything of it is visible, so that the next forkd can finish or undo it. */
-static int record_pending(struct taking *t, struct err *e) {
+/* The snapshot is named, by the VM's record or by the journal, before anything of it is visible, so that the next forkd
+ * can finish the standby, or remove what nobody was told of. */
+static int announce(struct taking *t, bool keep_running, struct err *e) {
+        if (keep_running) {
+                int r = journal_add_snapshot(t->p->journal, t->m->id);
+
+                return r < 0 ? err_errno(e, r, "noting the snapshot") : journal_write(t->vm->d, t->p->journal, e);
+        }
         memcpy(t->vm->pending_snapshot, t->m->id, sizeof(t->vm->pending_snapshot));
         return vm_record_save(t->vm, e);
 }
@@ -140,8 +147,7 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         r = rpc_co_begin(&call, worker_conn(t->worker), "snap.prepare", &b, &t->base_fd, t->base_fd >= 0, e);
         if (r < 0)
                 return r;
-        if (!keep_running) /* meanwhile */
-                r = record_pending(t, e);
+        r = announce(t, keep_running, e); /* meanwhile */
         worker_r = rpc_co_end(&call, COPY_TIMEOUT_MS, NULL, &worker_err);
         if (r == 0 && worker_r < 0) {
                 r = worker_r;
@@ -396,4 +402,22 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         if (!s->durable)
                 catalog_sync_later(vm->d->catalog, s);
         return 0;
+}
+
+int vm_op_snapshot_create(struct vm *vm, struct vm_snap_params *p, struct vm_snap_result *ret, struct err *e) {
+        cleanup_journal struct journal_entry j = { 0 };
+        int r;
+
+        journal_init(&j, JOURNAL_SNAPSHOT);
+        p->journal = &j;
+        r = vm_op_snapshot(vm, p, true, ret, e);
+        if (r == 0) {
+                r = journal_end(vm->d, &j, e);
+                if (r < 0)
+                        catalog_drop(vm->d->catalog, ret->snapshot);
+        }
+        if (r < 0)
+                journal_undone(vm->d, &j);
+        p->journal = NULL;
+        return r;
 }

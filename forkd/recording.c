@@ -167,15 +167,6 @@ void recording_learn(struct vm *vm, const char *id, struct recorded *rec) {
                 learning_free(l);
 }
 
-static struct vm *vm_by_id(struct daemon *d, const char *id) {
-        struct vm *vm;
-
-        TAILQ_FOREACH (vm, &d->vms, entry)
-                if (strcmp(vm->id, id) == 0)
-                        return vm;
-        return NULL;
-}
-
 static void fetch_and_learn(void *arg) {
         struct learning *l = arg;
         struct vm *vm = vm_by_id(l->d, l->vm);

@@ -57,6 +57,15 @@ int vm_find(struct daemon *d, const char *name_or_id, struct vm **ret, struct er
         return 0;
 }
 
+struct vm *vm_by_id(struct daemon *d, const char *id) {
+        struct vm *vm;
+
+        TAILQ_FOREACH (vm, &d->vms, entry)
+                if (strcmp(vm->id, id) == 0)
+                        return vm;
+        return NULL;
+}
+
 bool vm_name_taken(struct daemon *d, const char *name) {
         return find(d, name) != NULL;
 }

@@ -21,6 +21,7 @@
 #include "forkd/vmm/vmm.h"
 
 struct daemon;
+struct journal_entry;
 struct stream_call;
 struct vm_waiter;
 
@@ -89,6 +90,7 @@ const char *vm_state_name(enum vm_state s);
 
 /** By name or id. -ENOENT. */
 int vm_find(struct daemon *d, const char *name_or_id, struct vm **ret, struct err *e) attr_warn_unused;
+struct vm *vm_by_id(struct daemon *d, const char *id); /* NULL */
 bool vm_name_taken(struct daemon *d, const char *name);
 
 /** A new VM with a valid, free @name, in VM_CREATING with a new id; nothing is on disk yet. */
@@ -187,6 +189,7 @@ struct vm_snap_params {
         const char *tag; /* NULL or "": none */
         int codec, level;
         bool sync;
+        struct journal_entry *journal; /* of a VM that runs on: gets the snapshot's id before there is one */
 };
 struct vm_snap_result {
         id_str snapshot;
@@ -194,10 +197,13 @@ struct vm_snap_result {
         uint64_t dirty_bytes, stored_bytes;
         bool durable;
 };
-/** @keep_running: the VM goes on after the snapshot (snapshot.create, fork of a running VM); else it ends
- *  in VM_STANDBY. */
+/** @keep_running: the VM goes on after the snapshot (snapshot.create, fork of a running VM), and @p has a journal; else
+ *  it ends in VM_STANDBY. */
 int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_running, struct vm_snap_result *ret,
                    struct err *e) attr_warn_unused;
+
+/** `snapshot create`: the VM runs on, and the snapshot is there if and only if this succeeds. */
+int vm_op_snapshot_create(struct vm *vm, struct vm_snap_params *p, struct vm_snap_result *ret, struct err *e) attr_warn_unused;
 
 struct vm_clone_result {
         double total_ms, load_ms, ack_ms;

@@ -10,15 +10,6 @@
 #include "common/log.h"
 #include "forkd/recording.h"
 
-static struct vm *vm_by_id(struct daemon *d, const char *id) {
-        struct vm *vm;
-
-        TAILQ_FOREACH (vm, &d->vms, entry)
-                if (strcmp(vm->id, id) == 0)
-                        return vm;
-        return NULL;
-}
-
 static struct vm *session_of(struct pager *p, const msgpack_object *params) {
         struct vm *vm;
         id_str id;
