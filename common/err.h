@@ -9,6 +9,7 @@
 #define ERR_INVALID "invalid"          /* a parameter is malformed or out of range */
 #define ERR_NOT_FOUND "not-found"      /* no VM, snapshot … of that name */
 #define ERR_EXISTS "exists"            /* the name is taken */
+#define ERR_FORBIDDEN "forbidden"      /* the client may not do this */
 #define ERR_BUSY "busy"                /* another operation on the same object is under way */
 #define ERR_STATE "wrong-state"        /* the VM's state does not allow this */
 #define ERR_LIMIT "limit"              /* a limit of forkd or the host would be exceeded */

@@ -51,7 +51,7 @@ struct rpc_conn {
         unsigned refs, pins;
         int fd; /* -1 once closed */
         struct ucred peer;
-        struct event *read_ev, *write_ev, *close_ev;
+        struct event *read_ev, *write_ev, *close_ev, *turn_ev;
         int close_r;
 
         char *in;
@@ -66,6 +66,7 @@ struct rpc_conn {
         size_t n_in_fds;
         unsigned open_requests; /* not answered yet */
         bool paused;            /* not reading until the queue has shrunk */
+        bool waits_turn;        /* nor until the loop has looked at others: more may be there, whole */
 
         TAILQ_HEAD(, out_msg) out;
         size_t queued;
@@ -104,7 +105,9 @@ static void conn_release(struct rpc_conn *c) {
                 event_free(c->read_ev);
         if (c->write_ev)
                 event_free(c->write_ev);
-        c->read_ev = c->write_ev = NULL;
+        if (c->turn_ev)
+                event_free(c->turn_ev);
+        c->read_ev = c->write_ev = c->turn_ev = NULL;
         c->fd = close_fd(c->fd);
         drop_queue(c);
         while (c->n_in_fds > 0)
@@ -181,6 +184,14 @@ bool rpc_conn_is_open(const struct rpc_conn *c) {
 
 size_t rpc_conn_queued(const struct rpc_conn *c) {
         return c->queued;
+}
+
+void rpc_conn_use(const struct rpc_conn *c, struct rpc_conn_use *ret) {
+        *ret = (struct rpc_conn_use){
+                .unread = c->in_len,
+                .memory = c->in_cap + c->queued,
+                .open_requests = c->open_requests,
+        };
 }
 
 const struct ucred *rpc_conn_peer(const struct rpc_conn *c) {
@@ -584,8 +595,17 @@ static bool has_stray_fd(const struct rpc_conn *c, uint64_t start) {
         return c->n_in_fds > 0 && c->in_fds[0].end <= start;
 }
 
-/* Takes whole messages from the buffer: all there are, unless the peer does not read our answers. */
+static void wait_turn(struct rpc_conn *c) {
+        static const struct timeval next_turn = { 0 };
+
+        c->waits_turn = true;
+        (void) event_del(c->read_ev);
+        (void) event_add(c->turn_ev, &next_turn);
+}
+
+/* Takes whole messages from the buffer: all there are, unless they are many or the peer does not read our answers. */
 static int conn_parse(struct rpc_conn *c) {
+        unsigned n_taken = 0;
         size_t pos = 0;
         int r = 0;
 
@@ -595,6 +615,10 @@ static int conn_parse(struct rpc_conn *c) {
                 if (c->queued > RPC_MAX_QUEUED) {
                         c->paused = true;
                         (void) event_del(c->read_ev);
+                        break;
+                }
+                if (n_taken == RPC_TURN_MESSAGES) {
+                        wait_turn(c);
                         break;
                 }
                 r = mp_scan_more(&c->scan, c->in + pos, c->in_len - pos, &n);
@@ -614,6 +638,7 @@ static int conn_parse(struct rpc_conn *c) {
                 if (r < 0)
                         break;
                 pos += n;
+                n_taken++;
         }
         if (pos > 0) {
                 memmove(c->in, c->in + pos, c->in_len - pos);
@@ -667,6 +692,16 @@ static void conn_process(struct rpc_conn *c) {
 
         if (r < 0 && c->fd >= 0)
                 conn_refuse(c, r);
+}
+
+static void on_turn(evutil_socket_t fd, short what, void *arg) {
+        struct rpc_conn *c = arg;
+
+        c->pins++;
+        c->waits_turn = false;
+        (void) event_add(c->read_ev, NULL);
+        conn_process(c);
+        conn_unpin(c);
 }
 
 static void conn_read(struct rpc_conn *c) {
@@ -736,7 +771,8 @@ int rpc_conn_new(struct event_base *base, int fd, const struct rpc_handlers *han
         c->read_ev = event_new(base, fd, EV_READ | EV_PERSIST, on_readable, c);
         c->write_ev = event_new(base, fd, EV_WRITE, on_writable, c);
         c->close_ev = event_new(base, -1, 0, on_close_event, c);
-        if (r == 0 && (!c->read_ev || !c->write_ev || !c->close_ev || event_add(c->read_ev, NULL) < 0))
+        c->turn_ev = evtimer_new(base, on_turn, c);
+        if (r == 0 && (!c->read_ev || !c->write_ev || !c->close_ev || !c->turn_ev || event_add(c->read_ev, NULL) < 0))
                 r = -ENOMEM;
         if (r < 0) {
                 rpc_conn_unref(c);

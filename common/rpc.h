@@ -10,7 +10,8 @@
  * A connection is bound to a libevent loop and non-blocking. Both sides may call. What a peer sends is
  * bounded: RPC_MAX_MESSAGE bytes a message, RPC_MAX_PENDING_FDS descriptors not yet claimed; a peer that
  * breaks the protocol gets an error reply where one is possible, then the connection is closed. A peer that
- * does not read its answers is not read from; one that has too many requests open has more of them refused. */
+ * does not read its answers is not read from; one that has too many requests open has more of them refused; one
+ * that sends many messages takes turns with the others, RPC_TURN_MESSAGES at a time. */
 #pragma once
 
 #include <event2/event.h>
@@ -25,7 +26,8 @@
 #define RPC_MAX_MESSAGE (4u << 20)
 #define RPC_MAX_METHOD 64
 #define RPC_MAX_PENDING_FDS 32
-#define RPC_CO_MAX_FDS 4 /* descriptors in an answer that a coroutine takes */
+#define RPC_TURN_MESSAGES 32 /* of one connection; then others have their turn */
+#define RPC_CO_MAX_FDS 4     /* descriptors in an answer that a coroutine takes */
 
 struct rpc_conn;
 
@@ -69,6 +71,13 @@ void rpc_conn_close(struct rpc_conn *c);
 bool rpc_conn_is_open(const struct rpc_conn *c);
 /** Bytes that wait to be sent: the measure for back-pressure. */
 size_t rpc_conn_queued(const struct rpc_conn *c);
+/** What a connection holds at the moment. */
+struct rpc_conn_use {
+        size_t unread;          /* bytes that came and are no whole message yet, or wait for their turn */
+        size_t memory;          /* of both directions' buffers */
+        unsigned open_requests; /* of the peer, not answered yet */
+};
+void rpc_conn_use(const struct rpc_conn *c, struct rpc_conn_use *ret);
 /** SO_PEERCRED, read when the connection was made. */
 const struct ucred *rpc_conn_peer(const struct rpc_conn *c);
 void *rpc_conn_arg(const struct rpc_conn *c);

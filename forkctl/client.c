@@ -102,12 +102,18 @@ int ctl_partial(struct ctl *c, const char *path) {
 
 /* forkd says why it hangs up on us, before it does. */
 static void on_error_notification(struct ctl *c, const msgpack_object *params) {
-        char message[300] = "no reason given";
+        char code[sizeof(c->e.code)] = ERR_PROTOCOL, message[300] = "no reason given";
 
+        (void) mp_get_str(params, "code", code, sizeof(code));
         (void) mp_get_str(params, "message", message, sizeof(message));
+        c->peer_refused = true;
+        if (strcmp(code, ERR_PROTOCOL) != 0) { /* not what was sent, but who sent it, or how much */
+                (void) err_set(&c->e, code, -EACCES, "forkd refused this client: %s", message);
+                (void) mp_get_str(params, "hint", c->e.hint, sizeof(c->e.hint));
+                return;
+        }
         (void) err_set(&c->e, ERR_PROTOCOL, -EPROTO, "forkd refused what forkctl sent: %s", message);
         (void) err_hint(&c->e, "are forkctl and forkd of the same version? see 'forkctl version'");
-        c->peer_refused = true;
 }
 
 static void on_message(struct rpc_msg *msg, void *arg) {
@@ -157,7 +163,8 @@ static int unreachable(struct ctl *c, int r) {
         if (r == -ENOENT || r == -ECONNREFUSED)
                 (void) err_hint(&c->e, "is forkd running? start it, or name its socket with --socket or FORKD_SOCKET");
         else if (r == -EACCES || r == -EPERM)
-                (void) err_hint(&c->e, "the socket belongs to the user that runs forkd: try as that user, often root");
+                (void) err_hint(&c->e, "root may, and members of the group in forkd's configuration: join it and log in again, "
+                                       "or try as root");
         else if (r == -ENAMETOOLONG)
                 (void) err_hint(&c->e, "a unix socket's path has at most 107 bytes");
         return c->e.r;

@@ -1,32 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-#include "forkd/api.h"
-
+/* The table of methods, and a request's way from its message to its answer. Who may connect is api_clients.c. */
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "common/co.h"
 #include "common/io.h"
 #include "common/log.h"
+#include "forkd/api_internal.h"
 #include "forkd/catalog.h"
 #include "forkd/pager/link.h"
 #include "forkd/request.h"
 #include "forkd/streams.h"
-
-struct client {
-        TAILQ_ENTRY(client) entry;
-        struct api *api;
-        struct rpc_conn *conn;
-};
-
-struct api {
-        struct daemon *d;
-        struct rpc_listener *listener;
-        TAILQ_HEAD(, client) clients;
-        unsigned n_clients, pending;
-        struct co_wait *idle; /* woken when nothing is pending */
-        char path[FORKD_MAX_RUN_DIR + 16];
-};
 
 /* ---- what forkd says of itself ---- */
 
@@ -92,106 +76,41 @@ static int api_shutdown(struct request *rq, struct mp_buf *out, struct err *e) {
         return 0;
 }
 
+/* Who may ask for what. A member may do everything with VMs and snapshots: the group is one circle of trust. What changes
+ * the host or ends forkd is root's. */
 static const struct api_method methods[] = {
-        { "version", api_version },
-        { "info", api_info },
-        { "vm.run", api_vm_run },
-        { "vm.list", api_vm_list },
-        { "vm.inspect", api_vm_inspect },
-        { "vm.standby", api_vm_standby },
-        { "vm.restore", api_vm_restore },
-        { "vm.fork", api_vm_fork },
-        { "vm.pause", api_vm_pause },
-        { "vm.resume", api_vm_resume },
-        { "vm.stop", api_vm_stop },
-        { "vm.rm", api_vm_rm },
-        { "vm.logs", api_vm_logs },
-        { "vm.ping", api_vm_ping },
-        { "vm.exec", api_vm_exec },
-        { "vm.put", api_vm_put },
-        { "vm.get", api_vm_get },
-        { "snapshot.list", api_snapshot_list },
-        { "snapshot.show", api_snapshot_show },
-        { "snapshot.create", api_snapshot_create },
-        { "snapshot.rm", api_snapshot_rm },
-        { "snapshot.verify", api_snapshot_verify },
-        { "snapshot.memory", api_snapshot_memory },
-        { "pager.status", api_pager_status },
-        { "store.attach", api_store_attach },
-        { "shutdown", api_shutdown },
+        { "version", api_version, API_MEMBER },
+        { "info", api_info, API_MEMBER },
+        { "vm.run", api_vm_run, API_MEMBER },
+        { "vm.list", api_vm_list, API_MEMBER },
+        { "vm.inspect", api_vm_inspect, API_MEMBER },
+        { "vm.standby", api_vm_standby, API_MEMBER },
+        { "vm.restore", api_vm_restore, API_MEMBER },
+        { "vm.fork", api_vm_fork, API_MEMBER },
+        { "vm.pause", api_vm_pause, API_MEMBER },
+        { "vm.resume", api_vm_resume, API_MEMBER },
+        { "vm.stop", api_vm_stop, API_MEMBER },
+        { "vm.rm", api_vm_rm, API_MEMBER },
+        { "vm.logs", api_vm_logs, API_MEMBER },
+        { "vm.ping", api_vm_ping, API_MEMBER },
+        { "vm.exec", api_vm_exec, API_MEMBER },
+        { "vm.put", api_vm_put, API_MEMBER },
+        { "vm.get", api_vm_get, API_MEMBER },
+        { "snapshot.list", api_snapshot_list, API_MEMBER },
+        { "snapshot.show", api_snapshot_show, API_MEMBER },
+        { "snapshot.create", api_snapshot_create, API_MEMBER },
+        { "snapshot.rm", api_snapshot_rm, API_MEMBER },
+        { "snapshot.verify", api_snapshot_verify, API_MEMBER },
+        { "snapshot.memory", api_snapshot_memory, API_MEMBER },
+        { "pager.status", api_pager_status, API_MEMBER },
+        { "store.attach", api_store_attach, API_ROOT },
+        { "shutdown", api_shutdown, API_ROOT },
 };
 
 /* Answered until the end: looking changes nothing. */
 static bool is_harmless(const struct api_method *m) {
         return m->fn == api_version || m->fn == api_info || m->fn == api_vm_list || m->fn == api_vm_inspect ||
                m->fn == api_shutdown;
-}
-
-/* ---- parameters ---- */
-
-static int bad_param(const char *key, int r, struct err *e) {
-        if (r == -ENOENT)
-                return err_set(e, ERR_INVALID, -EINVAL, "the parameter '%s' is missing", key);
-        return err_set(e, ERR_INVALID, -EINVAL,
-                       r == -ENAMETOOLONG ? "the parameter '%s' is too long" : "the parameter '%s' has the wrong type", key);
-}
-
-int rq_str(struct request *rq, const char *key, char *buf, size_t size, struct err *e) {
-        int r = mp_get_str(&rq->doc.root, key, buf, size);
-
-        return r < 0 ? bad_param(key, r, e) : 0;
-}
-
-int rq_opt_str(struct request *rq, const char *key, const char *def, char *buf, size_t size, struct err *e) {
-        int r = mp_get_str(&rq->doc.root, key, buf, size);
-
-        if (r == -ENOENT) {
-                (void) snprintf(buf, size, "%s", def);
-                return 0;
-        }
-        return r < 0 ? bad_param(key, r, e) : 0;
-}
-
-int rq_opt_u64(struct request *rq, const char *key, uint64_t def, uint64_t *ret, struct err *e) {
-        int r;
-
-        *ret = def;
-        r = mp_get_u64(&rq->doc.root, key, ret);
-        return r < 0 && r != -ENOENT ? bad_param(key, r, e) : 0;
-}
-
-int rq_opt_bool(struct request *rq, const char *key, bool def, bool *ret, struct err *e) {
-        int r;
-
-        *ret = def;
-        r = mp_get_bool(&rq->doc.root, key, ret);
-        return r < 0 && r != -ENOENT ? bad_param(key, r, e) : 0;
-}
-
-int rq_obj_str(const msgpack_object *o, char *buf, size_t size) {
-        if (o->type != MSGPACK_OBJECT_STR || o->via.str.size >= size ||
-            (o->via.str.size && memchr(o->via.str.ptr, 0, o->via.str.size)))
-                return -EINVAL;
-        if (o->via.str.size)
-                memcpy(buf, o->via.str.ptr, o->via.str.size);
-        buf[o->via.str.size] = '\0';
-        return 0;
-}
-
-int rq_opt_array(struct request *rq, const char *key, const msgpack_object **ret, struct err *e) {
-        const msgpack_object *o = mp_get(&rq->doc.root, key);
-
-        if (o && o->type != MSGPACK_OBJECT_ARRAY)
-                return bad_param(key, -EBADMSG, e);
-        *ret = o;
-        return 0;
-}
-
-int rq_vm(struct request *rq, struct vm **ret, struct err *e) {
-        char name[256];
-        int r = rq_str(rq, "name", name, sizeof(name), e);
-
-        return r < 0 ? r : vm_find(rq->d, name, ret, e);
 }
 
 /* ---- requests ---- */
@@ -201,6 +120,9 @@ static void request_free(struct request *rq) {
                 (void) close_fd(rq->fds[i]);
         mp_doc_clear(&rq->doc);
         free(rq->raw);
+        caller_unref(rq->caller);
+        if (rq->account)
+                account_unref(rq->account);
         rpc_conn_unref(rq->conn);
         free(rq);
 }
@@ -228,14 +150,16 @@ static void request_run(void *arg) {
         request_free(rq);
 }
 
-static int request_new(struct daemon *d, struct rpc_msg *m, const struct api_method *method, struct request **ret) {
+static int request_new(struct client *c, struct rpc_msg *m, const struct api_method *method, struct request **ret) {
         struct request *rq = calloc(1, sizeof(*rq));
         int r;
 
         if (!rq)
                 return -ENOMEM;
-        rq->d = d;
+        rq->d = c->api->d;
         rq->conn = rpc_conn_ref(m->conn);
+        rq->caller = caller_ref(c->caller);
+        rq->account = account_ref(c->account);
         rq->msgid = m->msgid;
         rq->method = method;
         rq->raw = malloc(m->raw_params_len);
@@ -262,125 +186,46 @@ static void refuse(struct rpc_msg *m, const char *code, int r, const char *what,
         (void) rpc_reply_err(m->conn, m->msgid, &e);
 }
 
-static void on_message(struct rpc_msg *m, void *arg) {
-        struct client *c = arg;
+static const struct api_method *find_method(const char *name) {
+        for (size_t i = 0; i < ARRAY_LEN(methods); i++)
+                if (strcmp(name, methods[i].name) == 0)
+                        return &methods[i];
+        return NULL;
+}
+
+static void request_start(struct client *c, struct rpc_msg *m, const struct api_method *method) {
         struct api *a = c->api;
         struct request *rq;
-        char what[128];
-        int r;
+        int r = request_new(c, m, method, &rq);
 
-        if (!m->is_request) {
-                streams_on_message(a->d, m);
-                return;
-        }
-        for (size_t i = 0; i < ARRAY_LEN(methods); i++) {
-                if (strcmp(m->method, methods[i].name) != 0)
-                        continue;
-                if (a->d->stopping && !is_harmless(&methods[i])) {
-                        refuse(m, ERR_CANCELED, -ECANCELED, "forkd is about to exit", "try again when it is back");
-                        return;
+        if (r == 0) {
+                a->pending++;
+                r = co_start(a->d->base, request_run, rq);
+                if (r < 0) {
+                        request_done(a);
+                        request_free(rq);
                 }
-                r = request_new(a->d, m, &methods[i], &rq);
-                if (r == 0) {
-                        a->pending++;
-                        r = co_start(a->d->base, request_run, rq);
-                        if (r < 0) {
-                                request_done(a);
-                                request_free(rq);
-                        }
-                }
-                if (r < 0)
-                        refuse(m, ERR_NO_SPACE, r, "forkd is out of memory", "try again later");
-                return;
         }
-        (void) snprintf(what, sizeof(what), "there is no method '%s'", m->method);
-        refuse(m, ERR_PROTOCOL, -ENOSYS, what, "see the protocol's table of methods; forkctl and forkd may differ in version");
-}
-
-static void client_free(struct client *c) {
-        TAILQ_REMOVE(&c->api->clients, c, entry);
-        c->api->n_clients--;
-        rpc_conn_unref(c->conn);
-        free(c);
-}
-
-static void on_close(struct rpc_conn *conn, int r, void *arg) {
-        struct client *c = arg;
-
         if (r < 0)
-                log_info("a client (pid %d) was disconnected: %s", (int) rpc_conn_peer(conn)->pid, strerror(-r));
-        streams_client_gone(c->api->d, conn);
-        client_free(c);
+                refuse(m, ERR_NO_SPACE, r, "forkd is out of memory", "try again later");
 }
 
-static const struct rpc_handlers client_handlers = { .on_message = on_message, .on_close = on_close };
+void api_request(struct client *c, struct rpc_msg *m) {
+        const struct api_method *method = find_method(m->method);
+        char what[128];
 
-static void on_accept(int fd, void *arg) {
-        struct api *a = arg;
-        struct client *c;
-
-        if (a->n_clients >= FORKD_MAX_CLIENTS) {
-                log_warning("refused a client: there are %u already", a->n_clients);
-                (void) close_fd(fd);
-                return;
+        if (!method) {
+                (void) snprintf(what, sizeof(what), "there is no method '%s'", m->method);
+                refuse(m, ERR_PROTOCOL, -ENOSYS, what,
+                       "see the protocol's table of methods; forkctl and forkd may differ in version");
+        } else if (method->right != API_MEMBER && !caller_is_root(c->caller)) {
+                (void) snprintf(what, sizeof(what), "only root may ask for '%s'", m->method);
+                refuse(m, ERR_FORBIDDEN, -EACCES, what, "try again as root: it changes the host or forkd itself");
+        } else if (c->api->d->stopping && !is_harmless(method)) {
+                refuse(m, ERR_CANCELED, -ECANCELED, "forkd is about to exit", "try again when it is back");
+        } else {
+                request_start(c, m, method);
         }
-        c = calloc(1, sizeof(*c));
-        if (!c) {
-                (void) close_fd(fd);
-                return;
-        }
-        c->api = a;
-        TAILQ_INSERT_TAIL(&a->clients, c, entry);
-        a->n_clients++;
-        if (rpc_conn_new(a->d->base, fd, &client_handlers, c, &c->conn) < 0) {
-                client_free(c);
-                return;
-        }
-        /* The socket's mode keeps others out; this is the second lock, should somebody loosen it. */
-        if (rpc_conn_peer(c->conn)->uid != 0 && rpc_conn_peer(c->conn)->uid != geteuid()) {
-                log_warning("refused a client of user %u", rpc_conn_peer(c->conn)->uid);
-                client_free(c);
-        }
-}
-
-int api_new(struct daemon *d, struct api **ret, struct err *e) {
-        struct api *a = calloc(1, sizeof(*a));
-        int fd, r;
-
-        if (!a)
-                return err_errno(e, -ENOMEM, "opening the control socket");
-        a->d = d;
-        TAILQ_INIT(&a->clients);
-        (void) snprintf(a->path, sizeof(a->path), "%s/forkd.sock", d->run_dir);
-        r = io_listen_unix(a->path, 0600, &fd);
-        if (r == 0)
-                r = rpc_listener_new(d->base, fd, on_accept, a, &a->listener);
-        if (r < 0) {
-                free(a);
-                (void) err_errno(e, r, "listening on %s/forkd.sock", d->run_dir);
-                return r == -EADDRINUSE ? err_hint(e, "another forkd serves it: use another --run-dir") : r;
-        }
-        *ret = a;
-        return 0;
-}
-
-void api_close_door(struct api *a) {
-        if (!a->listener)
-                return;
-        rpc_listener_free(TAKE_PTR(a->listener));
-        (void) unlink(a->path);
-}
-
-void api_free(struct api *a) {
-        if (!a)
-                return;
-        api_close_door(a);
-        for (struct client *c; (c = TAILQ_FIRST(&a->clients));) {
-                streams_client_gone(a->d, c->conn);
-                rpc_conn_close(c->conn); /* a request that got no answer may hold it still */
-                client_free(c);
-        }
-        free(a);
 }
 
 void api_wait_idle(struct api *a, int timeout_ms) {

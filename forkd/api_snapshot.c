@@ -119,7 +119,8 @@ static int in_worker(struct request *rq, const char *method, struct mp_buf *out,
         r = rq_snapshot(rq, &s, e);
         if (r < 0)
                 return r;
-        mp_map(&b, 3);
+        mp_map(&b, 4);
+        caller_encode(rq->caller, &b);
         mp_kv_str(&b, "store", rq->d->store_dir);
         mp_kv_str(&b, "id", s->m.id);
         mp_kv_u64(&b, "fds", rq->n_fds > 0);

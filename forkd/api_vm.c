@@ -80,7 +80,9 @@ static int get_disks(struct request *rq, struct vm_run_params *p, char (*paths)[
 int api_vm_run(struct request *rq, struct mp_buf *out, struct err *e) {
         char name[256], vmm[32], accel[32], net[32], policy[32];
         cleanup_free char(*disks)[PATH_MAX] = malloc(VMM_MAX_DISKS * PATH_MAX);
-        struct vm_run_params p = { .name = name, .vmm = vmm, .accel = accel, .net = net, .on_pager_loss = policy };
+        struct vm_run_params p = {
+                .caller = rq->caller, .name = name, .vmm = vmm, .accel = accel, .net = net, .on_pager_loss = policy
+        };
         uint64_t vcpus;
         double boot_ms;
         struct vm *vm;

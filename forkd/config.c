@@ -2,6 +2,7 @@
 #include "forkd/config.h"
 
 #include <errno.h>
+#include <grp.h>
 #include <ini.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,6 +15,8 @@ void config_defaults(struct config *c) {
         *c = (struct config){
                 .log_level = LOG_LVL_INFO,
                 .max_vms = 1000,
+                .requests_per_second = 100,
+                .idle_client_seconds = 60,
                 .boot_timeout_s = 60,
                 .wake_timeout_s = 30,
                 .stop_timeout_s = 10,
@@ -30,6 +33,8 @@ static const struct setting {
 } settings[] = {
         { "forkd", "max_vms", offsetof(struct config, max_vms), 1, 100000 },
         { "forkd", "parallel_starts", offsetof(struct config, parallel_starts), 0, 1024 },
+        { "forkd", "requests_per_second", offsetof(struct config, requests_per_second), 0, 100000 },
+        { "forkd", "idle_client_seconds", offsetof(struct config, idle_client_seconds), 1, 86400 },
         { "vm", "boot_timeout_s", offsetof(struct config, boot_timeout_s), 1, 3600 },
         { "vm", "wake_timeout_s", offsetof(struct config, wake_timeout_s), 1, 3600 },
         { "vm", "stop_timeout_s", offsetof(struct config, stop_timeout_s), 1, 3600 },
@@ -128,6 +133,23 @@ static int set_budget(struct load *l, const char *value) {
         return 1;
 }
 
+/** [forkd] group: nothing, or the name of a group of this host. */
+static int set_group(struct load *l, const char *value) {
+        char buf[16384];
+        struct group g, *found = NULL;
+
+        l->c->has_group = value[0] != '\0';
+        if (!l->c->has_group)
+                return 1;
+        /* -ERANGE, for a group with very many members, counts as not found */
+        if (getgrnam_r(value, &g, buf, sizeof(buf), &found) != 0 || !found) {
+                set_problem(l, "[forkd] group: this host has no group '%.60s'; make it with: addgroup --system", value);
+                return 0;
+        }
+        l->c->group = g.gr_gid;
+        return 1;
+}
+
 /* inih's handler: 0 is an error and stops at this line (INI_STOP_ON_FIRST_ERROR or not, the first counts). */
 static int on_setting(void *arg, const char *section, const char *name, const char *value) {
         struct load *l = arg;
@@ -142,6 +164,8 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
         }
         if (strcmp(section, "pager") == 0 && strcmp(name, "memory_budget") == 0)
                 return set_budget(l, value);
+        if (strcmp(section, "forkd") == 0 && strcmp(name, "group") == 0)
+                return set_group(l, value);
         for (size_t i = 0; i < ARRAY_LEN(settings); i++)
                 if (strcmp(section, settings[i].section) == 0 && strcmp(name, settings[i].name) == 0)
                         return set_number(l, &settings[i], value);

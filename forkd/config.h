@@ -4,22 +4,27 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "common/err.h"
 #include "common/log.h"
 
 struct config {
         enum log_level log_level;
-        unsigned max_vms;            /* [forkd] max_vms */
-        unsigned parallel_starts;    /* [forkd] parallel_starts: VMM starts at once; 0: number of cores */
-        unsigned boot_timeout_s;     /* [vm] boot_timeout_s: until a booting guest's agent says hello */
-        unsigned wake_timeout_s;     /* [vm] wake_timeout_s: until a restored guest acknowledges */
-        unsigned stop_timeout_s;     /* [vm] stop_timeout_s: an orderly stop, then the VMM is killed */
-        unsigned pager_workers;      /* [pager] workers; 0: the pager's default */
-        uint64_t memory_budget;      /* [pager] memory_budget, bytes of decoded pages; 0: the pager's default */
-        unsigned idle_image_seconds; /* [pager] idle_image_seconds: decoded pages kept after the last clone */
-        bool workingset;             /* [pager] workingset: what restores need first is learned, and fetched first */
-        unsigned record_seconds;     /* [pager] record_seconds: learned so long after a restore; 0: not at all */
+        unsigned max_vms;         /* [forkd] max_vms */
+        unsigned parallel_starts; /* [forkd] parallel_starts: VMM starts at once; 0: number of cores */
+        bool has_group;           /* [forkd] group: who besides root may use the control socket */
+        gid_t group;
+        unsigned requests_per_second; /* [forkd] requests_per_second: of one user that is not root; 0: any number */
+        unsigned idle_client_seconds; /* [forkd] idle_client_seconds: for a client that says nothing, or half of something */
+        unsigned boot_timeout_s;      /* [vm] boot_timeout_s: until a booting guest's agent says hello */
+        unsigned wake_timeout_s;      /* [vm] wake_timeout_s: until a restored guest acknowledges */
+        unsigned stop_timeout_s;      /* [vm] stop_timeout_s: an orderly stop, then the VMM is killed */
+        unsigned pager_workers;       /* [pager] workers; 0: the pager's default */
+        uint64_t memory_budget;       /* [pager] memory_budget, bytes of decoded pages; 0: the pager's default */
+        unsigned idle_image_seconds;  /* [pager] idle_image_seconds: decoded pages kept after the last clone */
+        bool workingset;              /* [pager] workingset: what restores need first is learned, and fetched first */
+        unsigned record_seconds;      /* [pager] record_seconds: learned so long after a restore; 0: not at all */
 };
 
 void config_defaults(struct config *c);

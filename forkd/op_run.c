@@ -8,6 +8,7 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "forkd/caller.h"
 #include "forkd/daemon.h"
 #include "forkd/host.h"
 #include "forkd/vm.h"
@@ -101,9 +102,10 @@ static int make_disks(struct vm *vm, const struct vm_run_params *p, struct err *
                 r = vm_store_path(vm, file, path, sizeof(path));
                 if (r < 0)
                         return err_errno(e, r, "making disk %u", i);
-                mp_map(&b, 2);
+                mp_map(&b, 3);
                 mp_kv_str(&b, "from", p->disks[i]);
                 mp_kv_str(&b, "to", path);
+                caller_encode(p->caller, &b);
                 r = worker_do(vm->d->workers, "disk.copy", &b, NULL, 0, DISK_COPY_TIMEOUT_MS, NULL, e);
                 if (r < 0)
                         return r;

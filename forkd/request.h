@@ -5,11 +5,15 @@
 #include "common/err.h"
 #include "common/mp.h"
 #include "common/rpc.h"
+#include "forkd/account.h"
+#include "forkd/caller.h"
 #include "forkd/daemon.h"
 
 struct request {
         struct daemon *d;
-        struct rpc_conn *conn; /* a reference */
+        struct rpc_conn *conn;   /* a reference, as are the next two */
+        struct caller *caller;   /* who asks */
+        struct account *account; /* who pays */
         uint32_t msgid;
         const struct api_method *method;
         void *raw; /* what doc points into */
@@ -23,9 +27,16 @@ struct request {
 typedef int api_handler(struct request *rq, struct mp_buf *out, struct err *e);
 #define REQUEST_TAKEN 1
 
+/* The least that one must be to use a method. Who leaves it out gets the narrower one. */
+enum api_right {
+        API_ROOT,
+        API_MEMBER, /* of the group in forkd's configuration */
+};
+
 struct api_method {
         const char *name;
         api_handler *fn;
+        enum api_right right;
 };
 
 /* Parameters, with the error a person can use. */

@@ -16,6 +16,7 @@ struct stream_call {
         TAILQ_ENTRY(stream_call) entry;
         struct vm *vm;
         struct rpc_conn *conn; /* a reference */
+        struct account *account;
         uint32_t msgid;
         bool is_exec;
         struct guest_call *call;
@@ -23,6 +24,7 @@ struct stream_call {
 
 static void call_free(struct stream_call *c) {
         TAILQ_REMOVE(&c->vm->calls, c, entry);
+        account_stream_end(c->account);
         rpc_conn_unref(c->conn);
         free(c);
 }
@@ -226,11 +228,23 @@ static int ready_vm(struct request *rq, struct vm **ret, struct err *e) {
 }
 
 static int call_new(struct request *rq, struct vm *vm, bool is_exec, struct stream_call **ret, struct err *e) {
-        struct stream_call *c = calloc(1, sizeof(*c));
+        struct stream_call *c;
+        int r = account_stream_begin(rq->account, e);
 
-        if (!c)
+        if (r < 0)
+                return r;
+        c = calloc(1, sizeof(*c));
+        if (!c) {
+                account_stream_end(rq->account);
                 return err_errno(e, -ENOMEM, "beginning a call");
-        *c = (struct stream_call){ .vm = vm, .conn = rpc_conn_ref(rq->conn), .msgid = rq->msgid, .is_exec = is_exec };
+        }
+        *c = (struct stream_call){
+                .vm = vm,
+                .conn = rpc_conn_ref(rq->conn),
+                .account = rq->account,
+                .msgid = rq->msgid,
+                .is_exec = is_exec,
+        };
         TAILQ_INSERT_TAIL(&vm->calls, c, entry);
         *ret = c;
         return 0;

@@ -20,6 +20,7 @@
 #include "forkd/identity.h"
 #include "forkd/vmm/vmm.h"
 
+struct caller;
 struct daemon;
 struct journal_entry;
 struct stream_call;
@@ -175,6 +176,7 @@ void vms_adopt(struct daemon *d);
 /* ---- whole operations (one file each): the VM is taken by them ---- */
 
 struct vm_run_params {
+        const struct caller *caller; /* with whose rights the disks are read */
         const char *name;
         uint64_t mem_bytes;
         unsigned vcpus;

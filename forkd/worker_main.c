@@ -17,6 +17,7 @@
 #include "common/log.h"
 #include "forkd/dirty.h"
 #include "forkd/worker.h"
+#include "forkd/worker_disk.h"
 #include "forkd/worker_workingset.h"
 #include "setup/setup.h"
 #include "setup/store_mount.h"
@@ -327,7 +328,14 @@ static int do_verify(struct job *j, struct rpc_msg *m, struct mp_buf *out, struc
         return r;
 }
 
+static int get_caller(const msgpack_object *p, struct caller **ret, struct err *e) {
+        int r = caller_decode(p, ret);
+
+        return r < 0 ? err_errno(e, r, "reading who asks") : 0;
+}
+
 static int do_memory(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
+        cleanup_caller struct caller *who = NULL;
         cleanup_snap_store struct snap_store *s = NULL;
         cleanup_snap_image struct snap_image *img = NULL;
         id_str id;
@@ -340,9 +348,17 @@ static int do_memory(struct job *j, struct rpc_msg *m, struct mp_buf *out, struc
                 r = get_store(m->params, &s, e);
         if (r < 0)
                 return r;
+        r = get_caller(m->params, &who, e);
+        if (r < 0)
+                return r;
         r = snap_store_open_image(s, id, NULL, &img);
+        /* A descriptor may be of a file that asks who writes to it. */
         if (r == 0)
+                r = caller_become(who);
+        if (r == 0) {
                 r = snap_image_dump(img, m->fds[0]);
+                caller_revert(who);
+        }
         if (r < 0)
                 return err_errno(e, r, "writing the memory of snapshot %s", id);
         mp_map(out, 1);
@@ -350,33 +366,20 @@ static int do_memory(struct job *j, struct rpc_msg *m, struct mp_buf *out, struc
         return 0;
 }
 
-/* A disk that a user names becomes the VM's own: the original is never written to. */
 static int do_disk(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
-        cleanup_fd int src = -1, dst = -1;
+        cleanup_caller struct caller *who = NULL;
         char from[MAX_PATH], to[MAX_PATH];
         bool reflinked = false;
-        struct stat st;
-        int r = 0;
+        int r;
 
         if (mp_get_str(m->params, "from", from, sizeof(from)) < 0 || mp_get_str(m->params, "to", to, sizeof(to)) < 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "disk.copy without from and to");
-        src = open(from, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-        if (src < 0 || fstat(src, &st) < 0)
-                return err_errno(e, -errno, "opening the disk %s", from);
-        if (!S_ISREG(st.st_mode) || st.st_size == 0 || st.st_size % 512 != 0) {
-                (void) err_set(e, ERR_INVALID, -EINVAL, "the disk %s is no raw disk image", from);
-                return err_hint(e, "a disk is a regular file whose size is a multiple of 512 bytes");
-        }
-        dst = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-        if (dst < 0)
-                r = -errno;
+        r = get_caller(m->params, &who, e);
         if (r == 0)
-                r = io_clone_file(src, dst, &reflinked);
-        if (r < 0)
-                return err_errno(e, r, "copying the disk %s", from);
+                r = worker_copy_disk(who, from, to, &reflinked, e);
         mp_map(out, 1);
         mp_kv_bool(out, "reflinked", reflinked);
-        return 0;
+        return r;
 }
 
 static int do_store(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {

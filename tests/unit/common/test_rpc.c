@@ -595,6 +595,34 @@ static void test_many_connections(void **state) {
         assert_int_equal(count_fds(), before);
 }
 
+/* Who sends thousands of messages at once takes turns with who sends one. */
+static void test_many_messages_take_turns(void **state) {
+        static struct server s;
+        char flood[60000];
+        int loud, quiet;
+
+        for (size_t i = 0; i < sizeof(flood); i += 5)
+                memcpy(flood + i, "\x93\x02\xa1x\x80", 5);
+        server_start(&s);
+        assert_ok(io_connect_unix(s.path, &loud));
+        assert_ok(io_connect_unix(s.path, &quiet));
+        loop_until(s.base, &s.accepted, 2);
+        assert_int_equal(write(loud, flood, sizeof(flood)), sizeof(flood));
+        assert_int_equal(write(quiet, "\x93\x02\xa1q\x80", 5), 5);
+        loop_until(s.base, &s.peers[1].n_messages, 1);
+        assert_in_range(s.peers[0].n_messages, 0, 4 * RPC_TURN_MESSAGES);
+        loop_until(s.base, &s.peers[0].n_messages, sizeof(flood) / 5);
+        assert_int_equal(s.peers[0].n_messages, sizeof(flood) / 5);
+        /* the end of the stream behind many messages is seen behind them */
+        assert_int_equal(write(loud, flood, 50000), 50000);
+        (void) close(loud);
+        loop_until(s.base, &s.peers[0].n_closed, 1);
+        assert_int_equal(s.peers[0].n_messages, (sizeof(flood) + 50000) / 5);
+        (void) close(quiet);
+        loop_until(s.base, &s.peers[1].n_closed, 1);
+        server_end(&s);
+}
+
 static void on_tick(evutil_socket_t fd, short what, void *arg) {
         ++*(unsigned *) arg;
 }
@@ -647,6 +675,7 @@ int main(void) {
                 cmocka_unit_test(test_drain),
                 cmocka_unit_test(test_client_that_does_not_read),
                 cmocka_unit_test(test_many_connections),
+                cmocka_unit_test(test_many_messages_take_turns),
                 cmocka_unit_test(test_out_of_descriptors),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,6 +47,9 @@ static void test_all_settings(void **state) {
                        "max_vms = 7\n"
                        "parallel_starts=3\n"
                        "log_level = debug\n"
+                       "group = root\n"
+                       "requests_per_second = 5\n"
+                       "idle_client_seconds = 6\n"
                        "\n"
                        "[vm]\n"
                        "boot_timeout_s = 11   ; slow host\n"
@@ -62,12 +65,21 @@ static void test_all_settings(void **state) {
         assert_int_equal(c.max_vms, 7);
         assert_int_equal(c.parallel_starts, 3);
         assert_int_equal(c.log_level, LOG_LVL_DEBUG);
+        assert_true(c.has_group);
+        assert_int_equal(c.group, 0);
+        assert_int_equal(c.requests_per_second, 5);
+        assert_int_equal(c.idle_client_seconds, 6);
         assert_int_equal(c.boot_timeout_s, 11);
         assert_int_equal(c.wake_timeout_s, 12);
         assert_int_equal(c.stop_timeout_s, 13);
         assert_int_equal(c.pager_workers, 2);
         assert_int_equal(c.idle_image_seconds, 0);
         assert_int_equal(c.memory_budget, 3ull << 29);
+        assert_ok(load("[forkd]\ngroup =\n", &c, &e));
+        assert_false(c.has_group);
+        assert_fails(load("[forkd]\ngroup = no-such-group-here\n", &c, &e), EINVAL);
+        assert_non_null(strstr(e.message, "line 2"));
+        assert_non_null(strstr(e.message, "no-such-group-here"));
         assert_ok(load("[pager]\nmemory_budget = 0\n", &c, &e));
         assert_int_equal(c.memory_budget, 0);
         assert_false(c.workingset);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
+#include "forkd/caller.h"
 #include "forkd/daemon.h"
 #include "forkd/worker.h"
 #include "snapstore/store.h"
@@ -194,10 +195,12 @@ static int on_snapshot(struct one *w, const char *method, const char *id, int fd
         cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
-        mp_map(&b, 3);
+        mp_map(&b, 4);
         mp_kv_str(&b, "store", store);
         mp_kv_str(&b, "id", id);
         mp_kv_u64(&b, "fds", fd >= 0);
+        mp_key(&b, "caller");
+        mp_nil(&b);
         return call(w, method, &b, &fd, fd >= 0, ret);
 }
 
@@ -426,14 +429,21 @@ static void test_wrong_params(void **state) {
         one_end(&w);
 }
 
-static int disk_copy(struct one *w, const char *from, const char *to) {
+static int disk_copy_as(struct one *w, const struct caller *who, const char *from, const char *to) {
         cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
-        mp_map(&b, 2);
+        mp_map(&b, 3);
         mp_kv_str(&b, "from", from);
         mp_kv_str(&b, "to", to);
+        caller_encode(who, &b);
         return call(w, "disk.copy", &b, NULL, 0, NULL);
+}
+
+static int disk_copy(struct one *w, const char *from, const char *to) {
+        static const struct caller root = { .uid = 0 };
+
+        return disk_copy_as(w, &root, from, to);
 }
 
 static void put_file(const char *path, uint64_t size) {
@@ -473,6 +483,104 @@ static void test_disks(void **state) {
 
         one_start(&w);
         in_coroutine(disks, &w);
+        one_end(&w);
+}
+
+#define USER 54321
+#define GROUP 54322
+
+/* The caller of these tests: a user that is nobody here, and in one more group. */
+static struct caller *new_user(void) {
+        struct caller *c = calloc(1, sizeof(*c) + sizeof(gid_t));
+
+        assert_non_null(c);
+        c->refs = 1;
+        c->uid = USER;
+        c->gid = USER;
+        c->n_groups = 1;
+        c->groups[0] = GROUP;
+        return c;
+}
+
+static void disks_of_a_user(void *arg) {
+        cleanup_caller struct caller *who = new_user();
+        char from[128], to[128], link[128], dir[128];
+        struct stat st;
+
+        (void) snprintf(dir, sizeof(dir), "%s/private", store);
+        (void) snprintf(from, sizeof(from), "%s/private/disk", store);
+        (void) snprintf(link, sizeof(link), "%s/link", store);
+        (void) snprintf(to, sizeof(to), "%s/users", store);
+        assert_int_equal(chmod(store, 0711), 0);
+        assert_int_equal(mkdir(dir, 0700), 0);
+        put_file(from, 4096);
+        assert_int_equal(symlink(from, link), 0);
+        /* root's directory, then root's file, by its name and by a link */
+        assert_fails(disk_copy_as(arg, who, from, to), EREMOTEIO);
+        assert_int_equal(chmod(dir, 0711), 0);
+        assert_fails(disk_copy_as(arg, who, from, to), EREMOTEIO);
+        assert_fails(disk_copy_as(arg, who, link, to), EREMOTEIO);
+        assert_int_equal(stat(to, &st), -1);
+        assert_ok(disk_copy(arg, from, to)); /* the worker is root again */
+        assert_int_equal(unlink(to), 0);
+        /* what the user may read by its supplementary group, then by its own */
+        assert_int_equal(chown(from, 0, GROUP), 0);
+        assert_int_equal(chmod(from, 0640), 0);
+        assert_ok(disk_copy_as(arg, who, from, to));
+        assert_int_equal(stat(to, &st), 0);
+        assert_int_equal(st.st_uid, 0); /* the copy is forkd's */
+        assert_int_equal(st.st_mode & 0777, 0600);
+        assert_int_equal(unlink(to), 0);
+        assert_int_equal(chown(from, 0, USER), 0);
+        assert_ok(disk_copy_as(arg, who, link, to));
+        assert_int_equal(unlink(to), 0);
+        assert_int_equal(chown(from, USER, 0), 0);
+        assert_int_equal(chmod(from, 0200), 0);
+        assert_fails(disk_copy_as(arg, who, from, to), EREMOTEIO); /* the owner, who may not read */
+}
+
+/* Nobody, root included, gets at the worker's own descriptors or at files that the kernel makes up. */
+static void disks_of_the_kernel(void *arg) {
+        static const char *const names[] = { "/proc/self/fd/0",   "/proc/self/exe",        "/proc/self/root/etc/passwd",
+                                             "/dev/stdin",        "/proc/kcore",           "/proc/self/cmdline",
+                                             "/sys/kernel/notes", "/sys/kernel/vmcoreinfo" };
+        cleanup_caller struct caller *who = new_user();
+        char to[128];
+        struct stat st;
+
+        (void) snprintf(to, sizeof(to), "%s/kernels", store);
+        for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+                assert_fails(disk_copy(arg, names[i], to), EREMOTEIO);
+                assert_fails(disk_copy_as(arg, who, names[i], to), EREMOTEIO);
+        }
+        assert_int_equal(stat(to, &st), -1);
+}
+
+/* An answer without "caller" must not be root's. */
+static void nobody_asks(void *arg) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        char from[128], to[128];
+        struct stat st;
+
+        (void) snprintf(from, sizeof(from), "%s/from", store);
+        (void) snprintf(to, sizeof(to), "%s/nobodys", store);
+        put_file(from, 4096);
+        mp_buf_init(&b);
+        mp_map(&b, 2);
+        mp_kv_str(&b, "from", from);
+        mp_kv_str(&b, "to", to);
+        assert_fails(call(arg, "disk.copy", &b, NULL, 0, NULL), EREMOTEIO);
+        assert_int_equal(stat(to, &st), -1);
+}
+
+static void test_disks_are_read_as_who_names_them(void **state) {
+        struct one w;
+
+        skip_unless(geteuid() == 0, "not root");
+        one_start(&w);
+        in_coroutine(disks_of_a_user, &w);
+        in_coroutine(disks_of_the_kernel, &w);
+        in_coroutine(nobody_asks, &w);
         one_end(&w);
 }
 
@@ -616,9 +724,15 @@ static int teardown(void **state) {
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_snapshot_and_child), T(test_wrong_order), T(test_connection_ends),
-                T(test_wrong_params),       T(test_disks),       T(test_pool),
-                T(test_many_at_once),       T(test_no_binary),
+                T(test_snapshot_and_child),
+                T(test_wrong_order),
+                T(test_connection_ends),
+                T(test_wrong_params),
+                T(test_disks),
+                T(test_disks_are_read_as_who_names_them),
+                T(test_pool),
+                T(test_many_at_once),
+                T(test_no_binary),
         };
         (void) signal(SIGPIPE, SIG_IGN);
         return cmocka_run_group_tests(tests, NULL, NULL);
