@@ -27,7 +27,6 @@
 #include "forkd/vm.h"
 #include "forkd/vmm/cgroup.h"
 
-#define DEATH_TIMEOUT_MS 10000
 #define AGENTS_TIMEOUT_MS 5000
 
 /* Shared by the coroutines of one start; the last of them frees it. */
@@ -57,15 +56,15 @@ static void settle_dead(struct vm *vm, const char *why) {
         struct snap_entry *s;
         struct err e;
 
-        vm_teardown(vm);
-        if (vm->state == VM_STANDBY)
-                vm_drop_files(vm); /* what half a restore made, noted in the record or not */
         if (vm->removing || vm->state == VM_CREATING || vm->state == VM_BOOTING) {
-                log_info("%s (%s) was being %s when forkd was ended: it is gone", vm->name, vm->id,
+                log_info("%s (%s) was being %s when forkd was ended: it goes", vm->name, vm->id,
                          vm->removing ? "removed" : "made");
-                vm_delete(vm, true);
+                (void) vm_remove(vm, &e);
                 return;
         }
+        (void) vm_teardown(vm);
+        if (vm->state == VM_STANDBY)
+                vm_drop_files(vm); /* what half a restore made, noted in the record or not */
         if (vm->pending_snapshot[0] && (s = catalog_by_id(vm->d->catalog, vm->pending_snapshot))) {
                 /* The standby had published its snapshot: it is complete. */
                 finish_standby(vm, s);
@@ -86,12 +85,6 @@ static void settle_dead(struct vm *vm, const char *why) {
 
 /* ---- VMs with one ---- */
 
-static void kill_vmm(struct vm *vm, int pidfd) {
-        best_effort(spawn_kill(pidfd, SIGKILL));
-        if (co_wait_fd(pidfd, EV_READ, DEATH_TIMEOUT_MS) < 0)
-                log_error("%s (%s): the VMM (pid %d) does not die", vm->name, vm->id, (int) vm->pid);
-}
-
 static int adopt_vmm(struct vm *vm, struct err *e) {
         char run_dir[PATH_MAX], log_path[PATH_MAX];
         cleanup_fd int pidfd = -1;
@@ -102,11 +95,11 @@ static int adopt_vmm(struct vm *vm, struct err *e) {
             spawn_wait(pidfd, 0, NULL) == 0)
                 return err_set(e, ERR_VMM, -ESRCH, "the VMM ended while forkd was away");
         if (vm->session && !vm->session_known) {
-                kill_vmm(vm, pidfd);
+                best_effort(spawn_kill(pidfd, SIGKILL)); /* vm_teardown waits */
                 return err_set(e, ERR_PAGER, -ESRCH, "%s", vm->lost[0] ? vm->lost : "pager-lost");
         }
         if (vm->removing || (vm->state != VM_RUNNING && vm->state != VM_PAUSED)) {
-                kill_vmm(vm, pidfd);
+                best_effort(spawn_kill(pidfd, SIGKILL));
                 return err_set(e, ERR_VMM, -ESRCH, "what was under way with it is undone");
         }
         r = vm_run_path(vm, NULL, run_dir, sizeof(run_dir));
@@ -117,7 +110,7 @@ static int adopt_vmm(struct vm *vm, struct err *e) {
         else
                 r = vm->ops->adopt(vm->d->base, run_dir, log_path, vm->pid, pidfd, &vm->machine, &vm_vmm_events, vm, &vm->vmm, e);
         if (r < 0) {
-                kill_vmm(vm, pidfd);
+                best_effort(spawn_kill(pidfd, SIGKILL));
                 return err_prefix(e, "it could not be taken back");
         }
         (void) TAKE_FD(pidfd);

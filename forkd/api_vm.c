@@ -412,17 +412,19 @@ static int rm_all(struct request *rq, struct mp_buf *names, unsigned *n, struct 
                 int r;
 
                 TAILQ_FOREACH (vm, &rq->d->vms, entry)
-                        if (!vm->busy || vm->chore)
+                        if ((!vm->busy || vm->chore) && !(vm->removing && vm_lingers(vm)))
                                 break;
                 if (!vm)
                         break;
                 r = rm_one(vm, names, n, e);
-                if (r < 0 && r != -ENOENT)
+                if (r < 0 && r != -ENOENT && !vm_lingers(vm))
                         return r;
         }
         if (rq->d->n_vms > 0) {
                 struct vm *vm = TAILQ_FIRST(&rq->d->vms);
 
+                if (vm_check_ended(vm, e) < 0)
+                        return err_prefix(e, "%u VM(s) were removed", *n);
                 (void) err_set(e, ERR_BUSY, -EBUSY, "%u VM(s) were removed, but '%s' is busy (%s)", *n, vm->name,
                                vm->busy ? vm->busy : "just now");
                 return err_hint(e, "try again when it is done");

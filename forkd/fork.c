@@ -119,11 +119,11 @@ static void clone_run(void *arg) {
 }
 
 static void drop_clones(struct clone *clones, unsigned n) {
+        struct err ignored;
+
         for (unsigned i = 0; i < n; i++)
-                if (clones[i].vm) {
-                        vm_teardown(clones[i].vm);
-                        vm_delete(clones[i].vm, true);
-                }
+                if (clones[i].vm)
+                        (void) vm_remove(clones[i].vm, &ignored);
 }
 
 /* The first to come up may have died while the last did. */

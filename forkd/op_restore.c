@@ -210,6 +210,9 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         int r;
 
         memcpy(reason, vm->reason, sizeof(reason));
+        r = vm_check_ended(vm, e);
+        if (r < 0)
+                return r;
         r = catalog_find(vm->d->catalog, snapshot, &s, e);
         if (r == 0)
                 r = check_fits(vm, &s->m, force, e);
@@ -238,7 +241,7 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         if (vm->lost[0])
                 (void) err_prefix(e, "%s", vm->lost);
         vm_explain(vm, e);
-        vm_teardown(vm);
+        (void) vm_teardown(vm);
         vm->needs_wake = false;
         vm_drop_files(vm);
         if (before != VM_CREATING) {

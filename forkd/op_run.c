@@ -154,6 +154,7 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
         uint64_t start = now_ns();
         struct assets assets;
         enum vmm_accel accel = VMM_ACCEL_TCG;
+        struct err ignored;
         struct vm *vm;
         int r;
 
@@ -191,8 +192,7 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
         if (r < 0) {
                 /* A VM that never ran leaves nothing but the error, which has the end of the VMM's log. */
                 vm_explain(vm, e);
-                vm_teardown(vm);
-                vm_delete(vm, true);
+                (void) vm_remove(vm, &ignored);
                 return r;
         }
         *ret_boot_ms = ms_since(start);

@@ -141,10 +141,10 @@ int vm_op_stop(struct vm *vm, struct err *e) {
         vm->state = before; /* the record says stopping; the guest is asked as what it still is */
         ask_guest(vm);
         vm->state = VM_STOPPING;
-        vm_teardown(vm);
+        (void) vm_teardown(vm);
         if (vm_set_state(vm, VM_STOPPED, e) < 0)
                 log_warning("%s", e->message);
-        return 0;
+        return vm_check_ended(vm, e);
 }
 
 int vm_op_rm(struct vm *vm, struct err *e) {
@@ -154,7 +154,5 @@ int vm_op_rm(struct vm *vm, struct err *e) {
         vm->removing = true;
         if (vm_record_save(vm, e) < 0)
                 log_warning("%s", e->message);
-        vm_teardown(vm);
-        vm_delete(vm, true);
-        return 0;
+        return vm_remove(vm, e);
 }

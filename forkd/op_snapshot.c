@@ -352,7 +352,7 @@ static void become_standby(struct taking *t, struct snap_entry *s) {
         if (vm->vmm && !vm->vmm_exited)
                 best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
         vm_drop_files(vm);
-        vm_teardown(vm);
+        (void) vm_teardown(vm);
         stage_done(&t->stages, "end");
         catalog_vm_stands_by(vm, s);
         if (vm_set_state(vm, VM_STANDBY, &e) < 0)

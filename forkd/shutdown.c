@@ -109,7 +109,7 @@ bool daemon_has_live_vms(struct daemon *d) {
         struct vm *vm;
 
         TAILQ_FOREACH (vm, &d->vms, entry)
-                if (vm->vmm)
+                if (vm->vmm || vm_lingers(vm))
                         return true;
         return false;
 }

@@ -29,7 +29,12 @@ static struct vm *holder_vm(const struct identity_holder *h) {
 }
 
 static void describe(const struct identity_holder *h, char *buf, size_t size) {
-        (void) snprintf(buf, size, "VM '%s'", holder_vm(h)->name);
+        const struct vm *vm = holder_vm(h);
+
+        if (vm->removing && vm_lingers(vm))
+                (void) snprintf(buf, size, "the removed VM '%s', whose VMM (pid %d) has not ended yet", vm->name, (int) vm->pid);
+        else
+                (void) snprintf(buf, size, "VM '%s'", vm->name);
 }
 
 static struct vm *find(struct daemon *d, const char *s) {
@@ -76,7 +81,7 @@ struct vm *vm_alloc(struct daemon *d) {
         if (!vm)
                 return NULL;
         vm->d = d;
-        vm->uffd = -1;
+        vm->uffd = vm->ending_fd = -1;
         identity_holder_init(&vm->identity, describe);
         TAILQ_INIT(&vm->calls);
         TAILQ_INIT(&vm->waiters);
@@ -116,7 +121,15 @@ int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
                                 "at most %d characters",
                                 NAME_MAX_LEN);
         }
-        if (vm_name_taken(d, name)) {
+        vm = find(d, name);
+        if (vm && vm->removing && vm_lingers(vm)) {
+                (void) err_set(e, ERR_EXISTS, -EEXIST,
+                               "the name '%s' is held: the VMM (pid %d) of the removed VM has not ended yet", name,
+                               (int) vm->pid);
+                return err_hint(e,
+                                "take another name, or find out what holds the process: a debugger, a disk that does not answer");
+        }
+        if (vm) {
                 (void) err_set(e, ERR_EXISTS, -EEXIST, "a VM named '%s' exists already", name);
                 return err_hint(e, "take another name, or remove it: forkctl rm %s", name);
         }
@@ -208,6 +221,7 @@ void vm_release_all(struct daemon *d) {
                 if (vm->vmm)
                         vm->ops->free(vm->vmm);
                 (void) close_fd(vm->uffd);
+                vm_forget_end(vm);
                 vm_delete(vm, false);
         }
 }
@@ -276,6 +290,7 @@ static void pass_on(struct vm *vm) {
         }
         if (vm->idle_waiter)
                 co_wake(TAKE_PTR(vm->idle_waiter), 0);
+        vm_end_later(vm);
         vm_agent_regain_later(vm);
 }
 
@@ -292,7 +307,7 @@ static void clean_up_ended(struct vm *vm) {
                 (void) vm_set_state(vm, VM_STOPPING, &e);
         else if (live)
                 vm_fail(vm, "the VMM ended unexpectedly");
-        vm_teardown(vm);
+        (void) vm_teardown(vm);
         if (live && by_itself && vm_set_state(vm, VM_STOPPED, &e) < 0)
                 log_error("%s", e.message);
 }

@@ -76,6 +76,9 @@ struct vm {
         int uffd;                        /* duplicate of its userfaultfd: keeps its faults waiting when all others go */
         bool vmm_exited;                 /* the process has ended; the operation under way, or vm_reap, cleans up */
         bool guest_shutdown;             /* the guest itself asked for its end */
+        int ending_fd;                   /* pidfd of a VMM that was killed and has not ended (vm_end.c), or -1 */
+        struct event *ending_ev;         /* for its end */
+        bool ended;                      /* which has come */
         const char *busy;                /* the operation under way */
         bool chore;                      /* it is one of forkd's own */
         TAILQ_HEAD(, vm_waiter) waiters; /* for the end of a chore */
@@ -155,17 +158,34 @@ void vm_agent_regain_later(struct vm *vm);
 void vm_explain(struct vm *vm, struct err *e);
 /** Cuts the console's log when the guest has written too much; called every few seconds. */
 void vm_trim_console(struct vm *vm);
-/** Ends everything that lives of this VM, in order: calls, link, VMM (killed and reaped), pager session, run
- *  directory, cgroup. Files and record stay. */
-void vm_teardown(struct vm *vm);
 /** Notes that the VMM has paused the guest by itself. A coroutine call, when nothing else is under way. */
 void vm_check_io_error(struct vm *vm);
 /** Kills a guest that lost its memory, from anywhere: state failed with @reason, at once or when the operation under
  *  way has ended. */
 void vm_kill_lost(struct vm *vm, const char *reason);
+extern const struct vmm_events vm_vmm_events;
+
+/* ---- their end (vm_end.c); coroutine calls but for what only looks ---- */
+
+/** Ends everything that lives of this VM, in order: calls, link, VMM (killed and reaped), pager session, run
+ *  directory, cgroup. Files and record stay. False: the VMM was killed but does not end within 5 s. The VM lingers then:
+ *  what its VMM holds stays its own, and goes by itself when it has ended. */
+bool vm_teardown(struct vm *vm);
+/** The same, and forgets the VM with its files: @vm is gone. -EBUSY with @e: it lingers; it is forgotten when its VMM ends,
+ *  and its operation has ended. */
+int vm_remove(struct vm *vm, struct err *e);
+/** Is there a VMM that was killed and has not ended? */
+bool vm_lingers(const struct vm *vm);
+/** -EBUSY, with the sentence, if there is. Nothing may be started for the VM then. */
+int vm_check_ended(const struct vm *vm, struct err *e) attr_warn_unused;
+/** "its VMM (pid 12, state D (disk sleep)) was killed and has not ended yet"; of a VM that lingers. Returns @buf. */
+char *vm_describe_end(const struct vm *vm, char *buf, size_t size);
+/** Cleans up in the background if the VMM of a VM that lingers has ended and nothing else is under way. */
+void vm_end_later(struct vm *vm);
+/** At forkd's own exit: it is left to the next one. */
+void vm_forget_end(struct vm *vm);
 /** The VM's disks and memory in the store: gone, for they are in a snapshot now, or were never needed. */
 void vm_drop_files(struct vm *vm);
-extern const struct vmm_events vm_vmm_events;
 
 /* ---- after a restart (adopt.c) ---- */
 

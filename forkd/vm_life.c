@@ -136,12 +136,18 @@ static int make_run_dir(struct vm *vm, char *path, size_t size, struct err *e) {
         return r < 0 ? err_errno(e, r, "making the directory %s", path) : 0;
 }
 
-static int name_to_pager(int pidfd, void *arg, struct err *e) {
+/* Known from its first moment on, so that it can be waited for should it neither come up nor end. */
+static int on_spawn(int pidfd, void *arg, struct err *e) {
         struct vm *vm = arg;
         pid_t pid;
-        int r = pager_session_expect(vm->d->pager, vm, pidfd, e);
+        int r;
 
-        /* Of one that has ended already the driver knows more to tell. */
+        if (spawn_pidfd_pid(pidfd, &pid) == -ESRCH)
+                return 0; /* of one that has ended already the driver knows more to tell */
+        vm->pid = pid;
+        if (spawn_start_time(pid, &vm->start_time) < 0)
+                vm->start_time = 0;
+        r = vm->session ? pager_session_expect(vm->d->pager, vm, pidfd, e) : 0;
         return r < 0 && spawn_pidfd_pid(pidfd, &pid) == -ESRCH ? 0 : r;
 }
 
@@ -159,7 +165,7 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
                 .attach_lib = vm->d->attach_lib,
                 .instance = vm->d->instance,
                 .cgroup_fd = -1,
-                .on_spawn = l->image_fd >= 0 ? name_to_pager : NULL,
+                .on_spawn = on_spawn,
         };
         struct err ignored;
         int r;
@@ -340,43 +346,4 @@ void vm_explain(struct vm *vm, struct err *e) {
         log_error("%s (%s): %s; console: '%s'; VMM's log: '%s'", vm->name, vm->id, e->message, console, log);
         if (!e->hint[0] && (console[0] || log[0]))
                 (void) err_hint(e, "last words: of the guest '%s', of its VMM '%s'", console, log);
-}
-
-/* ---- going ---- */
-
-void vm_teardown(struct vm *vm) {
-        char path[PATH_MAX];
-        struct err e;
-
-        streams_fail(vm, "the VM was ended");
-        guest_link_free(TAKE_PTR(vm->link));
-        if (vm->vmm) {
-                if (!vm->vmm_exited && vm->ops->kill(vm->vmm, &e) < 0)
-                        log_error("%s (%s): %s", vm->name, vm->id, e.message);
-                vm->ops->free(TAKE_PTR(vm->vmm));
-        }
-        vm->pid = 0;
-        vm->start_time = 0;
-        /* Also kills a VMM that an earlier forkd started but did not come to note. */
-        if (cgroup_remove(vm->d->instance, vm->id, &e) < 0)
-                log_debug("%s: %s", vm->name, e.message);
-        /* Only now: without its pager a living guest would wait for ever. */
-        pager_session_close(vm->d->pager, vm);
-        recording_end(vm);
-        vm->vmm_exited = vm->guest_shutdown = vm->agent_lost = vm->io_error = false;
-        vm->lost[0] = '\0';
-        if (vm_run_path(vm, NULL, path, sizeof(path)) == 0)
-                best_effort(io_remove_tree(AT_FDCWD, path));
-}
-
-void vm_drop_files(struct vm *vm) {
-        char path[PATH_MAX];
-        int r;
-
-        vm->has_base = false;
-        r = vm_store_path(vm, NULL, path, sizeof(path));
-        if (r == 0)
-                r = io_remove_tree(AT_FDCWD, path);
-        if (r < 0)
-                log_warning("%s: its files in the store stay: %s", vm->name, strerror(-r));
 }

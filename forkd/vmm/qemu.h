@@ -21,7 +21,7 @@
 #define QEMU_PAUSE_TIMEOUT_MS 60000 /* drains and flushes the disks */
 #define QEMU_STATE_TIMEOUT_MS 60000 /* ditto, and 13 KB of device state */
 #define QEMU_DEATH_TIMEOUT_MS 2000  /* from a hang-up to the death behind it */
-#define QEMU_KILL_TIMEOUT_MS 10000
+#define QEMU_KILL_TIMEOUT_MS 5000
 
 /** Waits for the process's end; on a coroutine's stack. */
 struct qemu_exit_wait {

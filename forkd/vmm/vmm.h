@@ -101,7 +101,7 @@ struct vmm_ops {
 
         pid_t (*pid)(struct vmm *v);
         int (*pidfd)(struct vmm *v);
-        /** SIGKILL and wait until reaped (a coroutine), at most 10 s. on_exit is not called for it. */
+        /** SIGKILL and wait until reaped (a coroutine), at most 5 s. on_exit is not called for it. */
         int (*kill)(struct vmm *v, struct err *e);
         /** Frees the object. A living process is left alone (forkd's own exit); see kill. NULL is fine. */
         void (*free)(struct vmm *v);
