@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/co.h"
 #include "common/ids.h"
@@ -230,13 +231,21 @@ int cgroup_create(const char *instance, const char *id, int *ret_fd, struct err 
         int r;
 
         r = group_paths(instance, id, base, path, e);
-        if (r == 0)
-                r = open_made_group(base, path, &dirfd, e);
         if (r < 0)
                 return r;
-        r = empty_group(dirfd, path);
+        dirfd = open_group(path);
+        if (dirfd >= 0)
+                r = empty_group(dirfd, path);
+        dirfd = close_fd(dirfd);
+        /* In a group that was ever killed by cgroup.kill no process can be born: kernels up to 6.18 at least compare its count
+         * of kills with that of the parent's group, and kill the child. So it is made anew. */
+        if (r == 0 && rmdir(path) < 0 && errno != ENOENT)
+                r = -errno;
         if (r < 0)
                 return err_errno(e, r, "emptying the cgroup %s", path);
+        r = open_made_group(base, path, &dirfd, e);
+        if (r < 0)
+                return r;
         *ret_fd = TAKE_FD(dirfd);
         return 0;
 }

@@ -80,8 +80,13 @@ TEST(what_an_earlier_life_left_is_killed) {
         check(spawn_wait(pidfd, 5000, NULL) == 0);
         (void) close(pidfd);
         (void) close(procs);
+        /* And it is a group like any other: what is born in it now lives. */
+        pidfd = spawn_sleeper(t, again);
+        check(spawn_wait(pidfd, 100, NULL) == -ETIMEDOUT);
         (void) close(again);
         check_ok(cgroup_remove(instance, "a", &t->e));
+        check(spawn_wait(pidfd, 5000, NULL) == 0);
+        (void) close(pidfd);
 }
 
 TEST(killing_one_leaves_the_other) {
