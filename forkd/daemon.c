@@ -52,7 +52,7 @@ int daemon_helper(const struct daemon *d, const char *name, char *buf, size_t si
 /* Helpers are found beside our own binary, so a build tree works as it is, or where packages put them. */
 static int find_helpers(struct daemon *d, struct err *e) {
         static const char *const libs[] = { "../lib/libuffd-attach.so", "../lib/forkd/libuffd-attach.so",
-                                            "../lib/x86_64-linux-gnu/forkd/libuffd-attach.so" };
+                                            "../" FORKD_LIBDIR "/forkd/libuffd-attach.so" };
         ssize_t n = readlink("/proc/self/exe", d->bin_dir, sizeof(d->bin_dir) - 1);
         char *slash;
 
