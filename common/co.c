@@ -33,6 +33,7 @@ struct co {
         void *stack;
         void (*fn)(void *arg);
         void *arg;
+        const void *owner;
         bool ended;
 #if defined(FORKD_ASAN)
         void *fake_stack;
@@ -53,6 +54,15 @@ static _Thread_local struct {
 
 struct co *co_self(void) {
         return co_state.current;
+}
+
+const void *co_owner(void) {
+        return co_state.current ? co_state.current->owner : NULL;
+}
+
+void co_set_owner(const void *owner) {
+        if (co_state.current)
+                co_state.current->owner = owner;
 }
 
 unsigned co_alive(void) {
@@ -158,6 +168,7 @@ int co_start(struct event_base *base, void (*fn)(void *arg), void *arg) {
         co->base = base;
         co->fn = fn;
         co->arg = arg;
+        co->owner = co_owner();
         co->stack = stack_new();
         co->ev = event_new(base, -1, 0, on_event, co);
         if (!co->stack || !co->ev || getcontext(&co->ctx) < 0) {

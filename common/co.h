@@ -21,6 +21,11 @@ int co_start(struct event_base *base, void (*fn)(void *arg), void *arg) attr_war
 /** The running coroutine, NULL on the loop's own stack. */
 struct co *co_self(void);
 
+/** On whose behalf the running coroutine works: whatever its starter says, else that of the coroutine that started it; NULL on
+ *  the loop's own stack. Nothing but an identity: who waits with others for a turn is told apart by it. */
+const void *co_owner(void);
+void co_set_owner(const void *owner);
+
 /** What one coroutine waits for. Lives where both sides see it (often on the waiter's stack); zeroed by
  *  CO_WAIT_INIT. The other side calls co_wake once; waking before the wait is remembered, and waking
  *  twice keeps the first result. */

@@ -139,6 +139,7 @@ static void request_run(void *arg) {
         int r;
 
         mp_buf_init(&out);
+        co_set_owner(rq->conn);
         r = rq->method->fn(rq, &out, &e);
         if (r == 0) {
                 (void) rpc_reply(rq->conn, rq->msgid, &out, NULL, 0);

@@ -2,6 +2,8 @@
 /* The control socket: clients, their requests, and the table of methods (docs/protocol.md). */
 #pragma once
 
+#include <stdbool.h>
+
 #include "common/err.h"
 
 struct api;
@@ -9,6 +11,8 @@ struct daemon;
 
 /** Listens on <run>/forkd.sock. */
 int api_new(struct daemon *d, struct api **ret, struct err *e) attr_warn_unused;
+/** Is @client (an rpc_conn, perhaps a former one) connected? */
+bool api_has_client(const struct api *a, const void *client);
 /** Takes no new clients from here on; those that are there get their answers. */
 void api_close_door(struct api *a);
 void api_free(struct api *a);

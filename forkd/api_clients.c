@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "forkd/api_internal.h"
 #include "forkd/streams.h"
+#include "forkd/turns.h"
 
 #define ROOT_CLIENTS 64 /* of FORKD_MAX_CLIENTS, kept free for root */
 #define USER_MAX_CLIENTS 64
@@ -95,7 +96,17 @@ static void on_close(struct rpc_conn *conn, int r, void *arg) {
         if (r < 0)
                 log_info("a client (pid %d) was disconnected: %s", (int) rpc_conn_peer(conn)->pid, strerror(-r));
         streams_client_gone(c->api->d, conn);
+        turns_client_gone(c->api->d->turns, conn);
         client_free(c);
+}
+
+bool api_has_client(const struct api *a, const void *client) {
+        const struct client *c;
+
+        TAILQ_FOREACH (c, &a->clients, entry)
+                if (c->conn == client && rpc_conn_is_open(c->conn))
+                        return true;
+        return false;
 }
 
 static const struct rpc_handlers client_handlers = { .on_message = on_message, .on_close = on_close };

@@ -7,6 +7,7 @@
 #include "forkd/catalog.h"
 #include "forkd/journal.h"
 #include "forkd/request.h"
+#include "forkd/turns.h"
 #include "forkd/worker.h"
 
 #define LONG_TIMEOUT_MS 3600000
@@ -125,12 +126,11 @@ static int in_worker(struct request *rq, const char *method, struct mp_buf *out,
         mp_kv_str(&b, "id", s->m.id);
         mp_kv_u64(&b, "fds", rq->n_fds > 0);
         s->users++;
-        r = co_sem_acquire(&rq->d->scans, -1);
-        if (r == 0 && rq->d->stopping)
-                r = err_set(e, ERR_CANCELED, -ECANCELED, "forkd is about to exit");
-        else if (r == 0)
+        r = turns_take(rq->d->turns, HEAVY_SCAN, e);
+        if (r == 0) {
                 r = worker_do(rq->d->workers, method, &b, rq->fds, rq->n_fds > 0, LONG_TIMEOUT_MS, &a, e);
-        co_sem_release(&rq->d->scans);
+                turns_give(rq->d->turns, HEAVY_SCAN);
+        }
         s->users--;
         if (r == 0)
                 mp_raw(out, a.raw, a.raw_len);

@@ -35,6 +35,7 @@ static const struct setting {
         { "forkd", "parallel_starts", offsetof(struct config, parallel_starts), 0, 1024 },
         { "forkd", "requests_per_second", offsetof(struct config, requests_per_second), 0, 100000 },
         { "forkd", "idle_client_seconds", offsetof(struct config, idle_client_seconds), 1, 86400 },
+        { "forkd", "parallel_saves", offsetof(struct config, parallel_saves), 0, 1024 },
         { "vm", "boot_timeout_s", offsetof(struct config, boot_timeout_s), 1, 3600 },
         { "vm", "wake_timeout_s", offsetof(struct config, wake_timeout_s), 1, 3600 },
         { "vm", "stop_timeout_s", offsetof(struct config, stop_timeout_s), 1, 3600 },

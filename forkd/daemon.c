@@ -27,6 +27,7 @@
 #include "forkd/notify.h"
 #include "forkd/journal.h"
 #include "forkd/pager/link.h"
+#include "forkd/turns.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
 #include "setup/store_mount.h"
@@ -266,6 +267,23 @@ static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
 
 /* ---- the process ---- */
 
+static bool client_gone(const void *client, void *arg) {
+        const struct daemon *d = arg;
+
+        return d->api && !api_has_client(d->api, client);
+}
+
+static int make_turns(struct daemon *d) {
+        unsigned cores = (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
+        const unsigned limits[HEAVY_KINDS] = {
+                [HEAVY_START] = d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts : cores,
+                [HEAVY_SAVE] = d->cfg.parallel_saves > 0 ? d->cfg.parallel_saves : cores,
+                [HEAVY_SCAN] = MAX_SCANS,
+        };
+
+        return turns_new(limits, client_gone, d, &d->turns);
+}
+
 static int daemon_init(struct daemon *d, const struct daemon_options *opt, struct err *e) {
         static const struct timeval every = { .tv_sec = 5 };
         struct rlimit files;
@@ -296,9 +314,6 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         r = notify_new(d->base, &d->notify);
         if (r < 0)
                 return err_errno(e, r, "reading NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID");
-        co_sem_init(&d->starts,
-                    d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts : (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L));
-        co_sem_init(&d->scans, MAX_SCANS);
         d->sigterm = evsignal_new(d->base, SIGTERM, on_signal, d);
         d->sigint = evsignal_new(d->base, SIGINT, on_signal, d);
         d->housekeeping = event_new(d->base, -1, EV_PERSIST, on_housekeeping, d);
@@ -306,6 +321,8 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
             event_add(d->housekeeping, &every) < 0)
                 return err_errno(e, -ENOMEM, "catching signals");
         r = identities_new(&d->identities);
+        if (r == 0)
+                r = make_turns(d);
         if (r == 0)
                 r = catalog_new(d, &d->catalog);
         if (r == 0)
@@ -323,6 +340,7 @@ static void daemon_clear(struct daemon *d) {
         worker_pool_free(d->workers);
         catalog_free(d->catalog);
         identities_free(d->identities);
+        turns_free(d->turns);
         snap_store_close(d->store);
         if (d->sigterm)
                 event_free(d->sigterm);

@@ -33,6 +33,7 @@ struct notify;
 struct journal_found;
 struct pager;
 struct shutdown_wait;
+struct turns;
 struct worker_pool;
 struct catalog;
 struct api;
@@ -60,8 +61,7 @@ struct daemon {
 
         struct pager *pager;
         struct worker_pool *workers;
-        struct co_sem starts; /* VMM starts at once */
-        struct co_sem scans;  /* requests at once that read a whole snapshot */
+        struct turns *turns; /* heavy work, a few at a time */
         struct api *api;
 
         struct notify *notify; /* the service manager */

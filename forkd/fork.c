@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Theory of operation: the source is first turned into a snapshot id. A snapshot, or a VM on standby, has one
  * already. A running or paused VM gives one of the moment, unsynced (a fork does not wait for the disk), and goes
- * on. Then one coroutine per clone restores it under a name of its own; `starts` bounds how many do so at once.
+ * on. Then one coroutine per clone restores it under a name of its own; turns.h bounds how many do so at once.
  *
  * Names are taken before anything starts, so a clash costs nothing. When one clone fails, those that came up
  * are removed again, and the snapshot that was made for them: a caller who asked for eight has eight or an error,

@@ -17,6 +17,7 @@
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/stages.h"
+#include "forkd/turns.h"
 #include "forkd/vm.h"
 #include "forkd/worker.h"
 
@@ -229,10 +230,10 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         catalog_vm_stands_by(vm, s);
         r = vm_record_save(vm, e);
         if (r == 0)
-                r = co_sem_acquire(&vm->d->starts, -1);
+                r = turns_take(vm->d->turns, HEAVY_START, e);
         if (r == 0) {
                 r = restore(vm, s, paused, ret, e);
-                co_sem_release(&vm->d->starts);
+                turns_give(vm->d->turns, HEAVY_START);
         }
         s->users--;
         if (r == 0)

@@ -11,6 +11,7 @@
 #include "forkd/caller.h"
 #include "forkd/daemon.h"
 #include "forkd/host.h"
+#include "forkd/turns.h"
 #include "forkd/vm.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
@@ -182,11 +183,11 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
                 r = vm_record_save(vm, e);
         }
         if (r == 0) {
-                r = co_sem_acquire(&d->starts, -1);
+                r = turns_take(d->turns, HEAVY_START, e);
                 if (r == 0) {
                         start = now_ns();
                         r = boot(vm, p, &assets, e);
-                        co_sem_release(&d->starts);
+                        turns_give(d->turns, HEAVY_START);
                 }
         }
         if (r < 0) {

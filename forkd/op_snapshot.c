@@ -28,6 +28,7 @@
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/stages.h"
+#include "forkd/turns.h"
 #include "forkd/vm.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
@@ -377,7 +378,12 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         *ret = (struct vm_snap_result){ 0 };
         stages_begin(&t.stages);
         recorded_init(&t.recorded);
-        r = take(&t, keep_running, &s, e);
+        r = turns_take(vm->d->turns, HEAVY_SAVE, e);
+        if (r == 0) {
+                stage_done(&t.stages, "turn");
+                r = take(&t, keep_running, &s, e);
+                turns_give(vm->d->turns, HEAVY_SAVE);
+        }
         if (r < 0)
                 undo(&t);
         else

@@ -13,6 +13,7 @@
 #include "forkd/daemon.h"
 #include "forkd/pager/link.h"
 #include "forkd/streams.h"
+#include "forkd/turns.h"
 #include "forkd/worker.h"
 
 #define DRAIN_TIMEOUT_MS 60000 /* longer than any single step of an operation but a boot */
@@ -119,6 +120,7 @@ void daemon_end(struct daemon *d) {
         struct vm *vm;
 
         api_close_door(d->api);
+        turns_stop(d->turns); /* what has not begun does not begin */
         drain(d, DRAIN_TIMEOUT_MS);
         if (d->stop_all)
                 stop_vms(d);

@@ -46,6 +46,7 @@ static void test_all_settings(void **state) {
                        "[forkd]\n"
                        "max_vms = 7\n"
                        "parallel_starts=3\n"
+                       "parallel_saves=4\n"
                        "log_level = debug\n"
                        "group = root\n"
                        "requests_per_second = 5\n"
@@ -64,6 +65,7 @@ static void test_all_settings(void **state) {
                        &c, &e));
         assert_int_equal(c.max_vms, 7);
         assert_int_equal(c.parallel_starts, 3);
+        assert_int_equal(c.parallel_saves, 4);
         assert_int_equal(c.log_level, LOG_LVL_DEBUG);
         assert_true(c.has_group);
         assert_int_equal(c.group, 0);
