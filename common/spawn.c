@@ -4,6 +4,9 @@
  * number, then down to its place, so that no move overwrites one still needed, then closes all others.
  * A CLOEXEC pipe tells the parent of a failed exec: end of file means it worked.
  *
+ * A child that gets a jail enters its namespaces first, while it still has the descriptors that name them and root's
+ * capabilities; it becomes who it shall be when nothing else is left to do.
+ *
  * A child is born in its cgroup (clone3 with CLONE_INTO_CGROUP, Linux 5.7). Moving it there afterwards makes the
  * kernel wait for an RCU grace period, 6 to 15 ms of every start. */
 #include "common/spawn.h"
@@ -21,10 +24,28 @@
 #include <sys/wait.h>
 
 #include "common/io.h"
+#include "common/jail.h"
 
 #ifndef P_PIDFD
 #define P_PIDFD 3
 #endif
+
+_Static_assert(SPAWN_STEP_LEN == JAIL_STEP_LEN, "a step's name fits");
+
+/** What the child says when it cannot go on. */
+struct report {
+        int r;
+        char step[SPAWN_STEP_LEN];
+};
+
+/** What is fixed when the child is born. */
+struct child {
+        const struct spawn_params *p;
+        pid_t parent;
+        bool in_cgroup;
+        int report_fd, null_fd;
+        const char *step;
+};
 
 static int pidfd_open_raw(pid_t pid) {
         int fd = (int) syscall(SYS_pidfd_open, pid, 0u);
@@ -34,8 +55,9 @@ static int pidfd_open_raw(pid_t pid) {
 
 /* Puts the listed descriptors where they belong. Returns the first number above all of them; from there on only
  * the report pipe, which is moved there, may stay open. */
-static int child_place_fds(const struct spawn_params *p, int *report_fd) {
-        int moved[SPAWN_MAX_FDS], top = 3, null_fd, report;
+static int child_place_fds(struct child *c) {
+        const struct spawn_params *p = c->p;
+        int moved[SPAWN_MAX_FDS], top = 3, report;
 
         for (size_t i = 0; i < p->n_fds; i++)
                 top = MAX_OF(top, p->fds[i].child_fd + 1);
@@ -44,15 +66,12 @@ static int child_place_fds(const struct spawn_params *p, int *report_fd) {
                 if (moved[i] < 0)
                         return -errno;
         }
-        report = fcntl(*report_fd, F_DUPFD_CLOEXEC, top);
+        report = fcntl(c->report_fd, F_DUPFD_CLOEXEC, top);
         if (report < 0)
                 return -errno; /* told through the old one: an end of file would mean that all is well */
-        *report_fd = report;
-        null_fd = open("/dev/null", O_RDWR);
-        if (null_fd < 0)
-                return -errno;
+        c->report_fd = report;
         for (int i = 0; i < 3; i++)
-                if (dup2(null_fd, i) < 0)
+                if (dup2(c->null_fd, i) < 0)
                         return -errno;
         for (size_t i = 0; i < p->n_fds; i++)
                 if (dup2(moved[i], p->fds[i].child_fd) < 0)
@@ -93,49 +112,81 @@ static int child_enter_cgroup(int cgroup_fd) {
         return procs < 0 || write(procs, "0", 1) < 0 ? -errno : 0;
 }
 
-static int child_setup(const struct spawn_params *p, pid_t parent, bool in_cgroup, int *report_fd) {
+/* The parent's number says nothing in a pid namespace of our own, but only it reads what we report. */
+static bool parent_is_gone(const struct child *c) {
+        struct pollfd report = { .fd = c->report_fd };
+
+        if (!c->p->jail || !c->p->jail->own)
+                return getppid() != c->parent;
+        return poll(&report, 1, 0) > 0 && report.revents & POLLERR;
+}
+
+static int child_setup(struct child *c) {
+        const struct spawn_params *p = c->p;
         int top, r;
 
         child_reset_signals();
+        c->step = "beginning a session";
         if (p->new_session && setsid() < 0)
                 return -errno;
-        if (p->death_signal) {
-                if (prctl(PR_SET_PDEATHSIG, p->death_signal) < 0)
-                        return -errno;
-                if (getppid() != parent)
-                        return -ESRCH; /* it died before the signal was armed */
-        }
+        c->step = "tying it to its parent's life";
+        if (p->death_signal && prctl(PR_SET_PDEATHSIG, p->death_signal) < 0)
+                return -errno;
         /* the whole process, and before exec: nothing has run outside */
-        r = p->cgroup_fd >= 0 && !in_cgroup ? child_enter_cgroup(p->cgroup_fd) : 0;
+        c->step = "entering the cgroup";
+        r = p->cgroup_fd >= 0 && !c->in_cgroup ? child_enter_cgroup(p->cgroup_fd) : 0;
         if (r < 0)
                 return r;
-        top = child_place_fds(p, report_fd);
+        c->step = "opening /dev/null";
+        c->null_fd = open("/dev/null", O_RDWR);
+        if (c->null_fd < 0)
+                return -errno;
+        r = p->jail ? jail_enter(p->jail, &c->step) : 0;
+        if (r < 0)
+                return r;
+        c->step = "placing its descriptors";
+        top = child_place_fds(c);
         if (top < 0)
                 return top;
-        child_close_others(p, top, *report_fd);
-        return 0;
+        child_close_others(p, top, c->report_fd);
+        c->step = "forbidding new privileges";
+        if (p->no_new_privs && (r = privs_no_new()) < 0)
+                return r;
+        r = p->jail ? jail_drop(p->jail, &c->step) : 0;
+        if (r < 0)
+                return r;
+        /* Becoming another user takes the signal away. Its parent may have died before it was armed. */
+        c->step = "tying it to its parent's life";
+        if (p->death_signal && prctl(PR_SET_PDEATHSIG, p->death_signal) < 0)
+                return -errno;
+        return p->death_signal && parent_is_gone(c) ? -ESRCH : 0;
 }
 
-static void __attribute__((noreturn)) child_run(const struct spawn_params *p, pid_t parent, bool in_cgroup, int report_fd) {
-        int r = child_setup(p, parent, in_cgroup, &report_fd);
+static void __attribute__((noreturn)) child_run(struct child *c) {
+        struct report report = { .r = child_setup(c) };
 
-        if (r == 0) {
-                (void) execve(p->argv[0], (char *const *) p->argv, p->env ? (char *const *) p->env : environ);
-                r = -errno;
+        if (report.r == 0) {
+                c->step = "executing it";
+                (void) execve(c->p->argv[0], (char *const *) c->p->argv, c->p->env ? (char *const *) c->p->env : environ);
+                report.r = -errno;
         }
-        (void) !write(report_fd, &r, sizeof(r));
+        (void) snprintf(report.step, sizeof(report.step), "%s", c->step);
+        (void) !write(c->report_fd, &report, sizeof(report));
         _exit(127);
 }
 
-/* As fork(), but into the cgroup if the kernel can do that; *ret_in_cgroup tells. */
-static pid_t fork_into(int cgroup_fd, bool *ret_in_cgroup) {
+/* As fork(), but into the namespaces that the jail wants, and into the cgroup if the kernel can do that;
+ * *ret_in_cgroup tells. */
+static pid_t fork_into(const struct spawn_params *p, bool *ret_in_cgroup) {
+        unsigned long flags = jail_clone_flags(p->jail);
+
         *ret_in_cgroup = false;
 #ifndef FORKD_TSAN /* its runtime must know of every fork */
-        if (cgroup_fd >= 0) {
+        if (p->cgroup_fd >= 0) {
                 struct clone_args args = {
-                        .flags = CLONE_INTO_CGROUP,
+                        .flags = CLONE_INTO_CGROUP | flags,
                         .exit_signal = SIGCHLD,
-                        .cgroup = (uint64_t) cgroup_fd,
+                        .cgroup = (uint64_t) p->cgroup_fd,
                 };
                 pid_t pid = (pid_t) syscall(SYS_clone3, &args, sizeof(args));
 
@@ -147,17 +198,41 @@ static pid_t fork_into(int cgroup_fd, bool *ret_in_cgroup) {
                 }
         }
 #endif
-        return fork();
+        /* … but it cannot be asked for namespaces. */
+        return flags ? (pid_t) syscall(SYS_clone, flags | SIGCHLD, NULL, NULL, NULL, 0ul) : fork();
+}
+
+/* Reads the end of the report pipe: nothing when exec has closed it. */
+static int read_report(int fd, pid_t pid, int pidfd, char *step) {
+        struct report report = { 0 };
+        ssize_t n = io_read_full(fd, &report, sizeof(report));
+        int r;
+
+        if (n == 0 && pidfd >= 0)
+                return 0;
+        if (pidfd < 0) {
+                r = pidfd;
+                (void) kill(pid, SIGKILL); /* our unreaped child: the number cannot be another's */
+        } else {
+                r = n == (ssize_t) sizeof(report) && report.r < 0 ? report.r : -EIO;
+        }
+        report.step[sizeof(report.step) - 1] = '\0';
+        if (step)
+                memcpy(step, report.step, SPAWN_STEP_LEN);
+        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+                ;
+        return r;
 }
 
 int spawn_process(const struct spawn_params *p, pid_t *ret_pid, int *ret_pidfd) {
+        struct child c = { .p = p, .parent = getpid(), .null_fd = -1, .step = "" };
         cleanup_fd int read_fd = -1, write_fd = -1, pidfd = -1;
-        int pipe_fds[2], child_r = 0, r;
-        pid_t parent = getpid(), pid;
+        int pipe_fds[2], r;
         sigset_t all, old;
-        bool in_cgroup;
-        ssize_t n;
+        pid_t pid;
 
+        if (p->step)
+                p->step[0] = '\0';
         if (p->n_fds > SPAWN_MAX_FDS)
                 return -EINVAL;
         if (pipe2(pipe_fds, O_CLOEXEC) < 0)
@@ -168,31 +243,29 @@ int spawn_process(const struct spawn_params *p, pid_t *ret_pid, int *ret_pidfd) 
         /* No handler of ours may run in the child. */
         (void) sigfillset(&all);
         (void) pthread_sigmask(SIG_SETMASK, &all, &old);
-        pid = fork_into(p->cgroup_fd, &in_cgroup);
-        if (pid == 0)
-                child_run(p, parent, in_cgroup, write_fd);
+        pid = fork_into(p, &c.in_cgroup);
+        if (pid == 0) {
+                (void) close(read_fd); /* a pipe that still has a reader does not tell of its parent's end */
+                c.report_fd = write_fd;
+                child_run(&c);
+        }
         r = pid < 0 ? -errno : 0;
         (void) pthread_sigmask(SIG_SETMASK, &old, NULL);
-        if (r < 0)
+        if (r < 0) {
+                if (p->step)
+                        (void) snprintf(p->step, SPAWN_STEP_LEN, "making the process%s",
+                                        jail_clone_flags(p->jail) ? " and its namespaces" : "");
                 return r;
+        }
         (void) close_fd(TAKE_FD(write_fd));
 
         pidfd = pidfd_open_raw(pid);
-        n = io_read_full(read_fd, &child_r, sizeof(child_r));
-        if (n == 0 && pidfd >= 0) {
-                *ret_pid = pid;
-                *ret_pidfd = TAKE_FD(pidfd);
-                return 0;
-        }
-        if (pidfd < 0) {
-                r = pidfd;
-                (void) kill(pid, SIGKILL); /* our unreaped child: the number cannot be another's */
-        } else {
-                r = n == (ssize_t) sizeof(child_r) && child_r < 0 ? child_r : -EIO;
-        }
-        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-                ;
-        return r;
+        r = read_report(read_fd, pid, pidfd, p->step);
+        if (r < 0)
+                return r;
+        *ret_pid = pid;
+        *ret_pidfd = TAKE_FD(pidfd);
+        return 0;
 }
 
 int spawn_start_time(pid_t pid, uint64_t *ret) {

@@ -9,6 +9,9 @@
 #include "common/cleanup.h"
 
 #define SPAWN_MAX_FDS 32
+#define SPAWN_STEP_LEN 80
+
+struct jail;
 
 struct spawn_fd {
         int parent_fd; /* stays the caller's */
@@ -19,14 +22,18 @@ struct spawn_params {
         const char *const *argv; /* argv[0] is the path of the program (no PATH search) */
         const char *const *env;  /* whole environment, NULL-terminated; NULL: the caller's */
         const struct spawn_fd *fds;
-        size_t n_fds;     /* standard streams that are not listed become /dev/null */
-        int cgroup_fd;    /* the cgroup to be in from birth: its directory, or (slower) its cgroup.procs; -1 */
-        int death_signal; /* sent to the child when the caller's thread dies, 0: none */
-        bool new_session; /* setsid() */
+        size_t n_fds;            /* standard streams that are not listed become /dev/null */
+        int cgroup_fd;           /* the cgroup to be in from birth: its directory, or (slower) its cgroup.procs; -1 */
+        int death_signal;        /* sent to the child when the caller's thread dies, 0: none */
+        bool new_session;        /* setsid() */
+        bool no_new_privs;       /* whatever it executes: setuid programs are ordinary ones */
+        const struct jail *jail; /* whose it is and what it sees (common/jail.h); NULL: as the caller */
+        char *step;              /* SPAWN_STEP_LEN bytes, or NULL: on failure, what it was that failed in the child */
 };
 
 /** Starts a child. 0 and *ret_pid, *ret_pidfd (owned by the caller), or -errno, also when exec itself
- *  fails in the child (-ENOENT …). Signal mask and dispositions are reset in the child. */
+ *  fails in the child (-ENOENT …). Signal mask and dispositions are reset in the child. In a jail argv[0] is a path
+ *  in there. */
 int spawn_process(const struct spawn_params *params, pid_t *ret_pid, int *ret_pidfd) attr_warn_unused;
 
 /** A pidfd for @pid if it still is the process that started at @start_time (0: do not check).

@@ -23,6 +23,7 @@ void config_defaults(struct config *c) {
                 .idle_image_seconds = 300,
                 .workingset = true,
                 .record_seconds = 10,
+                .jail = true,
         };
 }
 
@@ -42,6 +43,7 @@ static const struct setting {
         { "pager", "workers", offsetof(struct config, pager_workers), 0, 64 },
         { "pager", "idle_image_seconds", offsetof(struct config, idle_image_seconds), 0, 86400 },
         { "pager", "record_seconds", offsetof(struct config, record_seconds), 0, 3600 },
+        { "security", "uid_base", offsetof(struct config, uid_base), 1000, UINT32_MAX - 131072u },
 };
 
 static const struct toggle {
@@ -49,6 +51,7 @@ static const struct toggle {
         size_t offset;
 } toggles[] = {
         { "pager", "workingset", offsetof(struct config, workingset) },
+        { "security", "jail", offsetof(struct config, jail) },
 };
 
 struct load {
@@ -151,6 +154,16 @@ static int set_group(struct load *l, const char *value) {
         return 1;
 }
 
+/** [security] visible: looked at when the first VMM is started. */
+static int set_visible(struct load *l, const char *value) {
+        if (strlen(value) >= sizeof(l->c->visible)) {
+                set_problem(l, "[security] visible has at most %zu characters", sizeof(l->c->visible) - 1);
+                return 0;
+        }
+        (void) strcpy(l->c->visible, value);
+        return 1;
+}
+
 /* inih's handler: 0 is an error and stops at this line (INI_STOP_ON_FIRST_ERROR or not, the first counts). */
 static int on_setting(void *arg, const char *section, const char *name, const char *value) {
         struct load *l = arg;
@@ -167,6 +180,8 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
                 return set_budget(l, value);
         if (strcmp(section, "forkd") == 0 && strcmp(name, "group") == 0)
                 return set_group(l, value);
+        if (strcmp(section, "security") == 0 && strcmp(name, "visible") == 0)
+                return set_visible(l, value);
         for (size_t i = 0; i < ARRAY_LEN(settings); i++)
                 if (strcmp(section, settings[i].section) == 0 && strcmp(name, settings[i].name) == 0)
                         return set_number(l, &settings[i], value);

@@ -26,6 +26,9 @@ struct config {
         unsigned idle_image_seconds;  /* [pager] idle_image_seconds: decoded pages kept after the last clone */
         bool workingset;              /* [pager] workingset: what restores need first is learned, and fetched first */
         unsigned record_seconds;      /* [pager] record_seconds: learned so long after a restore; 0: not at all */
+        bool jail;                    /* [security] jail: VMMs and the pager are users of their own and see almost nothing */
+        unsigned uid_base;            /* [security] uid_base: the first of these users; 0: see forkd/jail.h */
+        char visible[512];            /* [security] visible: paths that VMMs see besides, separated by colons */
 };
 
 void config_defaults(struct config *c);

@@ -28,6 +28,7 @@
 #include "forkd/journal.h"
 #include "forkd/pager/link.h"
 #include "forkd/turns.h"
+#include "forkd/vmm/vmm_jail.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
 #include "setup/store_mount.h"
@@ -341,6 +342,7 @@ static void daemon_clear(struct daemon *d) {
         catalog_free(d->catalog);
         identities_free(d->identities);
         turns_free(d->turns);
+        vmm_jail_free(d->vmm_jail);
         snap_store_close(d->store);
         if (d->sigterm)
                 event_free(d->sigterm);

@@ -31,6 +31,7 @@
 struct identities;
 struct notify;
 struct journal_found;
+struct vmm_jail;
 struct pager;
 struct shutdown_wait;
 struct turns;
@@ -58,6 +59,8 @@ struct daemon {
         struct vm_list vms;
         unsigned n_vms;
         struct identities *identities; /* what only one can have, and who has it */
+        struct vmm_jail *vmm_jail;     /* NULL until the first VMM is started (jail.h) */
+        uint32_t next_uid;             /* where the search for a VMM's user begins */
 
         struct pager *pager;
         struct worker_pool *workers;

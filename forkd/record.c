@@ -16,13 +16,14 @@
 #include "common/mp.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
+#include "forkd/jail.h"
 #include "forkd/vm.h"
 
 #define RECORD_VERSION 1
 #define RECORD_MAX_BYTES 16384
 
 static void record_encode(const struct vm *vm, struct mp_buf *b) {
-        mp_map(b, 26);
+        mp_map(b, 27);
         mp_kv_u64(b, "version", RECORD_VERSION);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "name", vm->name);
@@ -46,6 +47,7 @@ static void record_encode(const struct vm *vm, struct mp_buf *b) {
         mp_kv_i64(b, "created_ns", vm->created_ns);
         mp_kv_u64(b, "pid", vm->pid > 0 ? (uint64_t) vm->pid : 0);
         mp_kv_u64(b, "start_time", vm->start_time);
+        mp_kv_u64(b, "uid", vm->uid);
         mp_kv_str(b, "boot", vm->d->boot_id);
         mp_kv_bool(b, "session", vm->session);
         mp_kv_str(b, "busy", vm->busy);
@@ -120,7 +122,7 @@ static int get_machine(const msgpack_object *m, struct vmm_machine *ret) {
 }
 
 static int record_decode(const msgpack_object *m, struct vm *vm) {
-        uint64_t version, pid = 0, generation = 0;
+        uint64_t version, pid = 0, generation = 0, uid = 0;
         char boot[sizeof(vm->d->boot_id)] = "";
         int r;
 
@@ -160,6 +162,8 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
         (void) mp_get_u64(m, "generation", &generation);
         (void) mp_get_u64(m, "pid", &pid);
         (void) mp_get_u64(m, "start_time", &vm->start_time);
+        (void) mp_get_u64(m, "uid", &uid);
+        vm->uid = uid < UINT32_MAX ? (uint32_t) uid : 0;
         vm->generation = (uint32_t) MIN_OF(generation, (uint64_t) UINT32_MAX);
         vm->pid = pid <= 4194304 ? (pid_t) pid : 0; /* PID_MAX_LIMIT of 64-bit kernels */
         (void) mp_get_str(m, "boot", boot, sizeof(boot));
@@ -194,6 +198,8 @@ static int record_load(struct daemon *d, const char *id) {
                 r = -EOPNOTSUPP;
         if (r == 0)
                 r = vm_enter(vm, &e);
+        if (r == 0)
+                vm_keep_user(vm);
         if (r < 0)
                 vm_free(vm);
         return r;

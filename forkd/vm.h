@@ -62,6 +62,7 @@ struct vm {
         int64_t created_ns;
         pid_t pid;
         uint64_t start_time; /* of the pid, /proc/<pid>/stat field 22 */
+        uint32_t uid;        /* whose process the VMM is; 0: root's, or there is none */
 
         /* ---- living parts, gone when forkd goes ---- */
         const struct vmm_ops *ops;

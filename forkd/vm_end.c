@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/daemon.h"
+#include "forkd/jail.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/streams.h"
@@ -76,7 +77,7 @@ static void release(struct vm *vm) {
         /* Only now: without its pager a living guest would wait for ever. */
         pager_session_close(vm->d->pager, vm);
         recording_end(vm);
-        identities_drop_kind(vm->d->identities, &vm->identity, IDENTITY_UID);
+        vm_drop_user(vm);
         identities_drop_kind(vm->d->identities, &vm->identity, IDENTITY_CID);
         if (vm_run_path(vm, NULL, path, sizeof(path)) == 0)
                 best_effort(io_remove_tree(AT_FDCWD, path));

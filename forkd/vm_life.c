@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/daemon.h"
+#include "forkd/jail.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/streams.h"
@@ -188,6 +189,12 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
         r = cgroup_create(vm->d->instance, vm->id, &cgroup, &ignored);
         if (r < 0)
                 log_debug("%s runs without a cgroup of its own: %s", vm->name, ignored.message);
+        r = forkd_jail(vm->d, &s.jail, e);
+        if (r == 0)
+                r = vm_take_user(vm, e);
+        if (r < 0)
+                return err_prefix(e, "starting '%s'", vm->name);
+        s.uid = vm->uid;
         s.cgroup_fd = cgroup;
         s.run_dir = run_dir;
         s.log_path = log_path;

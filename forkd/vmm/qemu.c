@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* The QEMU driver: processes, sockets, events, death.
  *
- * Theory of operation. Everything QEMU needs is a descriptor that it inherits, opened here: the listening
- * sockets of QMP and of the agent's port, the console's file, the dummy for guest RAM. Since QMP's socket
+ * Theory of operation. Everything QEMU needs is a descriptor that it inherits, opened by qemu_launch.c: the listening
+ * sockets of QMP and of the agent's port, the console's file, the dummy for guest RAM, its disks. Since QMP's socket
  * listens before QEMU exists, forkd connects first and starts QEMU then; QEMU's greeting ends the wait, and the
  * path in run_dir serves a later forkd (adopt). QEMU serves one QMP client at a time.
  *
@@ -28,7 +28,7 @@
 
 #include "common/io.h"
 #include "common/spawn.h"
-#include "forkd/vmm/qemu_args.h"
+#include "forkd/vmm/qemu_launch.h"
 
 #define LAYOUT_MAX 65536u
 #define REASON_MAX 300u
@@ -144,7 +144,7 @@ static void qemu_free(struct vmm *v) {
 }
 DEFINE_CLEANUP(struct vmm, qemu_free)
 
-static int join(const char *dir, const char *file, char **ret) {
+int qemu_join(const char *dir, const char *file, char **ret) {
         return asprintf(ret, "%s/%s", dir, file) < 0 ? (*ret = NULL, -ENOMEM) : 0;
 }
 
@@ -159,8 +159,8 @@ static struct vmm *object_new(struct event_base *base, const char *run_dir, cons
         };
         TAILQ_INIT(&v->exit_waits);
         v->log_path = strdup(log_path);
-        if (!v->log_path || join(run_dir, QEMU_AGENT_SOCKET, &v->agent_path) < 0 ||
-            join(run_dir, QEMU_LAYOUT_FILE, &v->layout_path) < 0) {
+        if (!v->log_path || qemu_join(run_dir, QEMU_AGENT_SOCKET, &v->agent_path) < 0 ||
+            qemu_join(run_dir, QEMU_LAYOUT_FILE, &v->layout_path) < 0) {
                 qemu_free(v);
                 return NULL;
         }
@@ -182,8 +182,7 @@ static int object_connect(struct vmm *v, int conn, struct err *e) {
         return r < 0 ? r : qemu_state_setup(v, e);
 }
 
-/* Never blocks: a QEMU whose queue of connections is full is -EAGAIN, not a wait without end. */
-static int connect_now(const char *path, int *ret_fd) {
+int qemu_connect_now(const char *path, int *ret_fd) {
         cleanup_fd int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
         struct sockaddr_un sa = { .sun_family = AF_UNIX };
 
@@ -199,20 +198,6 @@ static int connect_now(const char *path, int *ret_fd) {
 }
 
 /* ---- start ---- */
-
-/** The descriptors that QEMU inherits, and the connection to it. */
-struct launch {
-        int qmp, agent, console, ram, layout, uffd_dev, log, conn;
-};
-#define LAUNCH_INIT ((struct launch){ -1, -1, -1, -1, -1, -1, -1, -1 })
-
-static void launch_clear(struct launch *l) {
-        int *const all[] = { &l->qmp, &l->agent, &l->console, &l->ram, &l->layout, &l->uffd_dev, &l->log, &l->conn };
-
-        for (size_t i = 0; i < ARRAY_LEN(all); i++)
-                *all[i] = close_fd(*all[i]);
-}
-#define cleanup_launch attr_cleanup(launch_clear)
 
 static int check_start(const struct vmm_start *s, struct err *e) {
         const struct vmm_machine *m = s->machine;
@@ -231,139 +216,9 @@ static int check_start(const struct vmm_start *s, struct err *e) {
                 return err_set(e, ERR_INVALID, -EINVAL, "a VM boots a kernel or loads a state, not both");
         if (s->image_fd >= 0 && (s->pager_sock < 0 || !s->attach_lib))
                 return err_set(e, ERR_INVALID, -EINVAL, "memory from an image needs a pager and the attach library");
-        if (s->attach_lib && (s->attach_lib[0] != '/' || strpbrk(s->attach_lib, ": \t")))
-                return err_set(e, ERR_INVALID, -EINVAL,
-                               "the attach library's path must be absolute, without blanks and colons: %s", s->attach_lib);
-        if (s->attach_lib && access(s->attach_lib, R_OK) < 0)
-                return err_errno(e, -errno, "the attach library %s", s->attach_lib);
+        if (s->attach_lib && s->attach_lib[0] != '/')
+                return err_set(e, ERR_INVALID, -EINVAL, "the attach library's path must be absolute: %s", s->attach_lib);
         return 0;
-}
-
-static int open_socket(const char *dir, const char *file, int *ret_fd, struct err *e) {
-        cleanup_free char *path = NULL;
-        int r = join(dir, file, &path);
-
-        if (r == 0)
-                r = io_listen_unix(path, 0600, ret_fd);
-        return r < 0 ? err_errno(e, r, "making the socket %s/%s", dir, file) : 0;
-}
-
-static int open_files(struct vmm *v, const struct vmm_start *s, struct launch *l, struct err *e) {
-        cleanup_free char *qmp_path = NULL;
-        char console[32];
-        int r;
-
-        r = open_socket(s->run_dir, QEMU_QMP_SOCKET, &l->qmp, e);
-        if (r == 0)
-                r = open_socket(s->run_dir, QEMU_AGENT_SOCKET, &l->agent, e);
-        if (r < 0)
-                return r;
-        r = join(s->run_dir, QEMU_QMP_SOCKET, &qmp_path);
-        if (r == 0)
-                r = connect_now(qmp_path, &l->conn);
-        if (r < 0)
-                return err_errno(e, r, "connecting to QEMU's control socket");
-
-        l->log = open(s->log_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (l->log < 0)
-                return err_errno(e, -errno, "opening %s", s->log_path);
-        v->log_start = qemu_log_size(s->log_path);
-
-        /* QEMU takes a descriptor of an fdset only if it is open for exactly what it wants: writing. */
-        (void) snprintf(console, sizeof(console), "/proc/self/fd/%d", s->console_fd);
-        l->console = open(console, O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY);
-        if (l->console < 0)
-                return err_errno(e, -errno, "opening the console's file again");
-
-        l->ram = memfd_create("forkd-ram", MFD_CLOEXEC);
-        if (l->ram < 0 || ftruncate(l->ram, (off_t) s->machine->mem_bytes) < 0)
-                return err_errno(e, -errno, "making the guest's memory file");
-        if (s->attach_lib) {
-                l->layout = open(v->layout_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-                if (l->layout < 0)
-                        return err_errno(e, -errno, "making %s", v->layout_path);
-        }
-        if (s->image_fd >= 0) /* without the device the library uses the system call */
-                l->uffd_dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-        return 0;
-}
-
-#define ENV_MAX 10u
-#define ENV_LEN (PATH_MAX + 32)
-
-struct env {
-        char text[ENV_MAX][ENV_LEN];
-        const char *list[ENV_MAX + 1];
-        size_t n;
-};
-
-static void attr_printf(2, 3) env_add(struct env *env, const char *fmt, ...) {
-        va_list ap;
-
-        if (env->n == ENV_MAX)
-                abort(); /* the list is fixed below */
-        va_start(ap, fmt);
-        (void) vsnprintf(env->text[env->n], ENV_LEN, fmt, ap);
-        va_end(ap);
-        env->list[env->n] = env->text[env->n];
-        env->list[++env->n] = NULL;
-}
-
-struct fd_list {
-        struct spawn_fd fds[16];
-        size_t n;
-};
-
-static void pass(struct fd_list *list, int fd, int number) {
-        if (fd >= 0)
-                list->fds[list->n++] = (struct spawn_fd){ .parent_fd = fd, .child_fd = number };
-}
-
-static void fill_env(struct env *env, const struct vmm_start *s, const struct launch *l) {
-        env_add(env, "PATH=/usr/bin:/bin");
-        env_add(env, "LC_ALL=C");
-        if (s->instance)
-                env_add(env, "FORKD_INSTANCE=%s", s->instance);
-        if (!s->attach_lib)
-                return;
-        env_add(env, "LD_PRELOAD=%s", s->attach_lib);
-        env_add(env, "FORKD_ATTACH_RAM_FD=%d", QEMU_FD_RAM);
-        env_add(env, "FORKD_ATTACH_LAYOUT_FD=%d", QEMU_FD_LAYOUT);
-        if (s->image_fd < 0)
-                return;
-        env_add(env, "FORKD_ATTACH_IMAGE_FD=%d", QEMU_FD_IMAGE);
-        env_add(env, "FORKD_ATTACH_SOCK_FD=%d", QEMU_FD_PAGER);
-        if (l->uffd_dev >= 0)
-                env_add(env, "FORKD_ATTACH_UFFD_DEV_FD=%d", QEMU_FD_UFFD_DEV);
-}
-
-static int spawn_qemu(struct vmm *v, const struct vmm_start *s, const struct launch *l, const struct qemu_args *args,
-                      struct err *e) {
-        cleanup_free struct env *env = calloc(1, sizeof(*env));
-        struct fd_list list = { .n = 0 };
-        int r;
-
-        if (!env)
-                return err_errno(e, -ENOMEM, "starting QEMU");
-        fill_env(env, s, l);
-        pass(&list, l->log, 1);
-        pass(&list, l->log, 2);
-        pass(&list, l->qmp, QEMU_FD_QMP);
-        pass(&list, l->agent, QEMU_FD_AGENT);
-        pass(&list, l->console, QEMU_FD_CONSOLE);
-        pass(&list, l->ram, QEMU_FD_RAM);
-        pass(&list, l->layout, QEMU_FD_LAYOUT);
-        pass(&list, s->image_fd, QEMU_FD_IMAGE);
-        pass(&list, s->image_fd >= 0 ? s->pager_sock : -1, QEMU_FD_PAGER);
-        pass(&list, l->uffd_dev, QEMU_FD_UFFD_DEV);
-        r = spawn_process(&(struct spawn_params){ .argv = args->argv,
-                                                  .env = env->list,
-                                                  .fds = list.fds,
-                                                  .n_fds = list.n,
-                                                  .cgroup_fd = s->cgroup_fd,
-                                                  .new_session = true },
-                          &v->pid, &v->pidfd);
-        return r < 0 ? err_errno(e, r, "starting %s", args->argv[0]) : 0;
 }
 
 /* What start leaves in run_dir when it fails: nothing. */
@@ -375,36 +230,11 @@ static void remove_files(const char *run_dir) {
                 (void) unlinkat(dir, files[i], 0);
 }
 
-static int build_args(const struct vmm_start *s, struct qemu_args *ret, char *qemu, char *firmware, size_t size, struct err *e) {
-        bool has_firmware;
-        char extra[64] = "";
-        int r;
-
-        r = qemu_find(qemu, size, e);
-        if (r < 0)
-                return r;
-        has_firmware = qemu_find_firmware(qemu, firmware, size) == 0;
-        /* An emulated guest reads the host's counter. Measuring it against the emulated timer fails whenever the
-         * host is busy for 50 ms, and then the kernel waits for ever for ticks that a microvm does not have: of
-         * twelve boots beside two busy processes eight hung, and none since the guest is told the figure. */
-        if (s->kernel && s->machine->accel == VMM_ACCEL_TCG && qemu_tsc_khz() > 0)
-                /* reliable: the clock's watchdog compares with the same timer */
-                (void) snprintf(extra, sizeof(extra), "tsc_early_khz=%u tsc=reliable", qemu_tsc_khz());
-        r = qemu_args_build(qemu, has_firmware ? firmware : NULL, s, extra[0] ? extra : NULL, ret);
-        return r < 0 ? err_errno(e, r, "making QEMU's command line") : 0;
-}
-
 static int start_in(struct vmm *v, const struct vmm_start *s, struct err *e) {
-        struct qemu_args args cleanup_qemu_args = { .n = 0 };
-        struct launch l cleanup_launch = LAUNCH_INIT;
-        char qemu[PATH_MAX], firmware[PATH_MAX];
+        struct qemu_launch l cleanup_qemu_launch = QEMU_LAUNCH_INIT;
         int r;
 
-        r = build_args(s, &args, qemu, firmware, sizeof(qemu), e);
-        if (r == 0)
-                r = open_files(v, s, &l, e);
-        if (r == 0)
-                r = spawn_qemu(v, s, &l, &args, e);
+        r = qemu_launch(v, s, &l, e);
         if (r == 0 && s->on_spawn)
                 r = s->on_spawn(v->pidfd, v->arg, e);
         if (r < 0)
@@ -414,7 +244,9 @@ static int start_in(struct vmm *v, const struct vmm_start *s, struct err *e) {
         l.qmp = close_fd(l.qmp);
         l.agent = close_fd(l.agent);
         r = object_connect(v, TAKE_FD(l.conn), e);
-        return r < 0 ? qemu_step_failed(v, r, "starting QEMU", e) : 0;
+        if (r < 0)
+                return qemu_step_failed(v, r, "starting QEMU", e);
+        return qemu_launch_attached(&l, e);
 }
 
 static int qemu_kill(struct vmm *v, struct err *e);
@@ -449,9 +281,9 @@ static int qemu_adopt(struct event_base *base, const char *run_dir, const char *
         cleanup_fd int conn = -1;
         int r;
 
-        if (!v || join(run_dir, QEMU_QMP_SOCKET, &path) < 0)
+        if (!v || qemu_join(run_dir, QEMU_QMP_SOCKET, &path) < 0)
                 return err_errno(e, -ENOMEM, "taking QEMU back");
-        r = connect_now(path, &conn);
+        r = qemu_connect_now(path, &conn);
         if (r < 0)
                 return err_errno(e, r, "taking QEMU (pid %d) back: connecting to %s", (int) pid, path);
         v->pid = pid;

@@ -58,6 +58,11 @@ struct vmm {
  *  up, which it mostly does by dying) the result is -EPIPE with how it died and the end of its log. */
 int qemu_step_failed(struct vmm *v, int r, const char *what, struct err *e);
 
+/** "@dir/@file", to be freed. -ENOMEM. */
+int qemu_join(const char *dir, const char *file, char **ret) attr_warn_unused;
+/** Connects to a unix socket. Never blocks: a QEMU whose queue of connections is full is -EAGAIN, not a wait without end. */
+int qemu_connect_now(const char *path, int *ret_fd) attr_warn_unused;
+
 /* ---- qemu_state.c ---- */
 
 /** What is set once after the handshake. */

@@ -99,7 +99,7 @@ void qemu_args_machine(struct qemu_args *a, const struct vmm_machine *m, const c
         qemu_args_addf(a, "-smp", "cpus=%u,maxcpus=%u", m->vcpus, m->vcpus);
         qemu_args_addf(a, "-m", "size=%" PRIu64 "B", m->mem_bytes);
         if (firmware)
-                qemu_args_add(a, "-bios", firmware);
+                qemu_args_addf(a, "-bios", "%s", firmware);
         qemu_args_add(a, "-nodefaults", NULL);
         qemu_args_add(a, "-no-user-config", NULL);
         qemu_args_add(a, "-display", "none");
@@ -108,14 +108,16 @@ void qemu_args_machine(struct qemu_args *a, const struct vmm_machine *m, const c
 
 static void add_disks(struct qemu_args *a, const struct vmm_start *s) {
         for (unsigned i = 0; i < s->machine->n_disks; i++) {
-                char node[16];
+                char node[16], file[32];
 
                 (void) snprintf(node, sizeof(node), "disk%u", i);
+                (void) snprintf(file, sizeof(file), "/dev/fdset/%u", QEMU_FDSET_DISK + i);
+                qemu_args_addf(a, "-add-fd", "fd=%u,set=%u", QEMU_FD_DISK + i, QEMU_FDSET_DISK + i);
                 /* raw, always: a guest that writes another format's header into its disk gets nothing by it */
                 add_json(a, "-blockdev",
                          json_pack("{s:s, s:s, s:s, s:{s:s, s:s, s:s, s:s, s:{s:b, s:b}}}", "driver", "raw", "node-name", node,
-                                   "discard", "unmap", "file", "driver", "file", "filename", s->disks[i], "aio", "threads",
-                                   "discard", "unmap", "cache", "direct", 0, "no-flush", 0));
+                                   "discard", "unmap", "file", "driver", "file", "filename", file, "aio", "threads", "discard",
+                                   "unmap", "cache", "direct", 0, "no-flush", 0));
                 qemu_args_addf(a, "-device", "virtio-blk-device,drive=%s,id=vd%u", node, i);
         }
 }
@@ -125,7 +127,7 @@ static void add_memory(struct qemu_args *a, const struct vmm_machine *m) {
          * private, under this mapping before QEMU sees it. */
         qemu_args_addf(a, "-object",
                        "memory-backend-file,id=ram,size=%" PRIu64 "B,share=on,merge=off,dump=off,"
-                       "mem-path=/proc/self/fd/%d",
+                       "mem-path=" QEMU_OWN_FD,
                        m->mem_bytes, QEMU_FD_RAM);
 }
 
@@ -143,16 +145,18 @@ static void add_devices(struct qemu_args *a) {
         qemu_args_add(a, "-device", "virtio-rng-device,rng=rng");
 }
 
-int qemu_args_build(const char *qemu, const char *firmware, const struct vmm_start *s, const char *cmdline_extra,
+int qemu_args_build(const char *qemu, bool firmware, const struct vmm_start *s, const char *cmdline_extra,
                     struct qemu_args *ret) {
         struct qemu_args a = { .n = 0 };
+        char fw[32];
 
         qemu_args_add(&a, qemu, NULL);
         /* First of all, before anything of a guest is touched. spawn=deny also keeps QEMU from starting the
          * helpers of network back ends, none of which we use. */
         qemu_args_add(&a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         qemu_args_add(&a, "-msg", "timestamp=on");
-        qemu_args_machine(&a, s->machine, firmware, "ram");
+        (void) snprintf(fw, sizeof(fw), QEMU_OWN_FD, QEMU_FD_FIRMWARE);
+        qemu_args_machine(&a, s->machine, firmware ? fw : NULL, "ram");
         add_memory(&a, s->machine);
         add_devices(&a);
         add_disks(&a, s);
@@ -162,9 +166,9 @@ int qemu_args_build(const char *qemu, const char *firmware, const struct vmm_sta
         /* see qemu_state.c */
         qemu_args_add(&a, "-global", "migration.send-configuration=off");
         if (s->kernel)
-                qemu_args_add(&a, "-kernel", s->kernel);
+                qemu_args_addf(&a, "-kernel", QEMU_OWN_FD, QEMU_FD_KERNEL);
         if (s->initrd)
-                qemu_args_add(&a, "-initrd", s->initrd);
+                qemu_args_addf(&a, "-initrd", QEMU_OWN_FD, QEMU_FD_INITRD);
         if (s->kernel && (s->cmdline || cmdline_extra))
                 qemu_args_addf(&a, "-append", "%s%s%s", s->cmdline ? s->cmdline : "", s->cmdline && cmdline_extra ? " " : "",
                                cmdline_extra ? cmdline_extra : "");

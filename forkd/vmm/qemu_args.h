@@ -7,7 +7,7 @@
 #include "common/err.h"
 #include "forkd/vmm/vmm.h"
 
-#define QEMU_ARGS_MAX 96
+#define QEMU_ARGS_MAX 128
 
 /** Descriptors in QEMU's process. 3 and up, no gaps needed; -1: not passed. */
 enum qemu_fd {
@@ -19,11 +19,21 @@ enum qemu_fd {
         QEMU_FD_IMAGE = 8,
         QEMU_FD_PAGER = 9,
         QEMU_FD_UFFD_DEV = 10,
+        QEMU_FD_LIB = 11, /* the attach library, read-only as all from here to the disks */
+        QEMU_FD_FIRMWARE = 12,
+        QEMU_FD_KERNEL = 13,
+        QEMU_FD_INITRD = 14,
+        QEMU_FD_DISK = 16, /* the first of VMM_MAX_DISKS, O_RDWR */
 };
 
 /** Sets of descriptors that QEMU opens as /dev/fdset/<n>. */
 #define QEMU_FDSET_CONSOLE 1
 #define QEMU_FDSET_STATE 2
+#define QEMU_FDSET_DISK 8 /* the first of VMM_MAX_DISKS */
+
+/** A descriptor of QEMU's as a path, for what it does not take from a set of descriptors. It is opened anew that way, so the
+ *  file must be readable for QEMU's user; that its directories are not does not matter. */
+#define QEMU_OWN_FD "/proc/self/fd/%d"
 
 /** An argument list and the strings it owns. */
 struct qemu_args {
@@ -37,9 +47,10 @@ struct qemu_args {
 void qemu_args_clear(struct qemu_args *a);
 #define cleanup_qemu_args attr_cleanup(qemu_args_clear)
 
-/** @qemu, @firmware (NULL: QEMU's own choice) and @s must outlive @ret; @cmdline_extra (NULL: none) is put
- *  behind the kernel's command line. -ENOMEM, -E2BIG. */
-int qemu_args_build(const char *qemu, const char *firmware, const struct vmm_start *s, const char *cmdline_extra,
+/** Names no file but @qemu: all others are the descriptors above. @firmware: whether there is one, else it is QEMU's own
+ *  choice. @qemu and @s must outlive @ret; @cmdline_extra (NULL: none) is put behind the kernel's command line. -ENOMEM,
+ *  -E2BIG. */
+int qemu_args_build(const char *qemu, bool firmware, const struct vmm_start *s, const char *cmdline_extra,
                     struct qemu_args *ret) attr_warn_unused;
 
 /** What the machine, the CPU and the accelerator are called; the probe boots the same. Appends. */

@@ -19,6 +19,8 @@
 #define VMM_MIN_MEM (96ull << 20) /* Debian's kernel panics with 72 MiB and boots with 80 */
 #define VMM_MAX_MEM (1ull << 40)
 
+struct vmm_jail;
+
 enum vmm_accel { VMM_ACCEL_TCG, VMM_ACCEL_KVM };
 
 /** What a VM is made of; the part of it that a snapshot must reproduce exactly. */
@@ -36,6 +38,8 @@ struct vmm_start {
         const char *log_path; /* the VMM's own stdout and stderr, appended */
         int console_fd;       /* the guest's serial console goes there: a file open O_APPEND */
         const char *disks[VMM_MAX_DISKS];
+        const struct vmm_jail *jail;           /* NULL: it runs as root, in forkd's namespaces */
+        uid_t uid;                             /* its user (and group) in the jail */
         const char *instance;                  /* goes into its environment as FORKD_INSTANCE; see forkd/orphans.h */
         int cgroup_fd;                         /* the cgroup it is born in, see spawn.h; -1: none */
         const char *kernel, *initrd, *cmdline; /* for a boot; NULL when device state will be loaded */

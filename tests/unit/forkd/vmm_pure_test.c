@@ -141,14 +141,18 @@ static void command_lines(void **state) {
         };
         struct qemu_args a;
 
-        assert_int_equal(qemu_args_build("/q", "/fw", &s, "tsc_early_khz=1", &a), 0);
+        assert_int_equal(qemu_args_build("/q", true, &s, "tsc_early_khz=1", &a), 0);
         assert_string_equal(a.argv[0], "/q");
         assert_null(a.argv[a.n]);
         assert_string_equal(arg(&a, "-append", 0), "a=b tsc_early_khz=1");
-        assert_string_equal(arg(&a, "-bios", 0), "/fw");
+        assert_string_equal(arg(&a, "-bios", 0), "/proc/self/fd/12");
+        assert_string_equal(arg(&a, "-kernel", 0), "/proc/self/fd/13");
+        assert_string_equal(arg(&a, "-initrd", 0), "/proc/self/fd/14");
         assert_string_equal(arg(&a, "-smp", 0), "cpus=2,maxcpus=2");
         assert_non_null(strstr(arg(&a, "-accel", 0), "tcg,"));
-        assert_non_null(strstr(arg(&a, "-blockdev", 0), "\"/d,1\\\"\""));
+        /* descriptors, nothing but descriptors: in QEMU's root directory no path of ours means anything */
+        assert_string_equal(arg(&a, "-add-fd", 1), "fd=16,set=8");
+        assert_non_null(strstr(arg(&a, "-blockdev", 0), "\"/dev/fdset/8\""));
         assert_non_null(strstr(arg(&a, "-blockdev", 0), "\"driver\":\"raw\""));
         assert_non_null(strstr(arg(&a, "-M", 0), "ioapic2=off"));
         assert_true(has(&a, "-S") && has(&a, "-no-reboot") && has(&a, "-nodefaults") && has(&a, "-no-user-config"));
@@ -161,7 +165,7 @@ static void command_lines(void **state) {
         s = (struct vmm_start){ .machine = &m, .incoming = true, .image_fd = -1 };
         for (unsigned i = 0; i < VMM_MAX_DISKS; i++)
                 s.disks[i] = "/d";
-        assert_int_equal(qemu_args_build("/q", NULL, &s, NULL, &a), 0);
+        assert_int_equal(qemu_args_build("/q", false, &s, NULL, &a), 0);
         assert_string_equal(arg(&a, "-accel", 0), "kvm");
         assert_string_equal(arg(&a, "-cpu", 0), "host");
         assert_non_null(strstr(arg(&a, "-M", 0), "ioapic2=on")); /* more slots than one controller has */
