@@ -382,6 +382,20 @@ int io_free_bytes(const char *path, uint64_t *ret) {
         return 0;
 }
 
+void io_unescape_mount(char *s) {
+        char *w = s;
+
+        for (; *s; s++) {
+                if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' && s[3] <= '7') {
+                        *w++ = (char) ((s[1] - '0') << 6 | (s[2] - '0') << 3 | (s[3] - '0'));
+                        s += 3;
+                } else {
+                        *w++ = *s;
+                }
+        }
+        *w = '\0';
+}
+
 int io_set_nonblock(int fd, bool on) {
         int flags = fcntl(fd, F_GETFL);
 

@@ -55,6 +55,9 @@ int io_probe_reflink(const char *dir) attr_warn_unused;
 /** Bytes an unprivileged writer could still put on the file system of @path. */
 int io_free_bytes(const char *path, uint64_t *ret) attr_warn_unused;
 
+/** Mount points in /proc/self/mountinfo have space, tab, newline and backslash as three octal digits: back, in place. */
+void io_unescape_mount(char *s);
+
 int io_set_nonblock(int fd, bool on) attr_warn_unused;
 
 #define IO_MAX_FDS 16

@@ -193,6 +193,10 @@ int cmd_doctor(struct ctl *c, const struct args *a) {
         struct dirs dirs;
         int r;
 
+        if (arg_given(a, "orphans"))
+                return cmd_orphans(c, a);
+        if (arg_given(a, "fix"))
+                return usage_error(c, a->cmd, "--fix belongs to --orphans");
         if (!d)
                 return err_errno(&c->e, -ENOMEM, "doctor");
         r = find_dirs(c, arg_str(a, "state-dir"), &dirs);

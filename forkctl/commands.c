@@ -24,7 +24,9 @@ const struct command command_table[] = {
           0, 0, { 0 }, .run = cmd_setup },
         { "doctor", "", "check what this host can do for forkd, by trying it",
           OPTIONS({ .name = "state-dir", .arg = "DIR", .complete = COMPLETE_DIR,
-                    .help = "forkd's state directory, when none is running" }),
+                    .help = "forkd's state directory, when none is running" },
+                  { .name = "orphans", .help = "only look for what belongs to this forkd and to nobody any more; exit 1 if there is something" },
+                  { .name = "fix", .help = "with --orphans: remove it" }),
           0, 0, { 0 }, .run = cmd_doctor },
 
         { "run", "NAME", "boot a new VM",

@@ -7,6 +7,7 @@
 /* cmd_host.c */
 int cmd_setup(struct ctl *c, const struct args *a);
 int cmd_doctor(struct ctl *c, const struct args *a);
+int cmd_orphans(struct ctl *c, const struct args *a); /* doctor --orphans */
 int cmd_version(struct ctl *c, const struct args *a);
 int cmd_ping(struct ctl *c, const struct args *a);
 int cmd_shutdown(struct ctl *c, const struct args *a);

@@ -5,11 +5,10 @@
  * deadline once and not once per VM. What becomes of each is the table "When forkd is killed" in docs/architecture.md.
  *
  * A VMM that was started but whose pid had not been noted yet is found by its cgroup, which has the VM's id for a
- * name. What is left then, cgroups and directories of VMs that have no record, belongs to nobody. What belongs to a
- * record that cannot be read stays, except for processes: nobody could end them any more.
+ * name, or by the mark in its environment: orphans.c knows what belongs to nobody. What belongs to a record that cannot be
+ * read stays, except for processes: nobody could end them any more.
  *
  * The world is known when every VMM is; agents that do not answer at once are waited for in the background. */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -22,10 +21,10 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/journal.h"
+#include "forkd/orphans.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/vm.h"
-#include "forkd/vmm/cgroup.h"
 
 #define AGENTS_TIMEOUT_MS 5000
 
@@ -200,60 +199,14 @@ static void adopt_run(void *arg) {
 
 /* ---- what belongs to nobody ---- */
 
-static void sweep_group(struct daemon *d, const char *id) {
-        struct vm *vm = vm_by_id(d, id);
-        struct err e;
+/* Guests first, and before any VM is looked at: what no record names can then be in nobody's way. */
+static void sweep(struct daemon *d, bool processes) {
+        struct orphans o = { .d = d, .fix = true, .certain = true, .processes = processes };
 
-        if (vm && (vm->vmm || vm->busy))
-                return;
-        log_warning("the cgroup of VM %s has no VM: its processes are killed", id);
-        if (cgroup_remove(d->instance, id, &e) < 0)
-                log_warning("%s", e.message);
-}
-
-/* A directory without a record: it goes too, unless a record is there that cannot be read. */
-static void sweep_dir(struct daemon *d, const char *parent, const char *id) {
-        char record[PATH_MAX], path[PATH_MAX];
-        int r;
-
-        (void) snprintf(record, sizeof(record), "%s/vms/%s", d->state_dir, id);
-        if (vm_by_id(d, id) || access(record, F_OK) == 0)
-                return;
-        (void) snprintf(path, sizeof(path), "%s/%s", parent, id);
-        r = io_remove_tree(AT_FDCWD, path);
-        if (r < 0)
-                log_warning("cannot remove %s: %s", path, strerror(-r));
-        else
-                log_info("removed %s: it has no VM", path);
-}
-
-/* Calls @group or @dir for each entry of @path that is named by an id. */
-static void for_ids(struct daemon *d, const char *path, bool groups) {
-        DIR *dir = opendir(path);
-        struct dirent *de;
-
-        while (dir && (de = readdir(dir)))
-                if (id_valid(de->d_name)) {
-                        if (groups)
-                                sweep_group(d, de->d_name);
-                        else
-                                sweep_dir(d, path, de->d_name);
-                }
-        if (dir)
-                (void) closedir(dir);
-}
-
-static void sweep(struct daemon *d) {
-        char path[PATH_MAX], mount[PATH_MAX / 2];
-
-        if (cgroup_mount(mount, sizeof(mount)) == 0) {
-                (void) snprintf(path, sizeof(path), "%s/forkd-%s", mount, d->instance);
-                for_ids(d, path, true);
-        }
-        (void) snprintf(path, sizeof(path), "%s/vms", d->run_dir);
-        for_ids(d, path, false);
-        (void) snprintf(path, sizeof(path), "%s/store/vms", d->state_dir);
-        for_ids(d, path, false);
+        orphans_walk(&o);
+        if (o.found > o.fixed)
+                log_warning("%u thing(s) that belong to nobody could not be removed: see 'forkctl doctor --orphans'",
+                            o.found - o.fixed);
 }
 
 /* ---- all of it ---- */
@@ -278,6 +231,7 @@ void vms_adopt(struct daemon *d) {
         struct adoption *a;
         struct vm *vm;
 
+        sweep(d, true);
         mark_sessions(d);
         a = calloc(1, sizeof(*a) + n * sizeof(a->vm[0]));
         if (!a) {
@@ -302,5 +256,5 @@ void vms_adopt(struct daemon *d) {
                 log_info("not every agent has answered yet: they are waited for while forkd is open");
         if (--a->refs == 0)
                 free(a);
-        sweep(d);
+        sweep(d, false);
 }

@@ -104,6 +104,7 @@ static const struct api_method methods[] = {
         { "snapshot.memory", api_snapshot_memory, API_MEMBER },
         { "pager.status", api_pager_status, API_MEMBER },
         { "store.attach", api_store_attach, API_ROOT },
+        { "orphans", api_orphans, API_ROOT },
         { "shutdown", api_shutdown, API_ROOT },
 };
 

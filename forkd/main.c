@@ -6,6 +6,7 @@
 
 #include "common/log.h"
 #include "forkd/daemon.h"
+#include "forkd/orphans.h"
 #include "forkd/worker.h"
 
 static const char usage[] = "Usage: forkd [--state-dir DIR] [--run-dir DIR] [--config FILE] [--log-level LEVEL]\n"
@@ -16,6 +17,8 @@ static const char usage[] = "Usage: forkd [--state-dir DIR] [--run-dir DIR] [--c
                             "  --run-dir DIR      sockets, forkd.sock among them (default /run/forkd)\n"
                             "  --config FILE      settings (default /etc/forkd/forkd.conf, if it exists)\n"
                             "  --log-level LEVEL  error, warning, info (default) or debug\n"
+                            "  --orphans [--fix]  look for what a forkd that is gone has left, in JSON, and remove it:\n"
+                            "                     use 'forkctl doctor --orphans'\n"
                             "  --version, --help\n"
                             "\n"
                             "SIGTERM ends forkd and leaves its VMs running: the next forkd takes them back.\n"
@@ -39,11 +42,13 @@ int main(int argc, char **argv) {
                 { "log-level", required_argument, NULL, 'l' },
                 { "version", no_argument, NULL, 'v' },
                 { "help", no_argument, NULL, 'h' },
+                { "orphans", no_argument, NULL, 'o' }, /* forkctl doctor's helper, where no forkd runs */
+                { "fix", no_argument, NULL, 'f' },
                 { "worker", no_argument, NULL, 'w' }, /* forkd's own children; see worker.h */
                 { 0 },
         };
         struct daemon_options opt = { 0 };
-        bool worker = false;
+        bool worker = false, orphans = false, fix = false;
         int c;
 
         while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0) {
@@ -59,6 +64,12 @@ int main(int argc, char **argv) {
                         break;
                 case 'l':
                         opt.log_level = optarg;
+                        break;
+                case 'o':
+                        orphans = true;
+                        break;
+                case 'f':
+                        fix = true;
                         break;
                 case 'w':
                         worker = true;
@@ -78,5 +89,11 @@ int main(int argc, char **argv) {
                 (void) fprintf(stderr, "forkd: unexpected argument '%s'\nTry 'forkd --help'.\n", argv[optind]);
                 return 2;
         }
+        if (fix && !orphans) {
+                (void) fputs("forkd: --fix belongs to --orphans\nTry 'forkd --help'.\n", stderr);
+                return 2;
+        }
+        if (orphans)
+                return orphans_main(&opt, fix);
         return worker ? run_worker(opt.log_level) : daemon_run(&opt);
 }

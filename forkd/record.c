@@ -220,11 +220,11 @@ int vm_records_load(struct daemon *d, struct err *e) {
                 if (!id_valid(de->d_name))
                         continue;
                 r = record_load(d, de->d_name);
-                if (r == -ENOENT) {
+                if (r == -ENOENT && !d->offline) {
                         /* A directory without a record: its VM was never begun, or its removal was cut off. */
                         best_effort(io_remove_tree(dirfd(dir), de->d_name));
                         log_info("removed the remains of VM %s", de->d_name);
-                } else if (r < 0) {
+                } else if (r < 0 && r != -ENOENT) {
                         log_error("the record of VM %s in %s cannot be used and is left alone: %s", de->d_name, path,
                                   strerror(-r));
                 }

@@ -54,5 +54,6 @@ int rq_vm(struct request *rq, struct vm **ret, struct err *e) attr_warn_unused;
 /* Handlers by subject; api.c has the table. */
 api_handler api_vm_run, api_vm_list, api_vm_inspect, api_vm_standby, api_vm_restore, api_vm_fork, api_vm_pause, api_vm_resume,
         api_vm_stop, api_vm_rm, api_vm_logs, api_vm_ping;
+api_handler api_orphans;
 api_handler api_vm_exec, api_vm_put, api_vm_get;
 api_handler api_snapshot_list, api_snapshot_show, api_snapshot_create, api_snapshot_rm, api_snapshot_verify, api_snapshot_memory;

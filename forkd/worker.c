@@ -86,6 +86,10 @@ static void worker_free(struct worker *w, bool kill) {
         free(w);
 }
 
+bool worker_pool_is_busy(const struct worker_pool *p) {
+        return !TAILQ_EMPTY(&p->used);
+}
+
 void worker_pool_cancel(struct worker_pool *p) {
         struct worker *w;
 

@@ -6,6 +6,8 @@
  * standby does not pay for starting one. A worker ends when its connection does. */
 #pragma once
 
+#include <stdbool.h>
+
 #include "common/err.h"
 #include "common/mp.h"
 #include "common/rpc.h"
@@ -24,6 +26,8 @@ int worker_get(struct worker_pool *p, struct worker **ret, struct err *e) attr_w
 /** Gives it back. One that may be in the middle of something (@broken) is killed, and waited for, since its
  *  temporary files may be removed only after it: a coroutine call then. NULL is fine. */
 void worker_put(struct worker *w, bool broken);
+/** Is any of them in use? */
+bool worker_pool_is_busy(const struct worker_pool *p);
 /** Kills all that are in use, at forkd's end: whoever waits for one gets an error. */
 void worker_pool_cancel(struct worker_pool *p);
 /** For rpc_co_begin. */

@@ -25,21 +25,6 @@
 #define MAX_MOUNTINFO (4u << 20)
 #define KILL_ROUNDS 64 /* without cgroup.kill: a group that forks faster than that wins */
 
-/* /proc/self/mountinfo escapes space, tab, newline and backslash as three octal digits. */
-static void unescape(char *s) {
-        char *w = s;
-
-        for (; *s; s++) {
-                if (s[0] == '\\' && s[1] >= '0' && s[1] <= '3' && s[2] >= '0' && s[2] <= '7' && s[3] >= '0' && s[3] <= '7') {
-                        *w++ = (char) ((s[1] - '0') << 6 | (s[2] - '0') << 3 | (s[3] - '0'));
-                        s += 3;
-                } else {
-                        *w++ = *s;
-                }
-        }
-        *w = '\0';
-}
-
 /* "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:1 - cgroup2 cgroup2 rw": the mount point is the fifth field,
  * the type the first behind the lone dash. A mount whose root (fourth field) is not "/" shows only a part of
  * the tree, which is all a container gets, and just as good. */
@@ -54,7 +39,7 @@ static bool line_is_cgroup2(char *line, char **ret_mount) {
                 if (!field)
                         return false;
         }
-        unescape(field);
+        io_unescape_mount(field);
         *ret_mount = field;
         return true;
 }

@@ -41,7 +41,8 @@ class Result:
 
 
 class Lab:
-    def __init__(self, store="2G", config="", env=None, setup=True):
+    def __init__(self, store="2G", config="", env=None, setup=True, at=None):
+        self.at = at  # this directory, which must not be there yet, instead of one with a name of its own
         self.store, self.config, self.setup_wanted = store, config, setup
         self.env = dict(os.environ)
         if os.environ.get("FORKD_LAB_CACHE"):
@@ -51,7 +52,9 @@ class Lab:
         self.children = []
 
     def __enter__(self):
-        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="forkd-", dir=os.environ.get("FORKD_LAB_DIR", "/tmp"))).resolve()
+        if self.at:
+            os.mkdir(self.at)
+        self.dir = pathlib.Path(self.at or tempfile.mkdtemp(prefix="forkd-", dir=os.environ.get("FORKD_LAB_DIR", "/tmp"))).resolve()
         self.state, self.run_dir = self.dir / "state", self.dir / "run"
         self.socket = self.run_dir / "forkd.sock"
         self.conf = self.dir / "forkd.conf"
