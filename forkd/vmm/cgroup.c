@@ -147,7 +147,7 @@ static int wait_readable(int fd, int timeout_ms) {
 static int wait_empty(int dirfd, const char *path) {
         uint64_t start = now_ns();
         cleanup_fd int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
-        char events[PATH_MAX], buf[4096];
+        char events[PATH_MAX + 16], buf[4096];
         int r;
 
         if (watch < 0)
