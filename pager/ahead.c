@@ -72,7 +72,7 @@ int pager_ahead_decode(struct pager_ahead *a, struct pager_image *img, struct pa
                 if (r < 0)
                         return r;
                 if (res.kind == PAGER_PAGE_ZERO)
-                        page += MAX_OF(pager_image_zero_run(img, page, u->first + u->n - page), 1u) - 1;
+                        page += MAX_OF(pager_image_zero_run(img, s, page, u->first + u->n - page), 1u) - 1;
         }
         return 1;
 }
@@ -90,7 +90,7 @@ static int map_pages(struct pager_session *s, uint64_t addr, uint64_t n, bool ze
 
 /** From @page on, at most @max pages that can be mapped with one request: present ones, or zero ones. 0: @page
  *  has to be decoded first. */
-static uint64_t mappable(struct pager_session *s, uint64_t page, uint64_t max, bool *ret_zero) {
+static uint64_t mappable(struct pager_session *s, struct pager_scratch *scratch, uint64_t page, uint64_t max, bool *ret_zero) {
         uint64_t n = 0;
 
         while (n < max && pager_image_present(s->image, page + n) && !pager_session_removed(s, page + n))
@@ -98,7 +98,7 @@ static uint64_t mappable(struct pager_session *s, uint64_t page, uint64_t max, b
         *ret_zero = n == 0;
         if (n > 0)
                 return n;
-        max = pager_image_zero_run(s->image, page, max);
+        max = pager_image_zero_run(s->image, scratch, page, max);
         while (n < max && !pager_session_removed(s, page + n))
                 n++;
         return n;
@@ -116,7 +116,7 @@ static int64_t map_some(struct pager_session *s, const struct pager_region *g, s
                 return 1;
         if (s->layout->page_size == PAGER_HUGE_PAGE)
                 return pager_copy_ahead_huge(s, g, scratch, page, end - page);
-        n = mappable(s, page, end - page, &zero);
+        n = mappable(s, scratch, page, end - page, &zero);
         if (n == 0)
                 return -ENODATA;
         if (!zero && s->layout->mode == PAGER_MODE_COPY)

@@ -12,7 +12,8 @@
  * The two numbers agree while nobody inserts or removes pages, which is done under claims only. So the comparison is made
  * with the locks of all shards held and no claim in any of them; when there are claims it is tried again, and left to the
  * next time if that does not help. The locks are leaves: only here does a thread hold more than one, in their order. A page
- * that is punched out before it was counted is seen by whoever does that (pager_image_evict).
+ * that is punched out before it was counted is seen by whoever does that (pager_image_evict). In an image that another pager
+ * has filled, or fills, too, there may be more pages than we know of: those are compared with the image (survey.c).
  *
  * Faults that wait. A worker may hang in the kernel, in a read from a disk that does not answer. Its sessions cannot be
  * taken from it. Those of them whose faults have waited for too long get their verdict: a guest that is ended can be
@@ -55,6 +56,8 @@ static int64_t count_foreign(struct pager_image *img) {
 int pager_image_audit(struct pager_image *img) {
         int64_t n = -EAGAIN;
 
+        if (pager_image_is_quiet(img))
+                return -EAGAIN;
         if (atomic_load_explicit(&img->tainted, memory_order_relaxed))
                 return -EUCLEAN;
         for (unsigned i = 0; i < TRIES && n == -EAGAIN; i++) {
@@ -66,8 +69,9 @@ int pager_image_audit(struct pager_image *img) {
                 return -EAGAIN;
         if (n <= 0) /* less: somebody took pages away, which only costs time */
                 return 0;
-        atomic_store_explicit(&img->tainted, true, memory_order_relaxed);
-        atomic_store_explicit(&img->bad, true, memory_order_relaxed);
+        if (pager_image_is_shared(img))
+                return -EINPROGRESS;
+        pager_image_taint(img);
         return -EUCLEAN;
 }
 
@@ -128,11 +132,17 @@ static void fail_hung(struct pager *p) {
 static void on_time(evutil_socket_t fd, short what, void *arg) {
         struct pager *p = arg;
         struct pager_session *s;
+        int r;
 
         fail_hung(p);
         for (struct pager_cached *c = pager_cache_first(p->cache), *next; c; c = next) {
                 next = c->next;
-                if (c->n_sessions == 0 || pager_image_audit(c->image) != -EUCLEAN)
+                if (c->n_sessions == 0)
+                        continue;
+                r = pager_image_audit(c->image);
+                if (r == -EINPROGRESS)
+                        pager_filler_start(p->filler, pager_image_survey_job(c->image));
+                if (r != -EUCLEAN)
                         continue;
                 c->n_sessions++; /* it goes with its last session */
                 while ((s = find_doubtful(p, c)))

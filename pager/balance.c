@@ -80,7 +80,11 @@ void pager_on_moved(struct pager *p, struct pager_session *s) {
                 pager_release_session(p, s);
                 return;
         }
-        if (s->failed) {
+        if (s->releasing) {
+                pager_on_released(p, s);
+                if (s->sync_deferred)
+                        pager_answer_removed(s);
+        } else if (s->failed) {
                 s->worker = NULL; /* stays unanswered, with its descriptor open, until it is ended */
                 if (s->sync_deferred)
                         pager_answer_removed(s);

@@ -75,9 +75,12 @@ bool pager_cache_drop_idle(struct pager_cache *c) {
 
 static struct pager_cached *find(struct pager_cache *c, const struct pager_image_key *key) {
         for (struct pager_cached *i = c->first; i; i = i->next) {
+                int r;
+
                 if (i->stale || !pager_image_matches(i->image, key))
                         continue;
-                if (!pager_image_is_bad(i->image) && pager_image_audit(i->image) != -EUCLEAN)
+                r = pager_image_audit(i->image);
+                if (!pager_image_is_bad(i->image) && r != -EUCLEAN && !(r == -EINPROGRESS && i->n_sessions == 0))
                         return i;
                 /* What its memory holds is in doubt: whoever comes new reads the file anew. */
                 i->stale = true;
@@ -88,7 +91,22 @@ static struct pager_cached *find(struct pager_cache *c, const struct pager_image
         return NULL;
 }
 
-static int open_entry(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) {
+static int open_error(int r, struct err *e) {
+        if (r == -EBADMSG)
+                return err_set(e, ERR_CORRUPT, r, "the memory image is torn or corrupt");
+        if (r == -EPROTONOSUPPORT)
+                return err_set(e, ERR_VERSION, r, "the memory image has a format version that this pager does not know");
+        if (r == -EOPNOTSUPP)
+                return err_set(e, ERR_UNSUPPORTED, r, "this kernel's userfaultfd cannot serve shared memory");
+        if (r == -EBADF)
+                return err_set(e, ERR_INVALID, r, "the third descriptor is no memfd of an image of this size, open for writing");
+        if (r == -EUCLEAN)
+                return err_set(e, ERR_INVALID, r, "the third descriptor is the memory of another image");
+        return err_errno(e, r, "opening the memory image");
+}
+
+/** @memfd: -1, or the memory that it has already. */
+static int open_entry(struct pager_cache *c, int fd, int memfd, struct pager_cached **ret, struct err *e) {
         cleanup_free struct pager_cached *entry = calloc(1, sizeof(*entry));
         int r;
 
@@ -96,15 +114,9 @@ static int open_entry(struct pager_cache *c, int fd, struct pager_cached **ret, 
                 return err_errno(e, -ENOMEM, "opening an image");
         if (c->n >= PAGER_MAX_IMAGES && !pager_cache_drop_idle(c))
                 return err_set(e, ERR_LIMIT, -EMFILE, "%u images are in use, which is the limit", PAGER_MAX_IMAGES);
-        r = pager_image_open(fd, c->reclaim, &entry->image);
-        if (r == -EBADMSG)
-                return err_set(e, ERR_CORRUPT, r, "the memory image is torn or corrupt");
-        if (r == -EPROTONOSUPPORT)
-                return err_set(e, ERR_VERSION, r, "the memory image has a format version that this pager does not know");
-        if (r == -EOPNOTSUPP)
-                return err_set(e, ERR_UNSUPPORTED, r, "this kernel's userfaultfd cannot serve shared memory");
+        r = memfd < 0 ? pager_image_open(fd, c->reclaim, &entry->image) : pager_image_adopt(fd, memfd, c->reclaim, &entry->image);
         if (r < 0)
-                return err_errno(e, r, "opening the memory image");
+                return open_error(r, e);
         entry->expiry = evtimer_new(c->base, on_expiry, entry);
         if (!entry->expiry) {
                 pager_image_unref(entry->image);
@@ -118,26 +130,81 @@ static int open_entry(struct pager_cache *c, int fd, struct pager_cached **ret, 
         return 0;
 }
 
-int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) {
-        struct pager_image_key key;
-        struct pager_cached *entry;
+static int key_of(int fd, struct pager_image_key *ret, struct err *e) {
         int r, flags = fcntl(fd, F_GETFL);
 
         /* Also of an image that is open already: whoever cannot read the file is not shown its pages. */
         if (flags < 0 || flags & O_PATH || (flags & O_ACCMODE) == O_WRONLY)
                 return err_set(e, ERR_INVALID, -EBADF, "the memory image is not open for reading");
-        r = pager_image_key_of_fd(fd, &key);
-        if (r < 0)
-                return err_errno(e, r, "looking at the memory image");
-        entry = find(c, &key);
-        if (!entry) {
-                r = open_entry(c, fd, &entry, e);
-                if (r < 0)
-                        return r;
-        }
+        r = pager_image_key_of_fd(fd, ret);
+        return r < 0 ? err_errno(e, r, "looking at the memory image") : 0;
+}
+
+static bool is_released(const struct pager_cache *c, const struct pager_image_key *key) {
+        for (const struct pager_cached *i = c->first; i; i = i->next)
+                if (i->n_released > 0 && pager_image_matches(i->image, key))
+                        return true;
+        return false;
+}
+
+static void use(struct pager_cached *entry) {
         entry->n_sessions++;
         pager_image_set_idle(entry->image, 0);
         (void) event_del(entry->expiry);
+}
+
+int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) {
+        struct pager_image_key key;
+        struct pager_cached *entry;
+        int r = key_of(fd, &key, e);
+
+        if (r < 0)
+                return r;
+        if (is_released(c, &key))
+                return err_set(e, ERR_BUSY, -EBUSY, "sessions of the image are being handed to another pager");
+        entry = find(c, &key);
+        if (!entry) {
+                r = open_entry(c, fd, -1, &entry, e);
+                if (r < 0)
+                        return r;
+        }
+        use(entry);
+        *ret = entry;
+        return 0;
+}
+
+/** The entry with the memory @memfd, or NULL. */
+static int find_memory(struct pager_cache *c, const struct pager_image_key *key, int memfd, struct pager_cached **ret,
+                       struct err *e) {
+        struct pager_cached *i = c->first;
+
+        while (i && !pager_image_has_memory(i->image, memfd))
+                i = i->next;
+        *ret = i;
+        if (!i)
+                return 0;
+        if (!pager_image_matches(i->image, key))
+                return err_set(e, ERR_INVALID, -EUCLEAN, "the third descriptor is the memory of another image");
+        if (i->n_released > 0)
+                return err_set(e, ERR_BUSY, -EBUSY, "sessions of the image are being handed to another pager");
+        if (pager_image_is_bad(i->image) || pager_image_audit(i->image) == -EUCLEAN)
+                return err_set(e, ERR_CORRUPT, -EUCLEAN, "the content of the image's memory is in doubt");
+        return 0;
+}
+
+int pager_cache_adopt(struct pager_cache *c, int fd, int memfd, struct pager_cached **ret, struct err *e) {
+        struct pager_image_key key;
+        struct pager_cached *entry;
+        int r = key_of(fd, &key, e);
+
+        if (r == 0)
+                r = find_memory(c, &key, memfd, &entry, e);
+        if (r == 0 && !entry)
+                r = open_entry(c, fd, memfd, &entry, e);
+        if (r < 0)
+                return r;
+        pager_image_share(entry->image);
+        use(entry);
         *ret = entry;
         return 0;
 }

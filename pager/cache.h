@@ -19,7 +19,8 @@ struct pager_cached {
         struct event *expiry;
         struct pager_ahead *ahead; /* its working set, NULL: none was given */
         struct pager_image_key ahead_key;
-        bool stale; /* found by no one any more; goes with its last session */
+        unsigned n_released; /* of its sessions: another pager takes, or has taken, them */
+        bool stale;          /* found by no one any more; goes with its last session */
 };
 
 /** @reclaim keeps the images' pages within the budget, and outlives the cache; it may be NULL. */
@@ -28,8 +29,11 @@ int pager_cache_new(struct event_base *base, struct pager_reclaim *reclaim, unsi
 /** No entry may be in use. */
 void pager_cache_free(struct pager_cache *c);
 
-/** The image in @fd (stays the caller's), opened if it is not there. The entry is in use until put. */
+/** The image in @fd (stays the caller's), opened if it is not there; busy while sessions of it are released. The entry is in
+ *  use until put. */
 int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) attr_warn_unused;
+/** The same, but its memory is @memfd (stays the caller's). An image of the same file with another memory is another one. */
+int pager_cache_adopt(struct pager_cache *c, int fd, int memfd, struct pager_cached **ret, struct err *e) attr_warn_unused;
 void pager_cache_put(struct pager_cached *entry);
 
 /** Lets go of the image that was idle for longest. False: none is. */

@@ -26,14 +26,19 @@ void pager_notify(struct pager *p, const char *method, const struct mp_buf *para
         }
 }
 
-void pager_answer_ended(struct pager_waiter *close, struct pager_waiter *sync) {
+static void refuse_ended(struct pager_waiter *w) {
         struct err e = { 0 };
 
-        if (sync->conn) {
-                (void) err_set(&e, ERR_NOT_FOUND, -ENOENT, "the session ended");
-                (void) rpc_reply_err(sync->conn, sync->msgid, &e);
-                rpc_conn_unref(TAKE_PTR(sync->conn));
-        }
+        if (!w->conn)
+                return;
+        (void) err_set(&e, ERR_NOT_FOUND, -ENOENT, "the session ended");
+        (void) rpc_reply_err(w->conn, w->msgid, &e);
+        rpc_conn_unref(TAKE_PTR(w->conn));
+}
+
+void pager_answer_ended(struct pager_waiter *close, struct pager_waiter *sync, struct pager_waiter *release) {
+        refuse_ended(sync);
+        refuse_ended(release);
         if (close->conn) {
                 (void) rpc_reply(close->conn, close->msgid, NULL, NULL, 0);
                 rpc_conn_unref(TAKE_PTR(close->conn));
@@ -78,7 +83,7 @@ void pager_answer_removed(struct pager_session *s) {
 
 /* ---- methods: 0 when answered (now or later), else -errno with *e filled ---- */
 
-static int find_session(struct pager *p, const struct rpc_msg *msg, struct pager_session **ret, struct err *e) {
+int pager_named_session(struct pager *p, const struct rpc_msg *msg, struct pager_session **ret, struct err *e) {
         id_str id;
         struct pager_session *s;
 
@@ -112,7 +117,7 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         struct pager_session *s;
         int64_t vm_pid = 0;
         id_str id;
-        int fd, r;
+        int r;
 
         mp_buf_init(&b);
         if (mp_get_str(msg->params, "session", id, sizeof(id)) < 0 || !id_valid(id))
@@ -148,9 +153,8 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         mp_kv_u64(&b, "ram_bytes", o.ram_bytes);
         mp_kv_u64(&b, "present_bytes", stats.present_bytes);
         mp_kv_u64(&b, "workingset_pages", s->ahead ? s->ahead->n_pages : 0);
-        mp_kv_u64(&b, "fds", 1);
-        fd = pager_image_readonly_fd(s->image);
-        r = rpc_reply(msg->conn, msg->msgid, &b, &fd, 1);
+        mp_kv_u64(&b, "fds", 2);
+        r = rpc_reply(msg->conn, msg->msgid, &b, (int[]){ pager_image_readonly_fd(s->image), pager_image_memfd(s->image) }, 2);
         if (r < 0) {
                 /* The caller does not have the memfd, so nobody can use this session. */
                 pager_end_session(p, s);
@@ -161,7 +165,7 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
 
 static int do_expect(struct pager *p, struct rpc_msg *msg, struct err *e) {
         struct pager_session *s;
-        int r = find_session(p, msg, &s, e);
+        int r = pager_named_session(p, msg, &s, e);
 
         if (r < 0)
                 return r;
@@ -177,7 +181,7 @@ static int do_expect(struct pager *p, struct rpc_msg *msg, struct err *e) {
 
 static int do_close(struct pager *p, struct rpc_msg *msg, struct err *e) {
         struct pager_session *s;
-        int r = find_session(p, msg, &s, e);
+        int r = pager_named_session(p, msg, &s, e);
 
         if (r < 0)
                 return r;
@@ -189,7 +193,7 @@ static int do_close(struct pager *p, struct rpc_msg *msg, struct err *e) {
 static int do_removed(struct pager *p, struct rpc_msg *msg, struct err *e) {
         struct pager_session *s;
         uint64_t first = 0;
-        int r = find_session(p, msg, &s, e);
+        int r = pager_named_session(p, msg, &s, e);
 
         if (r < 0)
                 return r;
@@ -212,7 +216,7 @@ static int do_removed(struct pager *p, struct rpc_msg *msg, struct err *e) {
 static int do_workingset(struct pager *p, struct rpc_msg *msg, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct pager_session *s;
-        int r = find_session(p, msg, &s, e);
+        int r = pager_named_session(p, msg, &s, e);
 
         if (r < 0)
                 return r;
@@ -223,7 +227,7 @@ static int do_workingset(struct pager *p, struct rpc_msg *msg, struct err *e) {
 
 static int do_prefetch(struct pager *p, struct rpc_msg *msg, struct err *e) {
         struct pager_session *s;
-        int r = find_session(p, msg, &s, e);
+        int r = pager_named_session(p, msg, &s, e);
 
         if (r < 0)
                 return r;
@@ -267,6 +271,13 @@ static const struct {
         { "session.close", do_close },
         { "session.removed", do_removed },
         { "session.workingset", do_workingset },
+        { "session.handles", pager_do_handles },
+        { "session.release", pager_do_release },
+        { "session.resume", pager_do_resume },
+        { "session.mark_removed", pager_do_mark_removed },
+        { "session.adopt", pager_do_adopt },
+        { "heartbeat", pager_do_heartbeat },
+        { "flight", pager_do_flight },
         { "image.prefetch", do_prefetch },
         { "status", do_status },
         { "shutdown", do_shutdown },

@@ -209,7 +209,7 @@ static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint
                 }
                 r = pager_image_fill(s->image, scratch, first + i, cause, &fill);
                 if (r == 0 && fill.kind == PAGER_PAGE_ZERO) {
-                        i += MAX_OF(1u, pager_image_zero_run(s->image, first + i, SNAP_REGION_PAGES - i));
+                        i += MAX_OF(1u, pager_image_zero_run(s->image, scratch, first + i, SNAP_REGION_PAGES - i));
                         continue;
                 }
                 if (r == 0)

@@ -29,6 +29,7 @@
 #include "common/io.h"
 #include "pager/copy.h"
 #include "pager/fault_internal.h"
+#include "pager/flight_writer.h"
 #include "pager/record.h"
 #include "pager/uffd.h"
 
@@ -73,11 +74,12 @@ static void clip(const struct pager_session *s, const struct pager_region *g, ui
 
 /** The zero pages around @page, within its window. Windows are aligned, so that a guest that goes down
  *  through its memory is served as well as one that goes up. */
-static void zero_window(struct pager_image *img, uint64_t page, uint64_t *ret_first, uint64_t *ret_n) {
+static void zero_window(struct pager_image *img, struct pager_scratch *scratch, uint64_t page, uint64_t *ret_first,
+                        uint64_t *ret_n) {
         uint64_t start = page - page % PAGER_ZERO_WINDOW, end = start + PAGER_ZERO_WINDOW;
 
         for (uint64_t p = start; p <= page;) {
-                uint64_t n = pager_image_zero_run(img, p, end - p);
+                uint64_t n = pager_image_zero_run(img, scratch, p, end - p);
 
                 if (p + n > page) {
                         *ret_first = p;
@@ -158,7 +160,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
                 return pager_fault_fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r));
         if (fill.kind == PAGER_PAGE_ZERO) {
                 *ret_kind = PAGER_FAULT_ZERO;
-                zero_window(s->image, page, &first, &n);
+                zero_window(s->image, scratch, page, &first, &n);
                 clip(s, g, page, first, n, ret_lo, ret_hi);
                 return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
         }
@@ -172,7 +174,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         }
         r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed);
         if (r == -EFAULT) {
-                pager_image_recheck(s->image, fill.first, fill.n);
+                pager_image_recheck(s->image, scratch, fill.first, fill.n);
                 return -EAGAIN;
         }
         return r;
@@ -204,6 +206,7 @@ static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, u
                 return -EAGAIN; /* a move is under way, whose event tells of this address */
         if (!g)
                 return pager_fault_fail(s, -EPROTO, "the VMM faulted at an address that it had not told of");
+        pager_flight_begin(scratch->flight, s, g->offset == PAGER_READS_ZERO ? 0 : (addr - g->base + g->offset) / PAGER_PAGE);
         if (s->layout->page_size == PAGER_HUGE_PAGE)
                 r = answer_huge(s, g, scratch, addr, ret_lo, ret_hi, ret_kind);
         else
@@ -223,14 +226,14 @@ static void count(struct pager_session *s, enum pager_fault_kind kind, uint64_t 
 
 /** A zero page was asked for and is answered: its neighbours cost less now than a fault each later. They wake
  *  nobody, so whatever stands in the way ends it. */
-static void map_more_zeros(struct pager_session *s, const struct pager_region *g, uint64_t page) {
+static void map_more_zeros(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page) {
         uint64_t end = page - page % PAGER_ZERO_WINDOW + PAGER_ZERO_WINDOW, lo, hi, done;
         uint64_t p = page - page % PAGER_ZERO_WINDOW;
 
         p = MAX_OF(p, g->offset / PAGER_PAGE);
         end = MIN_OF(end, (g->offset + g->size) / PAGER_PAGE);
         for (unsigned runs = 0; p < end && runs < PAGER_ZERO_RUNS; p++) { /* the page behind a run is stored */
-                uint64_t n = pager_session_removed(s, p) ? 0 : pager_image_zero_run(s->image, p, end - p);
+                uint64_t n = pager_session_removed(s, p) ? 0 : pager_image_zero_run(s->image, scratch, p, end - p);
                 bool answered = page >= p && page < p + n;
                 int r;
 
@@ -303,10 +306,13 @@ static int serve_pending(struct pager_session *s, struct pager_scratch *scratch)
                 if (kind == PAGER_FAULT_ZERO && s->layout->page_size == PAGER_PAGE) {
                         const struct pager_region *g = pager_layout_find(s->layout, lo);
 
-                        map_more_zeros(s, g, (lo - g->base + g->offset) / PAGER_PAGE);
+                        map_more_zeros(s, g, scratch, (lo - g->base + g->offset) / PAGER_PAGE);
                 }
+                pager_flight_end(scratch->flight);
                 begin = s->early_ns || kind == PAGER_FAULT_ZERO ? now_ns() : now;
         }
+        if (r < 0)
+                pager_flight_end(scratch->flight);
         (void) atomic_fetch_add_explicit(&s->busy_ns, begin - first, memory_order_relaxed);
         return r < 0 ? r : s->n_pending > 0;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* Theory of operation. One thread takes jobs from two queues. A working set comes first, also in the middle of
- * another job: a VMM is about to need it. Filling a whole image is for later clones: it gives way to demand, by
- * letting a little time pass before each frame while a fault worker is busy, so it slows down but never stops for
+/* Theory of operation. One thread takes jobs from three queues. A working set comes first, also in the middle of
+ * another job: a VMM is about to need it. Then images whose memory another pager has filled are surveyed: until that is
+ * done they are not reclaimed from. Filling a whole image is for later clones. These two give way to demand, by
+ * letting a little time pass before each step while a fault worker is busy, so they slow down but never stop for
  * good. The thread has the workers' priority: a worker that wants the very frame that it decodes waits for it. */
 #include "pager/fill.h"
 
@@ -18,13 +19,16 @@
 
 #define GIVE_WAY_NS 1000000
 
+/** In their order of precedence. */
+enum { REPLAYS, SURVEYS, WHOLE, N_QUEUES };
+
 struct pager_filler {
         pthread_t thread;
         pthread_mutex_t lock; /* guards what follows */
         pthread_cond_t changed;
         bool stop;
-        _Atomic unsigned n_urgent; /* also read without the lock */
-        TAILQ_HEAD(, pager_fill_job) urgent, whole;
+        TAILQ_HEAD(queue, pager_fill_job) queue[N_QUEUES];
+        _Atomic unsigned n[N_QUEUES]; /* how many are in each; also read without the lock */
 
         struct pager_mailbox *to_control;
         struct pager_load *load;
@@ -53,7 +57,7 @@ static void give_way(struct pager_filler *f) {
                 until.tv_sec++;
         }
         (void) pthread_mutex_lock(&f->lock);
-        if (!f->stop && TAILQ_EMPTY(&f->urgent))
+        if (!f->stop && TAILQ_EMPTY(&f->queue[REPLAYS]))
                 (void) pthread_cond_timedwait(&f->changed, &f->lock, &until);
         (void) pthread_mutex_unlock(&f->lock);
 }
@@ -63,7 +67,25 @@ static void finish(struct pager_filler *f, struct pager_fill_job *job, int resul
         if (job->ahead)
                 pager_mailbox_post(f->to_control, &job->letter, PAGER_REPLAYED, job->ahead);
         else
-                pager_mailbox_post(f->to_control, &job->letter, PAGER_FILLED, job->image);
+                pager_mailbox_post(f->to_control, &job->letter, job->survey ? PAGER_SURVEYED : PAGER_FILLED, job->image);
+}
+
+static unsigned queue_of(const struct pager_fill_job *job) {
+        return job->ahead ? REPLAYS : job->survey ? SURVEYS : WHOLE;
+}
+
+/** The next job of the first @queues queues, or NULL. Under the lock. */
+static struct pager_fill_job *take(struct pager_filler *f, unsigned queues) {
+        for (unsigned q = 0; q < queues; q++) {
+                struct pager_fill_job *job = TAILQ_FIRST(&f->queue[q]);
+
+                if (!job)
+                        continue;
+                TAILQ_REMOVE(&f->queue[q], job, entry);
+                (void) atomic_fetch_sub_explicit(&f->n[q], 1, memory_order_relaxed);
+                return job;
+        }
+        return NULL;
 }
 
 static int replay(struct pager_filler *f, struct pager_fill_job *job) {
@@ -74,21 +96,33 @@ static int replay(struct pager_filler *f, struct pager_fill_job *job) {
         return r > 0 ? -ECANCELED : r;
 }
 
-/** Runs what has come in the meantime. */
-static void run_urgent(struct pager_filler *f) {
-        while (atomic_load_explicit(&f->n_urgent, memory_order_relaxed) > 0) {
-                struct pager_fill_job *job;
+static void run(struct pager_filler *f, struct pager_fill_job *job);
 
-                (void) pthread_mutex_lock(&f->lock);
-                job = TAILQ_FIRST(&f->urgent);
-                if (job) {
-                        TAILQ_REMOVE(&f->urgent, job, entry);
-                        (void) atomic_fetch_sub_explicit(&f->n_urgent, 1, memory_order_relaxed);
+/** Runs what has come in the meantime for the first @queues queues. */
+static void run_urgent(struct pager_filler *f, unsigned queues) {
+        for (unsigned q = 0; q < queues; q++)
+                while (atomic_load_explicit(&f->n[q], memory_order_relaxed) > 0) {
+                        struct pager_fill_job *job;
+
+                        (void) pthread_mutex_lock(&f->lock);
+                        job = take(f, q + 1);
+                        (void) pthread_mutex_unlock(&f->lock);
+                        if (job)
+                                run(f, job);
                 }
-                (void) pthread_mutex_unlock(&f->lock);
-                if (job)
-                        finish(f, job, replay(f, job));
+}
+
+static int survey(struct pager_filler *f, struct pager_image *img) {
+        uint64_t page = 0;
+        int r;
+
+        while ((r = pager_image_survey_step(img, &f->scratch, &page)) > 0) {
+                if (pager_image_fill_cancelled(img) || stopping(f))
+                        return -ECANCELED;
+                run_urgent(f, SURVEYS);
+                give_way(f);
         }
+        return r;
 }
 
 static int fill_region(struct pager_filler *f, struct pager_image *img, uint64_t first, uint64_t n) {
@@ -105,7 +139,7 @@ static int fill_region(struct pager_filler *f, struct pager_image *img, uint64_t
                         continue;
                 if (pager_image_fill_cancelled(img) || stopping(f))
                         return -ECANCELED;
-                run_urgent(f);
+                run_urgent(f, WHOLE);
                 give_way(f);
         }
         return 0;
@@ -126,25 +160,28 @@ static int fill_image(struct pager_filler *f, struct pager_image *img) {
         return r == -ENOENT ? 0 : r;
 }
 
+static void run(struct pager_filler *f, struct pager_fill_job *job) {
+        if (job->ahead)
+                finish(f, job, replay(f, job));
+        else if (job->survey)
+                finish(f, job, survey(f, job->image));
+        else
+                finish(f, job, fill_image(f, job->image));
+}
+
 static void *filler_main(void *arg) {
         struct pager_filler *f = arg;
 
         (void) pthread_mutex_lock(&f->lock);
         while (!f->stop) {
-                struct pager_fill_job *job = TAILQ_FIRST(&f->whole);
-                bool urgent = !TAILQ_EMPTY(&f->urgent);
+                struct pager_fill_job *job = take(f, N_QUEUES);
 
-                if (!urgent && !job) {
+                if (!job) {
                         (void) pthread_cond_wait(&f->changed, &f->lock);
                         continue;
                 }
-                if (!urgent)
-                        TAILQ_REMOVE(&f->whole, job, entry);
                 (void) pthread_mutex_unlock(&f->lock);
-                if (urgent)
-                        run_urgent(f);
-                else
-                        finish(f, job, fill_image(f, job->image));
+                run(f, job);
                 (void) pthread_mutex_lock(&f->lock);
         }
         (void) pthread_mutex_unlock(&f->lock);
@@ -154,13 +191,8 @@ static void *filler_main(void *arg) {
 static void filler_destroy(struct pager_filler *f) {
         struct pager_fill_job *job;
 
-        while ((job = TAILQ_FIRST(&f->urgent)) || (job = TAILQ_FIRST(&f->whole))) {
-                if (job->ahead)
-                        TAILQ_REMOVE(&f->urgent, job, entry);
-                else
-                        TAILQ_REMOVE(&f->whole, job, entry);
+        while ((job = take(f, N_QUEUES)))
                 pager_fill_job_done(job);
-        }
         pager_scratch_clear(&f->scratch);
         (void) pthread_cond_destroy(&f->changed);
         (void) pthread_mutex_destroy(&f->lock);
@@ -176,8 +208,8 @@ int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, 
                 return -ENOMEM;
         f->to_control = to_control;
         f->load = load;
-        TAILQ_INIT(&f->urgent);
-        TAILQ_INIT(&f->whole);
+        for (unsigned q = 0; q < N_QUEUES; q++)
+                TAILQ_INIT(&f->queue[q]);
         (void) pthread_mutex_init(&f->lock, NULL);
         (void) pthread_condattr_init(&attr);
         (void) pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -213,12 +245,8 @@ void pager_filler_start(struct pager_filler *f, struct pager_fill_job *job) {
         if (job->ahead)
                 (void) pager_ahead_ref(job->ahead);
         (void) pthread_mutex_lock(&f->lock);
-        if (job->ahead) {
-                TAILQ_INSERT_TAIL(&f->urgent, job, entry);
-                (void) atomic_fetch_add_explicit(&f->n_urgent, 1, memory_order_relaxed);
-        } else {
-                TAILQ_INSERT_TAIL(&f->whole, job, entry);
-        }
+        TAILQ_INSERT_TAIL(&f->queue[queue_of(job)], job, entry);
+        (void) atomic_fetch_add_explicit(&f->n[queue_of(job)], 1, memory_order_relaxed);
         (void) pthread_cond_broadcast(&f->changed);
         (void) pthread_mutex_unlock(&f->lock);
 }

@@ -12,23 +12,24 @@ struct pager_filler;
 struct pager_image;
 struct pager_load;
 
-/** Part of the object that it is about: an image, to be filled as a whole, or a working set. */
+/** Part of the object that it is about: an image, to be filled as a whole or surveyed, or a working set. */
 struct pager_fill_job {
         TAILQ_ENTRY(pager_fill_job) entry;
         struct pager_letter letter;
         struct pager_image *image;
         struct pager_ahead *ahead; /* NULL: the whole image */
+        bool survey;               /* of the image: which pages are there */
         bool running;              /* control thread: queued or running */
         int result;                /* valid when the letter has arrived */
 };
 
-/** Starts the thread. When a job ends, PAGER_FILLED with the image, or PAGER_REPLAYED with the working set, goes to
- *  @to_control. */
+/** Starts the thread. When a job ends, PAGER_FILLED or PAGER_SURVEYED with the image, or PAGER_REPLAYED with the working set,
+ *  goes to @to_control. */
 int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, struct pager_filler **ret) attr_warn_unused;
 /** Stops it; jobs that are queued are dropped without a letter. NULL is fine. */
 void pager_filler_free(struct pager_filler *f);
 
-/** Control thread: runs @job, at once if it is about a working set: somebody's VMM starts. It holds references to
+/** Control thread: runs @job, at once if it is about a working set: somebody's VMM starts; a survey before images are filled. It holds references to
  *  its objects, which go to the receiver of the letter. Does nothing while it is running. */
 void pager_filler_start(struct pager_filler *f, struct pager_fill_job *job);
 /** What the job held; by the receiver of its letter. */

@@ -62,10 +62,23 @@ static struct pager_fill_result present_run(const struct pager_image *img, uint6
         return (struct pager_fill_result){ PAGER_PAGE_PRESENT, start + lo, hi - lo };
 }
 
-uint64_t pager_image_zero_run(struct pager_image *img, uint64_t page, uint64_t max) {
+uint64_t pager_image_zero_run(struct pager_image *img, struct pager_scratch *s, uint64_t page, uint64_t max) {
         uint64_t n;
+        int r;
 
-        return snap_image_zero_run(img->snap, page, max, &n) == 0 ? n : 0;
+        pager_scratch_reading(s, true); /* the index of a region is read when it is first needed */
+        r = snap_image_zero_run(img->snap, page, max, &n);
+        pager_scratch_reading(s, false);
+        return r == 0 ? n : 0;
+}
+
+static int lookup(struct pager_image *img, struct pager_scratch *s, uint64_t page, struct snap_loc *ret) {
+        int r;
+
+        pager_scratch_reading(s, true);
+        r = snap_image_lookup(img->snap, page, ret);
+        pager_scratch_reading(s, false);
+        return r;
 }
 
 int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *ret) {
@@ -128,8 +141,7 @@ void pager_image_release(struct pager_image *img, const struct pager_claim *c) {
 
 /* ---- filling ---- */
 
-/** Its memory holds, or held, a page that is not ours: the audit ends whoever maps it. */
-static void taint(struct pager_image *img) {
+void pager_image_taint(struct pager_image *img) {
         atomic_store_explicit(&img->tainted, true, memory_order_relaxed);
         atomic_store_explicit(&img->bad, true, memory_order_relaxed);
 }
@@ -147,7 +159,7 @@ static int check_foreign(struct pager_image *img, uint64_t page, const uint8_t *
         return memcmp(there, data, sizeof(there)) == 0 ? 0 : -EUCLEAN;
 }
 
-static void inserted(struct pager_image *img, uint64_t first, uint64_t n, uint64_t demanded) {
+void pager_image_inserted(struct pager_image *img, uint64_t first, uint64_t n, uint64_t demanded) {
         uint64_t fresh;
 
         if (n == 0)
@@ -171,7 +183,7 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
                                   (n - at) * PAGER_PAGE, &done);
 
                 (void) atomic_fetch_add_explicit(&img->pages[cause], done / PAGER_PAGE, memory_order_relaxed);
-                inserted(img, first + at, done / PAGER_PAGE, demanded);
+                pager_image_inserted(img, first + at, done / PAGER_PAGE, demanded);
                 at += done / PAGER_PAGE;
                 if (r == 0)
                         break;
@@ -186,7 +198,7 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
                 if (r < 0)
                         return r;
                 if (!pager_image_present(img, first + at))
-                        inserted(img, first + at, 1, demanded);
+                        pager_image_inserted(img, first + at, 1, demanded);
                 at++;
         }
         return 0;
@@ -243,7 +255,9 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
         int r;
 
         s->n_runs = 0;
+        pager_scratch_reading(s, true);
         r = snap_image_decode(img->snap, s->decoder, loc, s->frame, &f);
+        pager_scratch_reading(s, false);
         if (r < 0)
                 return r;
         (void) atomic_fetch_add_explicit(&img->decodes, 1, memory_order_relaxed);
@@ -274,6 +288,13 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
         return found ? 0 : -EBADMSG;
 }
 
+/** Who has the claim may be in a read. */
+static void claim_frame(struct pager_image *img, struct pager_scratch *s, const struct pager_claim *c) {
+        pager_scratch_reading(s, true);
+        pager_image_claim(img, c);
+        pager_scratch_reading(s, false);
+}
+
 /** Decodes the frame at @loc, unless the page is there by then. */
 static int fill_claimed(struct pager_image *img, struct pager_scratch *s, const struct snap_loc *loc, const struct want *w,
                         struct pager_fill_result *ret) {
@@ -283,10 +304,12 @@ static int fill_claimed(struct pager_image *img, struct pager_scratch *s, const 
         if (r < 0)
                 return r;
         if (!w->nowait)
-                pager_image_claim(img, &claim);
+                claim_frame(img, s, &claim);
         else if (!try_claim(img, &claim))
                 return -EBUSY;
-        if (pager_image_present(img, w->page))
+        if (w->cause == PAGER_AHEAD && pager_image_is_quiet(img)) /* from here on we would be waited for */
+                r = -ESHUTDOWN;
+        else if (pager_image_present(img, w->page))
                 *ret = present_run(img, w->page);
         else
                 r = fill_frame(img, s, loc, w, ret);
@@ -302,7 +325,7 @@ static int fill(struct pager_image *img, struct pager_scratch *s, const struct w
                 *ret = present_run(img, w->page);
                 return 0;
         }
-        r = snap_image_lookup(img->snap, w->page, &loc);
+        r = lookup(img, s, w->page, &loc);
         if (r == 0 && loc.zero) {
                 *ret = (struct pager_fill_result){ PAGER_PAGE_ZERO, w->page, 1 };
                 return 0;
@@ -314,7 +337,7 @@ static int fill(struct pager_image *img, struct pager_scratch *s, const struct w
                         r = fill_claimed(img, s, &loc, w, ret);
         }
         if (r == -EUCLEAN)
-                taint(img);
+                pager_image_taint(img);
         else if (r == -EBADMSG)
                 atomic_store_explicit(&img->bad, true, memory_order_relaxed);
         return r;
@@ -337,7 +360,7 @@ int pager_image_fill_early(struct pager_image *img, struct pager_scratch *s, uin
 int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t page, struct pager_fill_result *ret) {
         struct pager_fill_result run;
         struct snap_loc loc;
-        int r = snap_image_lookup(img->snap, page, &loc);
+        int r = lookup(img, s, page, &loc);
 
         if (r < 0)
                 return r;
@@ -346,7 +369,7 @@ int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t 
         struct pager_claim claim = { page / SNAP_REGION_PAGES, loc.frame_off };
 
         /* Whoever punches pages out has claimed their whole region: what is there now stays until we let go. */
-        pager_image_claim(img, &claim);
+        claim_frame(img, s, &claim);
         if (pager_image_present(img, page)) {
                 run = present_run(img, page);
                 r = io_pread_full(img->memfd, s->frame, run.n * PAGER_PAGE, run.first * PAGER_PAGE);
@@ -361,8 +384,8 @@ int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t 
 
 /* ---- and out again ---- */
 
-/** Clears the bits in @gone, one word of the bitmap, and counts the pages. Under a claim on their region. */
-static uint64_t removed(struct pager_image *img, uint64_t word, uint64_t gone) {
+/** Of @gone, one word of the bitmap, counts the pages. */
+uint64_t pager_image_removed(struct pager_image *img, uint64_t word, uint64_t gone) {
         _Static_assert(64 % PAGER_CHUNK_PAGES == 0, "a chunk lies in one word");
         const uint64_t chunk_mask = (1ull << PAGER_CHUNK_PAGES) - 1;
 
@@ -399,11 +422,18 @@ static bool has_foreign(const struct pager_image *img, uint64_t first, uint64_t 
 uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) {
         struct pager_claim claim = { first / SNAP_REGION_PAGES, PAGER_WHOLE_REGION };
         uint64_t old[SNAP_REGION_PAGES / 64] = { 0 }, base = first / 64, end = MIN_OF(first + n, img->n_pages), count = 0;
+        bool foreign;
 
         if (!try_claim(img, &claim))
                 return 0;
-        if (has_foreign(img, first, end))
-                taint(img);
+        foreign = has_foreign(img, first, end);
+        if (pager_image_is_quiet(img) || (foreign && pager_image_is_shared(img))) {
+                /* It is another pager's, or may be: to be compared before it goes. */
+                pager_image_release(img, &claim);
+                return 0;
+        }
+        if (foreign)
+                pager_image_taint(img);
         /* The bits first: who reads a set bit from now on either maps the page before it goes, and loses it with all
          * others, or is told EFAULT by the kernel. */
         for (uint64_t p = first; p < end; p = (p | 63) + 1) {
@@ -414,7 +444,7 @@ uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) 
         if (fallocate(img->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t) (first * PAGER_PAGE),
                       (off_t) ((end - first) * PAGER_PAGE)) == 0) {
                 for (unsigned i = 0; i < ARRAY_LEN(old); i++)
-                        count += removed(img, base + i, old[i]);
+                        count += pager_image_removed(img, base + i, old[i]);
         } else {
                 for (unsigned i = 0; i < ARRAY_LEN(old); i++)
                         if (old[i])
@@ -424,10 +454,10 @@ uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) 
         return count;
 }
 
-void pager_image_recheck(struct pager_image *img, uint64_t first, uint64_t n) {
+void pager_image_recheck(struct pager_image *img, struct pager_scratch *s, uint64_t first, uint64_t n) {
         struct pager_claim claim = { first / SNAP_REGION_PAGES, PAGER_WHOLE_REGION };
 
-        pager_image_claim(img, &claim);
+        claim_frame(img, s, &claim);
         for (uint64_t p = first; p < first + n; p++) {
                 off_t at = (off_t) (p * PAGER_PAGE);
                 uint64_t bit = 1ull << (p % 64);
@@ -435,7 +465,7 @@ void pager_image_recheck(struct pager_image *img, uint64_t first, uint64_t n) {
                 if (!pager_image_present(img, p) || lseek(img->memfd, at, SEEK_DATA) == at)
                         continue;
                 (void) atomic_fetch_and_explicit(&img->present[p / 64], ~bit, memory_order_acq_rel);
-                (void) removed(img, p / 64, bit);
+                (void) pager_image_removed(img, p / 64, bit);
         }
         pager_image_release(img, &claim);
 }

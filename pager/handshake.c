@@ -101,6 +101,7 @@ static int parse_region(const json_t *obj, size_t i, uint64_t ram_bytes, struct 
         struct pager_region *g = &l->region[i];
         uint64_t page_size;
         enum pager_mode mode;
+        const char *wrong;
         int r;
 
         if (!json_is_object(obj))
@@ -121,15 +122,8 @@ static int parse_region(const json_t *obj, size_t i, uint64_t ram_bytes, struct 
                 return bad(why, why_size, "some regions have the \"forkd\" extension, others have not", i);
         if (page_size != l->page_size)
                 return bad(why, why_size, "its page size is another than that of the first region", i);
-        if (g->base % page_size || g->size % page_size || g->offset % page_size)
-                return bad(why, why_size, "is not aligned to pages", i);
-        if (g->size == 0)
-                return bad(why, why_size, "is empty", i);
-        if (g->base < PAGER_PAGE || g->base >= PAGER_MAX_ADDRESS || g->size > PAGER_MAX_ADDRESS - g->base)
-                return bad(why, why_size, "is no address range of a process", i);
-        if (g->offset > ram_bytes || g->size > ram_bytes - g->offset)
-                return bad(why, why_size, "lies outside of guest memory", i);
-        return 0;
+        wrong = pager_region_check(g, page_size, ram_bytes);
+        return wrong ? bad(why, why_size, wrong, i) : 0;
 }
 
 static int parse_regions(const json_t *root, uint64_t ram_bytes, struct pager_layout **ret, char *why, size_t why_size) {

@@ -67,19 +67,38 @@ void pager_image_unref(struct pager_image *img) {
                 pager_image_destroy(img);
 }
 
-static int make_memory(struct pager_image *img) {
+/** VMMs under another user cannot reopen it for writing by way of /proc. */
+static int make_memfd(struct pager_image *img) {
+        img->memfd = memfd_create("forkd-image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        if (img->memfd < 0 || ftruncate(img->memfd, (off_t) (img->n_pages * PAGER_PAGE)) < 0 || fchmod(img->memfd, 0400) < 0 ||
+            fcntl(img->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+                return -errno;
+        return 0;
+}
+
+/** Is @memfd one that another pager has made as above? Only a memfd has such seals, and of those on hugetlbfs the blocks
+ *  are larger than our pages. */
+static int take_memfd(struct pager_image *img, int memfd) {
+        int seals = fcntl(memfd, F_GET_SEALS), flags = fcntl(memfd, F_GETFL), fixed = F_SEAL_SHRINK | F_SEAL_GROW;
+        struct stat st;
+
+        if (seals < 0 || (seals & fixed) != fixed || seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+                return -EBADF;
+        if (flags < 0 || flags & O_PATH || (flags & O_ACCMODE) != O_RDWR)
+                return -EBADF;
+        if (fstat(memfd, &st) < 0 || st.st_size != (off_t) (img->n_pages * PAGER_PAGE) || st.st_blksize != (blksize_t) PAGER_PAGE)
+                return -EBADF;
+        img->memfd = fcntl(memfd, F_DUPFD_CLOEXEC, 3);
+        return img->memfd < 0 ? -errno : 0;
+}
+
+/** Makes the ways into the image's memory. */
+static int map_memory(struct pager_image *img) {
         uint64_t bytes = img->n_pages * PAGER_PAGE;
         char path[64];
         void *map;
         int r;
 
-        img->memfd = memfd_create("forkd-image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-        if (img->memfd < 0)
-                return -errno;
-        /* VMMs under another user cannot reopen it for writing by way of /proc. */
-        if (ftruncate(img->memfd, (off_t) bytes) < 0 || fchmod(img->memfd, 0400) < 0 ||
-            fcntl(img->memfd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-                return -errno;
         (void) snprintf(path, sizeof(path), "/proc/self/fd/%d", img->memfd);
         img->readonly_fd = open(path, O_RDONLY | O_CLOEXEC);
         if (img->readonly_fd < 0)
@@ -96,7 +115,8 @@ static int make_memory(struct pager_image *img) {
         return uffd_register(img->uffd, (uintptr_t) map, bytes);
 }
 
-int pager_image_open(int fd, struct pager_reclaim *reclaim, struct pager_image **ret) {
+/** @memfd: the memory that it has already, -1: none. */
+static int open_image(int fd, int memfd, struct pager_reclaim *reclaim, struct pager_image **ret) {
         cleanup_pager_image struct pager_image *img = aligned_alloc(_Alignof(struct pager_image), sizeof(*img));
         int r;
 
@@ -104,7 +124,8 @@ int pager_image_open(int fd, struct pager_reclaim *reclaim, struct pager_image *
                 return -ENOMEM;
         memset(img, 0, sizeof(*img));
         img->refs = 1;
-        img->job.image = img;
+        img->job.image = img->survey.image = img;
+        img->survey.survey = true;
         img->memfd = img->readonly_fd = img->uffd = -1;
         for (unsigned i = 0; i < PAGER_CLAIM_SHARDS; i++) {
                 (void) pthread_mutex_init(&img->shard[i].lock, NULL);
@@ -120,10 +141,30 @@ int pager_image_open(int fd, struct pager_reclaim *reclaim, struct pager_image *
         img->present = calloc((img->n_pages + 63) / 64, sizeof(*img->present));
         if (!img->present)
                 return -ENOMEM;
-        r = make_memory(img);
+        r = memfd < 0 ? make_memfd(img) : take_memfd(img, memfd);
+        if (r == 0)
+                r = map_memory(img);
         if (r < 0)
                 return r;
         r = pager_resident_init(&img->resident, reclaim, img, img->n_pages);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(img);
+        return 0;
+}
+
+int pager_image_open(int fd, struct pager_reclaim *reclaim, struct pager_image **ret) {
+        return open_image(fd, -1, reclaim, ret);
+}
+
+int pager_image_adopt(int fd, int memfd, struct pager_reclaim *reclaim, struct pager_image **ret) {
+        cleanup_pager_image struct pager_image *img = NULL;
+        int r = memfd < 0 ? -EBADF : open_image(fd, memfd, reclaim, &img);
+
+        if (r < 0)
+                return r;
+        pager_image_share(img);
+        r = pager_image_sample(img);
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(img);
@@ -148,12 +189,27 @@ bool pager_image_matches(const struct pager_image *img, const struct pager_image
         return pager_image_key_equal(&img->key, key);
 }
 
+const struct pager_image_key *pager_image_key(const struct pager_image *img) {
+        return &img->key;
+}
+
+bool pager_image_has_memory(const struct pager_image *img, int memfd) {
+        struct stat ours, theirs;
+
+        return fstat(img->memfd, &ours) == 0 && fstat(memfd, &theirs) == 0 && ours.st_dev == theirs.st_dev &&
+               ours.st_ino == theirs.st_ino;
+}
+
 const struct snap_image_info *pager_image_info(const struct pager_image *img) {
         return snap_image_info(img->snap);
 }
 
 int pager_image_readonly_fd(const struct pager_image *img) {
         return img->readonly_fd;
+}
+
+int pager_image_memfd(const struct pager_image *img) {
+        return img->memfd;
 }
 
 bool pager_image_is_bad(const struct pager_image *img) {
@@ -171,6 +227,10 @@ void pager_image_set_idle(struct pager_image *img, uint64_t since_ns) {
 
 struct pager_fill_job *pager_image_job(struct pager_image *img) {
         return &img->job;
+}
+
+struct pager_fill_job *pager_image_survey_job(struct pager_image *img) {
+        return &img->survey;
 }
 
 void pager_image_cancel_fill(struct pager_image *img) {
@@ -191,6 +251,8 @@ const char *pager_image_reason(int r) {
                 return "out of memory for the image's pages";
         case -EDQUOT:
                 return "the memory budget is used up";
+        case -ESHUTDOWN:
+                return "the image is being handed to another pager";
         case -EIO:
                 return "the image's file could not be read";
         case -ERANGE:

@@ -24,6 +24,8 @@ struct pager_scratch {
                 const uint8_t *data; /* in `frame`, until its next use */
         } run[SNAP_FRAME_PAGES];
         unsigned n_runs;
+        _Atomic bool reading;             /* in a read of an image's file, or waiting for a thread that may be */
+        struct pager_flight_slot *flight; /* where a fault in hand is noted, NULL: nowhere */
 };
 int pager_scratch_init(struct pager_scratch *s) attr_warn_unused;
 void pager_scratch_clear(struct pager_scratch *s);
@@ -41,10 +43,16 @@ int pager_image_key_of_fd(int fd, struct pager_image_key *ret) attr_warn_unused;
 
 struct pager_image;
 struct pager_reclaim;
+struct pager_flight_slot;
 
 /** Opens @fd (stays the caller's). The errors of snap_image_open; -ENOMEM, -EMFILE; -EOPNOTSUPP: the kernel
  *  cannot do it. One reference belongs to the caller. With @reclaim (or NULL) its pages count against the budget. */
 int pager_image_open(int fd, struct pager_reclaim *reclaim, struct pager_image **ret) attr_warn_unused;
+/** The same with the memory in @memfd (stays the caller's), which another pager has made and filled: from here on the image
+ *  is shared (below). -EBADF: it is no memfd as pager_image_open makes them, open for writing, of the image's size; -EUCLEAN:
+ *  its pages are not those of @fd, as far as a few of them tell. What is in it is not looked for: pager_image_survey_step does
+ *  that, until then a page is found to be there when it is to be inserted. */
+int pager_image_adopt(int fd, int memfd, struct pager_reclaim *reclaim, struct pager_image **ret) attr_warn_unused;
 struct pager_image *pager_image_ref(struct pager_image *img);
 /** Any thread. The last reference frees all memory that no clone maps. NULL is fine. */
 void pager_image_unref(struct pager_image *img);
@@ -52,11 +60,16 @@ DEFINE_CLEANUP(struct pager_image, pager_image_unref)
 #define cleanup_pager_image attr_cleanup(pager_image_unref_p)
 
 bool pager_image_matches(const struct pager_image *img, const struct pager_image_key *key);
+const struct pager_image_key *pager_image_key(const struct pager_image *img);
+/** Is @memfd the image's memory? */
+bool pager_image_has_memory(const struct pager_image *img, int memfd);
 
 const struct snap_image_info *pager_image_info(const struct pager_image *img);
 
 /** The memfd, open read-only: what a VMM gets. Stays the image's. */
 int pager_image_readonly_fd(const struct pager_image *img);
+/** The same, open for writing: what another pager needs. Stays the image's. */
+int pager_image_memfd(const struct pager_image *img);
 
 /** Why a page is put into the memfd: somebody waits for it, or will need it soon. */
 enum pager_cause { PAGER_DEMAND, PAGER_AHEAD, PAGER_N_CAUSES };
@@ -74,7 +87,8 @@ struct pager_fill_result {
 
 /** Makes sure that @page can be mapped. Waits while another thread decodes the same frame.
  *  -EBADMSG: the stored bytes are corrupt; -EUCLEAN: somebody else has put another content into the memfd;
- *  -EIO, -ENOMEM, -ERANGE; -EDQUOT: @cause is PAGER_AHEAD and the memory budget is used up. Afterwards the image is marked bad where its content is in doubt. */
+ *  -EIO, -ENOMEM, -ERANGE; -EDQUOT: @cause is PAGER_AHEAD and the memory budget is used up, -ESHUTDOWN: and the image is quiet.
+ *  Afterwards the image is marked bad where its content is in doubt. */
 int pager_image_fill(struct pager_image *img, struct pager_scratch *s, uint64_t page, enum pager_cause cause,
                      struct pager_fill_result *ret) attr_warn_unused;
 
@@ -99,7 +113,7 @@ const char *pager_image_reason(int r);
 bool pager_image_present(const struct pager_image *img, uint64_t page);
 /** The kernel says that one of these pages, of one region, is missing after all: looks which, so that they are
  *  decoded again. */
-void pager_image_recheck(struct pager_image *img, uint64_t first, uint64_t n);
+void pager_image_recheck(struct pager_image *img, struct pager_scratch *s, uint64_t first, uint64_t n);
 /** Punches @n pages from @first on (whole chunks, of one region) out of the memfd, and so out of all clones; the next
  *  who needs them has them decoded again. Returns how many were there; 0 also when somebody has a claim there at the
  *  moment. */
@@ -111,7 +125,7 @@ struct pager_claim;
 void pager_image_claim(struct pager_image *img, const struct pager_claim *c);
 void pager_image_release(struct pager_image *img, const struct pager_claim *c);
 /** From @page, how many consecutive pages (at most @max) are zero; 0 on errors, which a fill will tell. */
-uint64_t pager_image_zero_run(struct pager_image *img, uint64_t page, uint64_t max);
+uint64_t pager_image_zero_run(struct pager_image *img, struct pager_scratch *s, uint64_t page, uint64_t max);
 
 /** The first region (SNAP_REGION_PAGES pages) at or after @region that stores any page. -ENOENT: none. */
 int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *ret) attr_warn_unused;
@@ -124,9 +138,27 @@ void pager_image_set_idle(struct pager_image *img, uint64_t since_ns);
 
 /** Bad: not to be shared with new sessions. */
 bool pager_image_is_bad(const struct pager_image *img);
-/** Has somebody else put pages into the image's memory? -EUCLEAN: yes, the image is bad. -EAGAIN: it is being worked on,
- *  so that cannot be told now. Control thread; holds nobody up for longer than a look at a bitmap. */
+/** Has somebody else put pages into the image's memory? -EUCLEAN: yes, the image is bad. -EAGAIN: it is being worked on, or
+ *  quiet, so that cannot be told now. -EINPROGRESS: there are some, but the image is shared: a survey will tell. Control thread; holds nobody up for longer than a look at a bitmap. */
 int pager_image_audit(struct pager_image *img) attr_warn_unused;
+
+/* ---- two pagers, one memory (survey.c) ---- */
+
+/** Quiet: nothing is decoded into it ahead of demand, punched out or looked at. Control thread. */
+void pager_image_set_quiet(struct pager_image *img, bool quiet);
+/** Does any thread have a claim? In a quiet image without sessions that are served there will be no other. */
+bool pager_image_claimed(struct pager_image *img);
+/** Another pager may put pages into its memory, or take some away, from now on. */
+void pager_image_share(struct pager_image *img);
+bool pager_image_is_shared(const struct pager_image *img);
+/** Looks which of the pages from *@page on are in the memory, as many as 64 of them, and at what is new to us: what differs
+ *  from the image taints it. 1: *@page is where to go on; 0: that was all; -ECANCELED: the image is quiet; else the errors
+ *  of snap_image_decode.
+ *  A step takes as long as 64 pages take to be read, about 50 us, for which their region is claimed; what is not there is
+ *  skipped by the kernel. All of 1 GiB that is there takes 0.1 s, see tests/unit/pager/test_survey.c. */
+int pager_image_survey_step(struct pager_image *img, struct pager_scratch *s, uint64_t *page) attr_warn_unused;
+/** The job that does it with all of the image. */
+struct pager_fill_job *pager_image_survey_job(struct pager_image *img);
 
 struct pager_image_stats {
         uint64_t present_bytes;         /* memory that the memfd really has, from the kernel */

@@ -39,8 +39,10 @@ struct pager_image {
 
         _Atomic bool bad, cancel_fill;
         _Atomic bool tainted; /* bad, because its memory holds a page that is not ours: who maps it may have read it */
+        _Atomic bool quiet;   /* handed over, in part or as a whole: left alone but for demand */
+        _Atomic bool shared;  /* another pager puts pages into its memory, too: what is not ours is compared, not blamed */
         _Atomic uint64_t decodes, compressed_bytes, pages[PAGER_N_CAUSES];
-        struct pager_fill_job job;
+        struct pager_fill_job job, survey;
 
         struct pager_image *next_dead; /* where it waits for its end */
 
@@ -49,3 +51,18 @@ struct pager_image {
 
 /** The end of an image that nobody refers to. */
 void pager_image_destroy(struct pager_image *img);
+
+/* ---- frames.c, for those that look at what is in the memory ---- */
+
+/** Compares some of the pages in a memory that we have not filled with the image: -EUCLEAN, or what keeps us from it. */
+int pager_image_sample(struct pager_image *img) attr_warn_unused;
+bool pager_image_is_quiet(const struct pager_image *img);
+/** Its memory holds, or held, a page that is not ours: the audit ends whoever maps it. */
+void pager_image_taint(struct pager_image *img);
+/** Under a claim: @n pages from @first on are in the memory, or (of one word: @gone) are not any more. */
+void pager_image_inserted(struct pager_image *img, uint64_t first, uint64_t n, uint64_t demanded);
+uint64_t pager_image_removed(struct pager_image *img, uint64_t word, uint64_t gone);
+/** Tells that the thread of @s is in a read of an image's file, or waits for one that may be, or is back. */
+static inline void pager_scratch_reading(struct pager_scratch *s, bool reading) {
+        atomic_store_explicit(&s->reading, reading, memory_order_relaxed);
+}

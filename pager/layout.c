@@ -24,6 +24,18 @@ struct pager_layout *pager_layout_new(size_t cap) {
         return l;
 }
 
+const char *pager_region_check(const struct pager_region *g, uint64_t page_size, uint64_t ram_bytes) {
+        if (g->base % page_size || g->size % page_size || g->offset % page_size)
+                return "is not aligned to pages";
+        if (g->size == 0)
+                return "is empty";
+        if (g->base < PAGER_PAGE || g->base >= PAGER_MAX_ADDRESS || g->size > PAGER_MAX_ADDRESS - g->base)
+                return "is no address range of a process";
+        if (g->offset > ram_bytes || g->size > ram_bytes - g->offset)
+                return "lies outside of guest memory";
+        return NULL;
+}
+
 static int by_base(const void *a, const void *b) {
         const struct pager_region *x = a, *y = b;
 

@@ -40,6 +40,9 @@ struct pager_layout *pager_layout_new(size_t cap);
 /** Above every user address of 64-bit Linux, and far from overflow. */
 #define PAGER_MAX_ADDRESS (1ull << 57)
 
+/** What is wrong with @g as a part of guest RAM of @ram_bytes in pages of @page_size, or NULL: a sentence's end. */
+const char *pager_region_check(const struct pager_region *g, uint64_t page_size, uint64_t ram_bytes);
+
 /** Sorts the regions and checks them against each other. 0, or -EBADMSG with a sentence in @why: two overlap, by
  *  address or by offset. */
 int pager_layout_finish(struct pager_layout *l, char *why, size_t why_size) attr_warn_unused;

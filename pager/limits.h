@@ -61,7 +61,8 @@
 #define PAGER_STUCK_MS 100u
 
 #define PAGER_MAX_REASON 240u
-#define PAGER_MAX_RANGES 100000u /* in one answer of session.removed; the rest with the next call */
+#define PAGER_MAX_RANGES 100000u /* in one answer of session.removed, or one request; the rest with the next */
+#define PAGER_SETTLE_MS 1u       /* between two looks whether a released image is left alone by now */
 
 /* Sessions go from one worker to another when that one would have this much less to do: looked at every so
  * often, in shares of that interval. */

@@ -7,6 +7,8 @@
  *       └────────┬───────────┘            ▲
  *              failed ────────────────────┘   by session.close, or when the VMM hangs up
  *
+ * An attached session may be released, and is then served by nobody here until it is resumed or closed; handover.c has that.
+ *
  * A failed session is kept, its faults unanswered, until forkd has killed the guest: the pager's copy of the
  * userfaultfd must not be the last one to go while the guest could still run. */
 #include "pager/pager.h"
@@ -45,6 +47,15 @@ static void on_filled(struct pager *p, struct pager_image *img) {
         pager_fill_job_done(job);
 }
 
+static void on_surveyed(struct pager_image *img) {
+        struct pager_fill_job *job = pager_image_survey_job(img);
+
+        /* The audit has it done again. */
+        if (job->result < 0 && job->result != -ECANCELED)
+                log_debug("finding out what is in an image's memory stopped: %s", pager_image_reason(job->result));
+        pager_fill_job_done(job);
+}
+
 static void read_inbox(struct pager *p) {
         struct pager_letter *l = pager_mailbox_take(&p->inbox), *next;
 
@@ -68,6 +79,9 @@ static void read_inbox(struct pager *p) {
                         break;
                 case PAGER_SYNCED:
                         pager_answer_removed(s);
+                        break;
+                case PAGER_SURVEYED:
+                        on_surveyed(l->object);
                         break;
                 case PAGER_FILLED:
                         on_filled(p, l->object);
@@ -124,8 +138,9 @@ static int start_reclaim(struct pager *p) {
 static int start_threads(struct pager *p, struct err *e) {
         int r = 0;
 
+        r = pager_flight_new(p->cfg.workers, &p->flight);
         for (unsigned i = 0; i < p->cfg.workers && r == 0; i++) {
-                r = pager_worker_new(i, &p->inbox, &p->load, &p->workers[i]);
+                r = pager_worker_new(i, &p->inbox, &p->load, pager_flight_slot(&p->flight, i), &p->workers[i]);
                 if (r == 0)
                         p->n_workers++;
         }
@@ -210,6 +225,8 @@ int pager_new(struct event_base *base, const struct pager_config *cfg, struct pa
         r = pager_balance_init(p);
         if (r == 0)
                 r = pager_audit_init(p);
+        if (r == 0)
+                r = pager_handover_init(p);
         if (r < 0)
                 return err_errno(e, r, "starting the pager");
         r = start_listening(p, e);
@@ -241,6 +258,7 @@ void pager_free(struct pager *p) {
         }
         for (unsigned i = 0; i < p->n_workers; i++)
                 pager_worker_free(p->workers[i]);
+        pager_flight_clear(&p->flight);
         pager_filler_free(p->filler);
         if (p->inbox_ev) {
                 read_inbox(p); /* the workers' last letters: all sessions are released */
@@ -256,6 +274,8 @@ void pager_free(struct pager *p) {
                 event_free(p->balance_ev);
         if (p->audit_ev)
                 event_free(p->audit_ev);
+        if (p->settle_ev)
+                event_free(p->settle_ev);
         free(p->control_path);
         free(p);
 }

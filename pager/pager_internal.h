@@ -5,6 +5,7 @@
 #include "common/rpc.h"
 #include "pager/cache.h"
 #include "pager/fill.h"
+#include "pager/flight_writer.h"
 #include "pager/pager.h"
 #include "pager/peer.h"
 #include "pager/reclaim.h"
@@ -35,12 +36,13 @@ struct pager {
         struct pager_reclaim *reclaim;
 
         struct pager_mailbox inbox;
-        struct event *inbox_ev, *end_ev, *balance_ev, *audit_ev;
+        struct event *inbox_ev, *end_ev, *balance_ev, *audit_ev, *settle_ev;
         uint64_t balanced_ns;
         struct pager_load load;
         struct pager_worker *workers[PAGER_MAX_WORKERS];
         unsigned n_workers;
         struct pager_filler *filler;
+        struct pager_flight flight;
 
         bool draining;
         unsigned end_polls;
@@ -71,10 +73,51 @@ int pager_expect_vmm(struct pager_session *s, int pidfd, struct err *e) attr_war
 void pager_end_session(struct pager *p, struct pager_session *s);
 /** When no worker has it. */
 void pager_release_session(struct pager *p, struct pager_session *s);
+/** May there be one more session? */
+int pager_admit_session(struct pager *p, const char *id, struct err *e) attr_warn_unused;
+void pager_link_session(struct pager *p, struct pager_session *s);
+/** To the worker that it suits best. */
+void pager_serve_session(struct pager *p, struct pager_session *s);
+extern const struct pager_peer_handlers pager_vmm_handlers;
 void pager_fail_session(struct pager *p, struct pager_session *s, const char *reason);
 /** Of a session that has failed, whose VMM cannot be ended in another way: what it touches from now on is poisoned.
  *  -ESRCH: nobody serves it. */
 int pager_poison_session(struct pager *p, struct pager_session *s) attr_warn_unused;
+
+/* ---- handover.c ---- */
+int pager_handover_init(struct pager *p) attr_warn_unused;
+/** What session.adopt brings. The descriptors stay the caller's. */
+struct pager_adoption {
+        const char *id;
+        uint64_t ram_bytes;
+        pid_t vm_pid; /* 0: not told */
+        bool hold;    /* not served before session.resume */
+        const struct pager_layout *layout;
+        const struct pager_removed_range { uint64_t first, n; } * removed; /* checked */
+        size_t n_removed;
+        int image_fd, vmm_sock, memfd, uffd;
+};
+int pager_adopt_session(struct pager *p, const struct pager_adoption *a, struct pager_session **ret,
+                        struct err *e) attr_warn_unused;
+/** Can it be handed to another pager at all? */
+int pager_handover_check(struct pager *p, const struct pager_session *s, struct err *e) attr_warn_unused;
+/** Takes it from its worker; s->release_waiter is answered when that, and the image, are at rest. */
+int pager_handover_release(struct pager *p, struct pager_session *s, struct rpc_conn *conn, uint32_t msgid,
+                           struct err *e) attr_warn_unused;
+int pager_handover_resume(struct pager *p, struct pager_session *s, struct err *e) attr_warn_unused;
+/** Its worker has let go of a session that is being released. */
+void pager_on_released(struct pager *p, struct pager_session *s);
+/** It ends. */
+void pager_handover_forget(struct pager_session *s);
+
+/* ---- control_handover.c ---- */
+int pager_do_handles(struct pager *p, struct rpc_msg *msg, struct err *e);
+int pager_do_release(struct pager *p, struct rpc_msg *msg, struct err *e);
+int pager_do_resume(struct pager *p, struct rpc_msg *msg, struct err *e);
+int pager_do_mark_removed(struct pager *p, struct rpc_msg *msg, struct err *e);
+int pager_do_adopt(struct pager *p, struct rpc_msg *msg, struct err *e);
+int pager_do_heartbeat(struct pager *p, struct rpc_msg *msg, struct err *e);
+int pager_do_flight(struct pager *p, struct rpc_msg *msg, struct err *e);
 
 /* ---- audit.c ---- */
 int pager_audit_init(struct pager *p) attr_warn_unused;
@@ -96,6 +139,8 @@ void pager_workingset_replayed(struct pager_ahead *a);
 /** The session is to record; the window opens when its VMM attaches. -ENOMEM. */
 int pager_workingset_record(struct pager_session *s) attr_warn_unused;
 void pager_workingset_attached(struct pager_session *s);
+/** Its window is over, perhaps before its time; tells it. Does nothing where nothing is, or was, recorded. */
+void pager_workingset_finish(struct pager_session *s);
 void pager_workingset_end(struct pager_session *s);
 /** The answer to session.workingset. */
 void pager_workingset_tell(const struct pager_session *s, struct mp_buf *b);
@@ -105,8 +150,12 @@ void pager_accept(int fd, void *arg);
 void pager_close_conns(struct pager *p);
 /** To every connection. @fds as in rpc_notify. */
 void pager_notify(struct pager *p, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds);
-/** For a session that is gone: answers its session.close and refuses its session.removed, if any wait. */
-void pager_answer_ended(struct pager_waiter *close, struct pager_waiter *sync);
+/** For a session that is gone: answers its session.close and refuses its session.removed and session.release, if any wait. */
+void pager_answer_ended(struct pager_waiter *close, struct pager_waiter *sync, struct pager_waiter *release);
+/** The open session that the request names. */
+int pager_named_session(struct pager *p, const struct rpc_msg *msg, struct pager_session **ret, struct err *e) attr_warn_unused;
+/** Encodes a session's regions, as an array. */
+void pager_put_regions(struct mp_buf *b, const struct pager_layout *l);
 void pager_answer_removed(struct pager_session *s);
 
 /* ---- status.c ---- */

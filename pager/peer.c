@@ -286,6 +286,23 @@ int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned
         return 0;
 }
 
+int pager_peer_adopt(struct event_base *base, int fd, const struct pager_peer_handlers *handlers, void *arg,
+                     struct pager_peer **ret) {
+        struct pager_peer *p;
+        int r = pager_peer_new(base, fd, 0, 0, handlers, arg, &p);
+
+        if (r < 0)
+                return r;
+        (void) event_del(p->deadline);
+        p->attached = p->named = true;
+        *ret = p;
+        return 0;
+}
+
+int pager_peer_fd(const struct pager_peer *p) {
+        return p->fd;
+}
+
 void pager_peer_hold(struct pager_peer *p) {
         p->held = true;
 }

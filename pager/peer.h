@@ -24,7 +24,12 @@ struct pager_peer_handlers {
  *  nothing after it; the peer may be freed from within. -ENOTSOCK: @fd is no connected unix stream socket; -ENOMEM. */
 int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned timeout_s,
                    const struct pager_peer_handlers *handlers, void *arg, struct pager_peer **ret) attr_warn_unused;
+/** The same of a socket on which the handshake was long ago, with another pager: on_gone or on_failed may come. */
+int pager_peer_adopt(struct event_base *base, int fd, const struct pager_peer_handlers *handlers, void *arg,
+                     struct pager_peer **ret) attr_warn_unused;
 void pager_peer_free(struct pager_peer *p); /* NULL is fine */
+/** Its socket; stays the peer's. */
+int pager_peer_fd(const struct pager_peer *p);
 
 /** Has it (the VMM that is expected, if one is) sent a userfaultfd, so that it depends on us, though no session was made
  *  of it? */

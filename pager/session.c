@@ -58,24 +58,30 @@ bool pager_session_removed(const struct pager_session *s, uint64_t page) {
         return atomic_load_explicit(&s->removed[page / 64], memory_order_relaxed) >> (page % 64) & 1;
 }
 
+void pager_session_mark_pages(struct pager_session *s, uint64_t first, uint64_t end) {
+        uint64_t fresh = 0;
+
+        for (; first < end; first = (first | 63) + 1) {
+                _Atomic uint64_t *word = &s->removed[first / 64];
+                uint64_t mask = pager_word_mask(first, end);
+
+                if (mask & ~atomic_load_explicit(word, memory_order_relaxed))
+                        fresh += (uint64_t) __builtin_popcountll(mask &
+                                                                 ~atomic_fetch_or_explicit(word, mask, memory_order_relaxed));
+        }
+        (void) atomic_fetch_add_explicit(&s->removed_pages, fresh, memory_order_relaxed);
+}
+
 void pager_session_mark_removed(struct pager_session *s, uint64_t start, uint64_t end) {
         for (size_t i = 0; i < s->layout->n; i++) {
                 const struct pager_region *g = &s->layout->region[i];
-                uint64_t from = MAX_OF(start, g->base), to = MIN_OF(end, g->base + g->size), fresh = 0;
+                uint64_t from = MAX_OF(start, g->base), to = MIN_OF(end, g->base + g->size);
 
                 if (from >= to || g->offset == PAGER_READS_ZERO)
                         continue;
-                uint64_t page = (from - g->base + g->offset) / PAGER_PAGE,
-                         stop = page + (to - from + PAGER_PAGE - 1) / PAGER_PAGE;
-                for (; page < stop; page = (page | 63) + 1) {
-                        _Atomic uint64_t *word = &s->removed[page / 64];
-                        uint64_t mask = pager_word_mask(page, stop);
+                uint64_t page = (from - g->base + g->offset) / PAGER_PAGE;
 
-                        if (mask & ~atomic_load_explicit(word, memory_order_relaxed))
-                                fresh += (uint64_t) __builtin_popcountll(
-                                        mask & ~atomic_fetch_or_explicit(word, mask, memory_order_relaxed));
-                }
-                (void) atomic_fetch_add_explicit(&s->removed_pages, fresh, memory_order_relaxed);
+                pager_session_mark_pages(s, page, page + (to - from + PAGER_PAGE - 1) / PAGER_PAGE);
         }
 }
 

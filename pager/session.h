@@ -19,13 +19,14 @@
 #include "pager/limits.h"
 #include "pager/mailbox.h"
 
-/** Letters. To a worker: SERVE, DROP, MOVE, SYNC, POISON. To the control thread: the rest (FILLED's object is an image,
- *  REPLAYED's a working set). */
+/** Letters. To a worker: SERVE, DROP, MOVE, SYNC, POISON, BEAT. To the control thread: the rest (FILLED's and SURVEYED's
+ *  object is an image, REPLAYED's a working set). */
 enum pager_letter_kind {
         PAGER_SERVE,
         PAGER_DROP,
         PAGER_MOVE,
         PAGER_SYNC,
+        PAGER_BEAT,
         PAGER_POISON,   /* of a session that has failed: whoever faults gets SIGBUS */
         PAGER_FAILED,   /* faults are not answered any more; ->fail_reason tells why */
         PAGER_VMM_GONE, /* its memory is gone */
@@ -33,6 +34,7 @@ enum pager_letter_kind {
         PAGER_MOVED,    /* it has let go, for another worker to go on */
         PAGER_SYNCED,
         PAGER_FILLED,
+        PAGER_SURVEYED,
         PAGER_REPLAYED,
 };
 
@@ -78,6 +80,9 @@ struct pager_session {
         int uffd;
         enum pager_mode mode; /* valid when attached */
         bool attached, failed, ending, hung_up, moving;
+        bool releasing;                    /* asked for by session.release; its worker has not let go yet */
+        bool released;                     /* served by nobody here until session.resume */
+        bool counted;                      /* among its image's n_released: by session.release */
         bool depends;                      /* the VMM has given us its userfaultfd */
         bool sync_deferred;                /* sync_waiter waits for the end of a move */
         bool recorded;                     /* session.recorded was sent */
@@ -89,9 +94,10 @@ struct pager_session {
         double share;             /* of the last interval, spent on its faults */
         struct event *record_end; /* while it records */
         char reason[PAGER_MAX_REASON];
-        struct pager_cached *cached;      /* the image's place in the cache */
-        struct pager_waiter close_waiter; /* the session.close to answer when it is released */
-        struct pager_waiter sync_waiter;  /* the session.removed to answer when the worker has caught up */
+        struct pager_cached *cached;        /* the image's place in the cache */
+        struct pager_waiter close_waiter;   /* the session.close to answer when it is released */
+        struct pager_waiter release_waiter; /* the session.release to answer when the image is left alone, too */
+        struct pager_waiter sync_waiter;    /* the session.removed to answer when the worker has caught up */
         uint64_t sync_first_page;
 
         struct pager_letter to_worker_serve, to_worker_drop, to_worker_move, to_worker_poison, sync;
@@ -148,6 +154,8 @@ int pager_session_attach(struct pager_session *s, struct pager_layout *layout, i
 
 /** Was the guest page discarded? */
 bool pager_session_removed(const struct pager_session *s, uint64_t page);
+/** Marks guest pages [@first, @end), which exist. */
+void pager_session_mark_pages(struct pager_session *s, uint64_t first, uint64_t end);
 /** Marks the guest pages that lie in [@start, @end) of the VMM's address space. */
 void pager_session_mark_removed(struct pager_session *s, uint64_t start, uint64_t end);
 /** The first run of removed pages at or after @page: false if there is none. */

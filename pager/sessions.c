@@ -36,7 +36,7 @@ static void remember(struct pager *p, const struct pager_session *s) {
 void pager_release_session(struct pager *p, struct pager_session *s) {
         struct pager_session **at = &p->sessions;
         struct pager_cached *cached = s->cached;
-        struct pager_waiter close = s->close_waiter, sync = s->sync_waiter;
+        struct pager_waiter close = s->close_waiter, sync = s->sync_waiter, release = s->release_waiter;
         cleanup_mp_buf struct mp_buf b = { 0 };
         bool hung_up = s->hung_up;
 
@@ -46,6 +46,7 @@ void pager_release_session(struct pager *p, struct pager_session *s) {
         p->n_sessions--;
         remember(p, s);
         log_info("session %s: ended%s", s->id, hung_up ? ", the VMM is gone" : "");
+        pager_handover_forget(s);
         mp_buf_init(&b);
         mp_map(&b, 1);
         mp_kv_str(&b, "session", s->id);
@@ -56,7 +57,7 @@ void pager_release_session(struct pager *p, struct pager_session *s) {
         /* Said last: who hears it finds the memory given back. */
         if (hung_up)
                 pager_notify(p, "session.gone", &b, NULL, 0);
-        pager_answer_ended(&close, &sync);
+        pager_answer_ended(&close, &sync, &release);
         if (p->draining && p->n_sessions == 0)
                 pager_end(p);
 }
@@ -119,6 +120,20 @@ static struct pager_worker *idlest_worker(struct pager *p) {
         return best;
 }
 
+void pager_serve_session(struct pager *p, struct pager_session *s) {
+        pager_worker_add(idlest_worker(p), s);
+}
+
+void pager_put_regions(struct mp_buf *b, const struct pager_layout *l) {
+        mp_array(b, l->n);
+        for (size_t i = 0; i < l->n; i++) {
+                mp_array(b, 3);
+                mp_u64(b, l->region[i].base);
+                mp_u64(b, l->region[i].size);
+                mp_u64(b, l->region[i].offset);
+        }
+}
+
 static void notify_attached(struct pager *p, const struct pager_session *s) {
         cleanup_mp_buf struct mp_buf b = { 0 };
 
@@ -126,13 +141,7 @@ static void notify_attached(struct pager *p, const struct pager_session *s) {
         mp_map(&b, 3);
         mp_kv_str(&b, "session", s->id);
         mp_key(&b, "regions");
-        mp_array(&b, s->layout->n);
-        for (size_t i = 0; i < s->layout->n; i++) {
-                mp_array(&b, 3);
-                mp_u64(&b, s->layout->region[i].base);
-                mp_u64(&b, s->layout->region[i].size);
-                mp_u64(&b, s->layout->region[i].offset);
-        }
+        pager_put_regions(&b, s->layout);
         mp_kv_u64(&b, "fds", 1);
         pager_notify(p, "session.attached", &b, &s->uffd, 1);
 }
@@ -151,6 +160,11 @@ static int on_attach(struct pager_layout *layout, int uffd, char *why, size_t wh
                                 "its regions have the \"forkd\" extension, but only forkd hands out the memory for it");
                 return -EPROTO;
         }
+        if (layout->mode == PAGER_MODE_COPY && pager_image_is_shared(s->image)) {
+                /* What is copied is read from the memory, and the other pager may punch it out meanwhile. */
+                (void) snprintf(why, why_size, "the image's memory is another pager's, too, and cannot be copied from");
+                return -EPROTO;
+        }
         r = pager_session_attach(s, layout, uffd);
         if (r < 0) {
                 (void) snprintf(why, why_size, "out of memory");
@@ -159,7 +173,7 @@ static int on_attach(struct pager_layout *layout, int uffd, char *why, size_t wh
         s->depends = true;
         log_info("session %s: attached, %zu region(s), %s mode", s->id, layout->n, pager_mode_name(layout->mode));
         notify_attached(p, s); /* while the layout is ours: from here on it is the worker's */
-        pager_worker_add(idlest_worker(p), s);
+        pager_serve_session(p, s);
         pager_workingset_attached(s);
         return 0;
 }
@@ -184,7 +198,7 @@ static void on_peer_gone(void *arg) {
         pager_end_session(s->pager, s);
 }
 
-static const struct pager_peer_handlers peer_handlers = { on_attach, on_peer_failed, on_peer_gone };
+const struct pager_peer_handlers pager_vmm_handlers = { on_attach, on_peer_failed, on_peer_gone };
 
 int pager_expect_vmm(struct pager_session *s, int pidfd, struct err *e) {
         cleanup_fd int fd = pidfd;
@@ -211,7 +225,7 @@ static int watch_vmm(struct pager_session *s, const struct pager_opening *o, int
         struct pager *p = s->pager;
         int r, pidfd;
 
-        r = pager_peer_new(p->base, sock, o->ram_bytes, p->cfg.handshake_seconds, &peer_handlers, s, &s->peer);
+        r = pager_peer_new(p->base, sock, o->ram_bytes, p->cfg.handshake_seconds, &pager_vmm_handlers, s, &s->peer);
         if (r == -ENOTSOCK)
                 return err_set(e, ERR_INVALID, r, "the second descriptor is no connected unix stream socket");
         if (r < 0)
@@ -226,14 +240,26 @@ static int watch_vmm(struct pager_session *s, const struct pager_opening *o, int
         return pager_expect_vmm(s, pidfd, e);
 }
 
-/** Idle images give way to a session that needs their descriptors. */
-static int admit(struct pager *p, struct err *e) {
+int pager_admit_session(struct pager *p, const char *id, struct err *e) {
         int r;
 
-        do
+        if (p->draining)
+                return err_set(e, ERR_STATE, -ESHUTDOWN, "the pager is about to end and takes no new session");
+        if (pager_find_session(p, id))
+                return err_set(e, ERR_EXISTS, -EEXIST, "session %s is open already", id);
+        if (p->n_sessions >= PAGER_MAX_SESSIONS)
+                return err_set(e, ERR_LIMIT, -EMFILE, "%u sessions are open, which is the limit", PAGER_MAX_SESSIONS);
+        do /* Idle images give way to a session that needs their descriptors. */
                 r = pager_rlimit_admit(p->other_fds, p->n_sessions, pager_cache_count(p->cache), e);
         while (r < 0 && pager_cache_drop_idle(p->cache));
         return r;
+}
+
+void pager_link_session(struct pager *p, struct pager_session *s) {
+        s->next = p->sessions;
+        p->sessions = s;
+        p->n_sessions++;
+        pager_balance_start(p);
 }
 
 int pager_open_session(struct pager *p, const struct pager_opening *o, struct pager_session **ret, struct err *e) {
@@ -242,13 +268,7 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
         struct pager_cached *cached;
         int r;
 
-        if (p->draining)
-                return err_set(e, ERR_STATE, -ESHUTDOWN, "the pager is about to end and takes no new session");
-        if (pager_find_session(p, o->id))
-                return err_set(e, ERR_EXISTS, -EEXIST, "session %s is open already", o->id);
-        if (p->n_sessions >= PAGER_MAX_SESSIONS)
-                return err_set(e, ERR_LIMIT, -EMFILE, "%u sessions are open, which is the limit", PAGER_MAX_SESSIONS);
-        r = admit(p, e);
+        r = pager_admit_session(p, o->id, e);
         if (r < 0)
                 return r;
         r = pager_cache_get(p->cache, image, &cached, e);
@@ -280,10 +300,7 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
         }
         if (set >= 0)
                 pager_workingset_open(p, s, set);
-        s->next = p->sessions;
-        p->sessions = s;
-        p->n_sessions++;
-        pager_balance_start(p);
+        pager_link_session(p, s);
         *ret = s;
         return 0;
 put:

@@ -82,12 +82,13 @@ static void put_session(struct mp_buf *b, const struct pager_session *s, struct 
         sums->failed += s->failed;
         sums->oldest_ms = MAX_OF(sums->oldest_ms, oldest_ms);
 
-        mp_map(b, 19);
+        mp_map(b, 20);
         mp_kv_str(b, "session", s->id);
         mp_kv_str(b, "mode", pager_mode_name(s->attached ? s->mode : PAGER_MODE_MEMFD));
         mp_kv_str(b, "image", uuid);
         mp_kv_i64(b, "vm_pid", s->vm_pid);
         mp_kv_bool(b, "attached", s->attached);
+        mp_kv_bool(b, "released", s->released);
         mp_kv_bool(b, "failed", s->failed);
         mp_kv_str(b, "reason", s->failed ? s->reason : NULL);
         mp_kv_i64(b, "worker", s->worker ? (int64_t) pager_worker_index(s->worker) : -1);

@@ -38,6 +38,8 @@ struct pager_worker {
         struct pager_load *load;
         struct pager_scratch scratch;
         _Atomic uint64_t busy_since_ns;
+        struct pager_letter beat;
+        _Atomic uint64_t beat_ns;    /* when it was posted; 0: it has been read */
         _Atomic unsigned n_sessions; /* as the control thread counts */
 
         /* The thread's. */
@@ -202,6 +204,8 @@ static bool read_letters(struct pager_worker *w) {
                         hand_back(w, l->object, true);
                 else if (l->kind == PAGER_POISON)
                         poison(w, l->object);
+                else if (l->kind == PAGER_BEAT)
+                        atomic_store_explicit(&w->beat_ns, 0, memory_order_release); /* the letter may be posted again */
                 else if (l->kind == PAGER_SYNC)
                         pager_mailbox_post(w->to_control, l, PAGER_SYNCED, l->object);
                 else
@@ -302,7 +306,8 @@ static void worker_destroy(struct pager_worker *w) {
         free(w);
 }
 
-int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pager_load *load, struct pager_worker **ret) {
+int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pager_load *load, struct pager_flight_slot *flight,
+                     struct pager_worker **ret) {
         struct pager_worker *w = calloc(1, sizeof(*w));
         struct epoll_event ev = { .events = EPOLLIN, .data.ptr = NULL };
         char name[16];
@@ -323,6 +328,7 @@ int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pa
                 r = -errno;
         if (r == 0)
                 r = pager_scratch_init(&w->scratch);
+        w->scratch.flight = flight;
         if (r == 0)
                 r = pager_thread_start(worker_main, w, name, &w->thread);
         if (r < 0) {
@@ -367,6 +373,24 @@ void pager_worker_poison(struct pager_worker *w, struct pager_session *s) {
 
 void pager_worker_sync(struct pager_worker *w, struct pager_session *s) {
         pager_mailbox_post(&w->mailbox, &s->sync, PAGER_SYNC, s);
+}
+
+void pager_worker_beat(struct pager_worker *w) {
+        if (atomic_load_explicit(&w->beat_ns, memory_order_acquire))
+                return;
+        atomic_store_explicit(&w->beat_ns, now_ns(), memory_order_relaxed);
+        pager_mailbox_post(&w->mailbox, &w->beat, PAGER_BEAT, NULL);
+}
+
+uint64_t pager_worker_silent_ns(const struct pager_worker *w) {
+        uint64_t beat = atomic_load_explicit(&w->beat_ns, memory_order_relaxed);
+        uint64_t since = MAX_OF(beat, atomic_load_explicit(&w->busy_since_ns, memory_order_relaxed)), now = now_ns();
+
+        return beat && now > since ? now - since : 0;
+}
+
+bool pager_worker_reading(const struct pager_worker *w) {
+        return atomic_load_explicit(&w->scratch.reading, memory_order_relaxed);
 }
 
 unsigned pager_worker_sessions(const struct pager_worker *w) {

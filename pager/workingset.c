@@ -72,7 +72,7 @@ void pager_workingset_replayed(struct pager_ahead *a) {
 
 /* ---- recording ---- */
 
-static void end_recording(struct pager_session *s) {
+void pager_workingset_finish(struct pager_session *s) {
         cleanup_mp_buf struct mp_buf b = { 0 };
 
         if (s->record_end)
@@ -91,7 +91,7 @@ static void end_recording(struct pager_session *s) {
 }
 
 static void on_record_end(evutil_socket_t fd, short what, void *arg) {
-        end_recording(arg);
+        pager_workingset_finish(arg);
 }
 
 int pager_workingset_record(struct pager_session *s) {
@@ -104,7 +104,7 @@ void pager_workingset_attached(struct pager_session *s) {
         struct timeval window = { .tv_sec = s->pager->cfg.record_seconds };
 
         if (s->record_end && event_add(s->record_end, &window) < 0)
-                end_recording(s);
+                pager_workingset_finish(s);
 }
 
 void pager_workingset_end(struct pager_session *s) {

@@ -324,7 +324,7 @@ void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, co
         (void) close_fd(pair[0]);
         if (a.r < 0)
                 fail_msg("session.open: %s", a.e.message);
-        assert_int_equal(a.n_fds, 1);
+        assert_int_equal(a.n_fds, 2);
         assert_int_equal(mp_get_u64(&a.doc.root, "workingset_pages", &v->workingset_pages), 0);
         v->memfd = TAKE_FD(a.fds[0]);
         v->sock = pair[1];
