@@ -25,23 +25,24 @@ class Barrier:
     """Where clients wait while there is no forkd."""
 
     def __init__(self):
-        self.cond, self.waiting, self.epoch, self.ready = threading.Condition(), set(), 0, 0.0
+        self.cond, self.waiting, self.epoch, self.ready, self.over = threading.Condition(), set(), 0, 0.0, False
 
     def comes_back(self, worker):
         with self.cond:
             epoch = self.epoch
             self.waiting.add(worker)
             self.cond.notify_all()
-            self.cond.wait_for(lambda: self.epoch > epoch)
+            self.cond.wait_for(lambda: self.epoch > epoch or self.over)
             return self.ready
 
     def all_wait(self, workers):
         with self.cond:
             return self.cond.wait_for(lambda: all(w in self.waiting or not w.is_alive() for w in workers), mix.DEADLINE)
 
-    def open(self, ready):
+    def open(self, ready, over=False):
+        """Lets them go on; if it is @over nobody waits any more."""
         with self.cond:
-            self.epoch, self.ready, self.waiting = self.epoch + 1, ready, set()
+            self.epoch, self.ready, self.waiting, self.over = self.epoch + 1, ready, set(), over
             self.cond.notify_all()
 
 
@@ -103,7 +104,7 @@ def campaign(args, say):
                 say(f"kill {i + 1:3}/{n}: back in {k.starts[-1]:6.0f} ms, {len(lab.ctl('ps'))} VMs")
         finally:
             k.stop.set()
-            k.barrier.open(time.monotonic())
+            k.barrier.open(time.monotonic(), over=True)
             k.end()
         k.silent += mix.look(lab, k.looks, mix.all_names(lab), wake=True) if not k.problems() else []
         bad = history.check([c for c in k.calls() if c.end is not None])

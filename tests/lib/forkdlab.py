@@ -9,12 +9,14 @@ import base64
 import json
 import os
 import pathlib
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -97,19 +99,21 @@ class Lab:
                     [bin_dir() / "forkd", "--state-dir", self.state, "--run-dir", self.run_dir, "--config", self.conf,
                      "--log-level", os.environ.get("FORKD_LAB_LOG", "info")],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(self.env, NOTIFY_SOCKET=str(note)))
-            pidfd = os.pidfd_open(self.forkd.pid)
-            try:
-                import select
-                ready, _, _ = select.select([s, pidfd], [], [], 60)
-                said = b""
-                while s in ready and b"READY=1" not in said:
-                    said = s.recv(4096)
-                    if b"READY=1" not in said:
-                        ready, _, _ = select.select([s, pidfd], [], [], 60)
-                if b"READY=1" not in said:
-                    raise RuntimeError("forkd did not start: " + self.log_path.read_text(errors="replace")[-2000:])
-            finally:
-                os.close(pidfd)
+            self.wait_ready(s)
+
+    def wait_ready(self, s):
+        """Other notes may come before the one that is waited for."""
+        pidfd = os.pidfd_open(self.forkd.pid)
+        end, note = time.monotonic() + 60, b""
+        try:
+            while b"READY=1" not in note:
+                ready, _, _ = select.select([s, pidfd], [], [], max(0, end - time.monotonic()))
+                if s not in ready:
+                    what = f"exit code {self.forkd.wait()}" if ready else "not within 60 s"
+                    raise RuntimeError(f"forkd did not start ({what}): " + self.log_path.read_text(errors="replace")[-2000:])
+                note = s.recv(4096)
+        finally:
+            os.close(pidfd)
 
     def terminate(self):
         """SIGTERM: forkd goes, its VMs stay."""
