@@ -298,3 +298,38 @@ int cmd_pager_status(struct ctl *c, const struct args *a) {
         r = c->json ? json_print(stdout, result) : print_fields(result, stdout);
         return r < 0 ? err_errno(&c->e, r, "writing the output") : 0;
 }
+
+int cmd_pager_upgrade(struct ctl *c, const struct args *a) {
+        cleanup_progress struct progress p = { 0 };
+        cleanup_json json_t *result = NULL;
+        char old_version[40], new_version[40], ms[32];
+        int r;
+
+        progress_start(&p, c, "handing sessions over");
+        r = ctl_call(c, "pager.upgrade", NULL, &result);
+        progress_end(&p);
+        if (r < 0)
+                return r;
+        if (c->json)
+                return ctl_print(c, result);
+        printf("pager %.0f (%s) has taken %.0f sessions over from pager %.0f (%s) in %s\n", json_num(result, "new_pid", 0),
+               text_safe(json_str(result, "new_version", "?"), new_version, sizeof(new_version)), json_num(result, "sessions", 0),
+               json_num(result, "old_pid", 0), text_safe(json_str(result, "old_version", "?"), old_version, sizeof(old_version)),
+               text_ms(json_num(result, "total_ms", -1), ms, sizeof(ms)));
+        if (json_num(result, "sessions", 0) > 0)
+                printf("the longest pause of a guest's faults was %s\n",
+                       text_ms(json_num(result, "pause_max_ms", -1), ms, sizeof(ms)));
+        return 0;
+}
+
+int cmd_pager_stop(struct ctl *c, const struct args *a) {
+        cleanup_json json_t *result = NULL;
+        int r = ctl_call(c, "pager.stop", NULL, &result);
+
+        if (r < 0)
+                return r;
+        if (c->json)
+                return ctl_print(c, result);
+        puts("the pager has ended");
+        return 0;
+}

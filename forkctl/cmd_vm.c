@@ -299,6 +299,7 @@ int cmd_fork(struct ctl *c, const struct args *a) {
                 req_bool(&q, "paused", true);
         if (arg_given(a, "force"))
                 req_bool(&q, "force", true);
+        req_str(&q, "on_pager_loss", arg_str(a, "on-pager-loss"));
         progress_start(&p, c, "forking %s", a->pos[0]);
         if (count > 1 && name)
                 progress_vms(&p, name, (unsigned) count);

@@ -12,6 +12,8 @@
         { .name = "compression", .arg = "CODEC", .suggest = "lz4|zstd|zstd:3|none",                          \
           .help = "lz4 (the default), zstd, zstd:LEVEL, or none" }
 #define OPT_NO_SYNC { .name = "no-sync", .help = "do not wait for the disk: usable at once, durable a little later" }
+#define OPT_ON_PAGER_LOSS { .name = "on-pager-loss", .arg = "POLICY", .choices = "kill|recover", \
+          .help = "when the pager dies: kill the guest, or recover it with another pager (kill)" }
 #define OPT_FORCE { .name = "force", .help = "also when the VMM's version is not the snapshot's" }
 #define OPT_QUIET { .name = "quiet", .letter = 'q', .help = "names only, one a line" }
 
@@ -39,8 +41,7 @@ const struct command command_table[] = {
                   { .name = "publish", .letter = 'p', .arg = "[HOSTIP:]PORT:GUESTPORT[/udp]", .repeat = true,
                     .help = "make a guest's port reachable on the host; implies --net nat" },
                   { .name = "net", .arg = "NET", .choices = "nat|none", .help = "none (the default) or nat" },
-                  { .name = "on-pager-loss", .arg = "POLICY", .choices = "kill|recover",
-                    .help = "when the pager dies: kill the guest (the default) or recover it" },
+                  OPT_ON_PAGER_LOSS,
                   { .name = "setup", .help = "do what 'forkctl setup' does first" }),
           1, 1, { 0 }, .run = cmd_run },
         { "ps", "", "list the VMs", OPTIONS(OPT_QUIET), 0, 0, { 0 }, .run = cmd_ps },
@@ -64,7 +65,7 @@ const struct command command_table[] = {
         { "restore", "NAME", "bring a VM back from standby", OPTIONS(OPT_FORCE), 1, 1, { COMPLETE_VM }, .run = cmd_restore },
         { "fork", "SOURCE [NAME]", "make new VMs of a VM or a snapshot: NAME, or NAME-1 … NAME-N",
           OPTIONS({ .name = "count", .letter = 'n', .arg = "N", .help = "how many (1)" },
-                  { .name = "paused", .help = "leave them paused" }, OPT_FORCE),
+                  { .name = "paused", .help = "leave them paused" }, OPT_FORCE, OPT_ON_PAGER_LOSS),
           1, 2, { COMPLETE_SOURCE }, .run = cmd_fork },
         { "pause", "NAME", "stop a VM's vCPUs", NULL, 1, 1, { COMPLETE_VM }, .run = cmd_pause },
         { "resume", "NAME", "let a paused VM run on", NULL, 1, 1, { COMPLETE_VM }, .run = cmd_resume },
@@ -86,6 +87,11 @@ const struct command command_table[] = {
         { "snapshot tree", "", "draw which snapshot and VM came from which", NULL, 0, 0, { 0 }, .run = cmd_snapshot_tree },
 
         { "pager status", "", "sessions, images and counters of the pager", NULL, 0, 0, { 0 }, .run = cmd_pager_status },
+        { "pager upgrade", "", "hand every session to a new pager; guests run on", NULL, 0, 0, { 0 }, .run = cmd_pager_upgrade },
+        { "pager stop", "", "end the pager, when no VM needs it", NULL, 0, 0, { 0 }, .run = cmd_pager_stop },
+        { "events", "", "follow what happens to VMs and to the pager",
+          OPTIONS({ .name = "all", .letter = 'a', .help = "begin with the oldest that forkd remembers" },
+                  { .name = "no-follow", .help = "end when all are told" }), 0, 0, { 0 }, .run = cmd_events },
         { "ping", "[NAME]", "ask a guest's agent, or forkd, for a sign of life", NULL, 0, 1, { COMPLETE_VM }, .run = cmd_ping },
         { "shutdown", "", "end forkd; VMs run on and are taken back when it starts again",
           OPTIONS({ .name = "all", .letter = 'a', .help = "stop every VM first" }), 0, 0, { 0 }, .run = cmd_shutdown },

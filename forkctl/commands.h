@@ -12,6 +12,9 @@ int cmd_version(struct ctl *c, const struct args *a);
 int cmd_ping(struct ctl *c, const struct args *a);
 int cmd_shutdown(struct ctl *c, const struct args *a);
 int cmd_pager_status(struct ctl *c, const struct args *a);
+int cmd_events(struct ctl *c, const struct args *a);
+int cmd_pager_upgrade(struct ctl *c, const struct args *a);
+int cmd_pager_stop(struct ctl *c, const struct args *a);
 
 /** What `run --setup` and `setup` share: makes what is missing for the forkd at the socket, or for the
  *  default directories when there is none. *ret_changed may be NULL. */

@@ -218,12 +218,11 @@ static void mark_sessions(struct daemon *d) {
 
         TAILQ_FOREACH (vm, &d->vms, entry)
                 any |= vm->session;
-        if (!any)
-                return;
-        if (!pager_is_up(d->pager))
-                log_warning("the pager of the VMs that ran is gone");
-        else if (pager_mark_sessions(d->pager, &e) < 0)
+        if (any && pager_mark_sessions(d->pager, &e) < 0)
                 log_error("%s", e.message);
+        pager_finish_upgrade(d->pager);
+        if (any && !pager_is_up(d->pager))
+                log_warning("the pager of the VMs that ran is gone");
 }
 
 void vms_adopt(struct daemon *d) {

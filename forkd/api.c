@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "forkd/api_internal.h"
 #include "forkd/catalog.h"
+#include "forkd/events.h"
 #include "forkd/pager/link.h"
 #include "forkd/request.h"
 #include "forkd/streams.h"
@@ -45,6 +46,46 @@ static int api_info(struct request *rq, struct mp_buf *out, struct err *e) {
 
 static int api_pager_status(struct request *rq, struct mp_buf *out, struct err *e) {
         return pager_status(rq->d->pager, out, e);
+}
+
+static int api_pager_upgrade(struct request *rq, struct mp_buf *out, struct err *e) {
+        struct pager_upgrade_result res;
+        int r = pager_upgrade(rq->d->pager, &res, e);
+
+        if (r < 0)
+                return r;
+        mp_map(out, 8);
+        mp_kv_i64(out, "old_pid", res.old_pid);
+        mp_kv_i64(out, "new_pid", res.new_pid);
+        mp_kv_str(out, "old_version", res.old_version);
+        mp_kv_str(out, "new_version", res.new_version);
+        mp_kv_u64(out, "sessions", res.sessions);
+        mp_kv_double(out, "pause_p50_ms", res.pause_p50_ms);
+        mp_kv_double(out, "pause_max_ms", res.pause_max_ms);
+        mp_kv_double(out, "total_ms", res.total_ms);
+        return 0;
+}
+
+static int api_pager_stop(struct request *rq, struct mp_buf *out, struct err *e) {
+        int r = pager_stop(rq->d->pager, e);
+
+        if (r == 0)
+                mp_map(out, 0);
+        return r;
+}
+
+static int api_events(struct request *rq, struct mp_buf *out, struct err *e) {
+        uint64_t after, wait_ms;
+        int r = rq_opt_u64(rq, "after", events_newest(rq->d->events), &after, e);
+
+        if (r == 0)
+                r = rq_opt_u64(rq, "wait_ms", 0, &wait_ms, e);
+        if (r < 0)
+                return r;
+        r = events_read(rq->d->events, after, (unsigned) MIN_OF(wait_ms, (uint64_t) EVENTS_MAX_WAIT_MS), out);
+        if (r == -EBUSY)
+                return err_set(e, ERR_LIMIT, r, "%u clients wait for events already", EVENTS_MAX_WAITERS);
+        return r < 0 ? err_errno(e, r, "reading the events") : 0;
 }
 
 static int api_store_attach(struct request *rq, struct mp_buf *out, struct err *e) {
@@ -103,6 +144,9 @@ static const struct api_method methods[] = {
         { "snapshot.verify", api_snapshot_verify, API_MEMBER },
         { "snapshot.memory", api_snapshot_memory, API_MEMBER },
         { "pager.status", api_pager_status, API_MEMBER },
+        { "pager.upgrade", api_pager_upgrade, API_ROOT },
+        { "pager.stop", api_pager_stop, API_ROOT },
+        { "events", api_events, API_MEMBER },
         { "store.attach", api_store_attach, API_ROOT },
         { "orphans", api_orphans, API_ROOT },
         { "shutdown", api_shutdown, API_ROOT },

@@ -319,7 +319,7 @@ int api_vm_restore(struct request *rq, struct mp_buf *out, struct err *e) {
 int api_vm_fork(struct request *rq, struct mp_buf *out, struct err *e) {
         struct fork_params p = { 0 };
         cleanup_free struct fork_result *res = calloc(1, sizeof(*res));
-        char source[256], name[256];
+        char source[256], name[256], policy[32];
         uint64_t count;
         int r;
 
@@ -334,6 +334,8 @@ int api_vm_fork(struct request *rq, struct mp_buf *out, struct err *e) {
                 r = rq_opt_bool(rq, "paused", false, &p.paused, e);
         if (r == 0)
                 r = rq_opt_bool(rq, "force", false, &p.force, e);
+        if (r == 0)
+                r = rq_opt_str(rq, "on_pager_loss", "", policy, sizeof(policy), e);
         if (r < 0)
                 return r;
         if (count < 1 || count > FORK_MAX_CLONES) {
@@ -342,6 +344,7 @@ int api_vm_fork(struct request *rq, struct mp_buf *out, struct err *e) {
         }
         p.source = source;
         p.name = name;
+        p.on_pager_loss = policy;
         p.count = (unsigned) count;
         r = fork_run(rq->d, &p, res, e);
         if (r < 0)

@@ -21,6 +21,8 @@ void config_defaults(struct config *c) {
                 .wake_timeout_s = 30,
                 .stop_timeout_s = 10,
                 .idle_image_seconds = 300,
+                .heartbeat_ms = 2000,
+                .recover_ms = 3000,
                 .workingset = true,
                 .record_seconds = 10,
                 .jail = true,
@@ -42,6 +44,8 @@ static const struct setting {
         { "vm", "stop_timeout_s", offsetof(struct config, stop_timeout_s), 1, 3600 },
         { "pager", "workers", offsetof(struct config, pager_workers), 0, 64 },
         { "pager", "idle_image_seconds", offsetof(struct config, idle_image_seconds), 0, 86400 },
+        { "pager", "heartbeat_ms", offsetof(struct config, heartbeat_ms), 200, 60000 },
+        { "pager", "recover_ms", offsetof(struct config, recover_ms), 200, 60000 },
         { "pager", "record_seconds", offsetof(struct config, record_seconds), 0, 3600 },
         { "security", "uid_base", offsetof(struct config, uid_base), 1000, UINT32_MAX - 131072u },
 };

@@ -24,6 +24,8 @@ struct config {
         unsigned pager_workers;       /* [pager] workers; 0: the pager's default */
         uint64_t memory_budget;       /* [pager] memory_budget, bytes of decoded pages; 0: the pager's default */
         unsigned idle_image_seconds;  /* [pager] idle_image_seconds: decoded pages kept after the last clone */
+        unsigned heartbeat_ms;        /* [pager] heartbeat_ms: a pager that is silent for longer is ended */
+        unsigned recover_ms;          /* [pager] recover_ms: a guest that has no pager for longer is ended */
         bool workingset;              /* [pager] workingset: what restores need first is learned, and fetched first */
         unsigned record_seconds;      /* [pager] record_seconds: learned so long after a restore; 0: not at all */
         bool jail;                    /* [security] jail: VMMs and the pager are users of their own and see almost nothing */

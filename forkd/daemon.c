@@ -23,6 +23,7 @@
 #include "forkd/api.h"
 #include "forkd/catalog.h"
 #include "forkd/dirs.h"
+#include "forkd/events.h"
 #include "forkd/identity.h"
 #include "forkd/notify.h"
 #include "forkd/journal.h"
@@ -329,6 +330,8 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         if (r == 0)
                 r = worker_pool_new(d, &d->workers);
         if (r == 0)
+                r = events_new(&d->events);
+        if (r == 0)
                 r = pager_new(d, &d->pager);
         return r < 0 ? err_errno(e, r, "starting") : 0;
 }
@@ -338,6 +341,7 @@ static void daemon_clear(struct daemon *d) {
         vm_release_all(d);
         journal_free(d);
         pager_free(d->pager);
+        events_free(d->events);
         worker_pool_free(d->workers);
         catalog_free(d->catalog);
         identities_free(d->identities);

@@ -32,6 +32,7 @@ struct identities;
 struct notify;
 struct journal_found;
 struct vmm_jail;
+struct events;
 struct pager;
 struct shutdown_wait;
 struct turns;
@@ -64,6 +65,7 @@ struct daemon {
         uint32_t next_uid;             /* where the search for a VMM's user begins */
 
         struct pager *pager;
+        struct events *events;
         struct worker_pool *workers;
         struct turns *turns; /* heavy work, a few at a time */
         struct api *api;

@@ -147,6 +147,19 @@ static int announce(struct daemon *d, struct journal_entry *j, const struct clon
         return r < 0 ? err_errno(e, r, "noting the clones") : journal_write(d, j, e);
 }
 
+/* As it is asked for, as the source has it, or the default. */
+static int set_policy(struct daemon *d, const struct fork_params *p, struct clone *clones, struct err *e) {
+        const char *policy = p->on_pager_loss;
+        struct err ignored;
+        struct vm *source;
+
+        if (!policy[0])
+                policy = vm_find(d, p->source, &source, &ignored) == 0 ? source->on_pager_loss : "kill";
+        for (unsigned i = 0; i < p->count; i++)
+                (void) snprintf(clones[i].vm->on_pager_loss, sizeof(clones[i].vm->on_pager_loss), "%s", policy);
+        return vm_check_policy(policy, e);
+}
+
 static int run_clones(struct daemon *d, const struct fork_params *p, const char *snapshot, struct clone *clones, struct err *e) {
         int first = 0;
 
@@ -185,13 +198,17 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
                 return err_errno(e, -ENOMEM, "forking '%s'", p->source);
         journal_init(&j, JOURNAL_FORK);
         /* Taken first: forking a running VM costs it a pause, which a bad name must not. */
-        r = host_check_memory(0, p->count, e);
+        r = p->on_pager_loss[0] ? vm_check_policy(p->on_pager_loss, e) : 0;
+        if (r == 0)
+                r = host_check_memory(0, p->count, e);
         if (r == 0 && p->name[0])
                 r = reserve_names(d, p, "", clones, e);
         if (r == 0)
                 r = source_snapshot(d, p, &j, snapshot, base, sizeof(base), ret, &made, e);
         if (r == 0 && !p->name[0])
                 r = reserve_names(d, p, base, clones, e);
+        if (r == 0)
+                r = set_policy(d, p, clones, e);
         if (r == 0)
                 r = announce(d, &j, clones, p->count, e);
         if (r == 0)

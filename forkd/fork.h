@@ -11,6 +11,7 @@ struct fork_params {
         const char *name;   /* "": derived from the source */
         unsigned count;
         bool paused, force;
+        const char *on_pager_loss; /* "": as the source VM has it, or "kill" for a snapshot */
 };
 
 struct fork_result {

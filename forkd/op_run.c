@@ -41,12 +41,7 @@ static int check_params(const struct vm_run_params *p, struct err *e) {
                                "this build of forkd has no network for guests (asked for '%.40s')", p->net);
                 return err_hint(e, "use --net none");
         }
-        if (strcmp(p->on_pager_loss, "kill") != 0) {
-                (void) err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "the policy '%.40s' for a lost pager is not there",
-                               p->on_pager_loss);
-                return err_hint(e, "use --on-pager-loss kill");
-        }
-        return 0;
+        return vm_check_policy(p->on_pager_loss, e);
 }
 
 /* auto: KVM where a guest has really booted under it, else TCG. */

@@ -127,7 +127,7 @@ bool orphans_pager_is_needed(struct daemon *d) {
 static bool pager_is_ours(struct daemon *d, pid_t pid) {
         if (d->offline)
                 return orphans_any_claimed(d);
-        return pid == pager_pid(d->pager) || descends_from(pid, getpid());
+        return pager_owns(d->pager, pid) || descends_from(pid, getpid());
 }
 
 static bool process_is_claimed(struct daemon *d, pid_t pid) {
@@ -138,7 +138,7 @@ static bool process_is_claimed(struct daemon *d, pid_t pid) {
         TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->pid > 0 && orphans_claimed(vm) && descends_from(pid, vm->pid))
                         return true;
-        return !d->offline && pid == pager_pid(d->pager);
+        return !d->offline && pager_owns(d->pager, pid);
 }
 
 /* ---- groups ---- */

@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "forkd/api.h"
 #include "forkd/daemon.h"
+#include "forkd/events.h"
 #include "forkd/pager/link.h"
 #include "forkd/streams.h"
 #include "forkd/turns.h"
@@ -22,6 +23,7 @@
 void daemon_begin_stop(struct daemon *d, bool all) {
         d->stopping = true;
         d->stop_all |= all;
+        events_close(d->events);
         if (d->stopped)
                 co_wake(d->stopped, 0);
 }
@@ -122,6 +124,7 @@ void daemon_end(struct daemon *d) {
         api_close_door(d->api);
         turns_stop(d->turns); /* what has not begun does not begin */
         drain(d, DRAIN_TIMEOUT_MS);
+        pager_settle(d->pager, DRAIN_TIMEOUT_MS);
         if (d->stop_all)
                 stop_vms(d);
         while ((w = TAILQ_FIRST(&d->shutdowns))) {

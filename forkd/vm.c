@@ -12,6 +12,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "forkd/daemon.h"
+#include "forkd/events.h"
 
 #define CHORE_TIMEOUT_MS 15000
 
@@ -81,7 +82,8 @@ struct vm *vm_alloc(struct daemon *d) {
         if (!vm)
                 return NULL;
         vm->d = d;
-        vm->uffd = vm->ending_fd = -1;
+        pager_hold_init(&vm->hold);
+        vm->ending_fd = -1;
         identity_holder_init(&vm->identity, describe);
         TAILQ_INIT(&vm->calls);
         TAILQ_INIT(&vm->waiters);
@@ -159,6 +161,13 @@ int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
         return 0;
 }
 
+int vm_check_policy(const char *policy, struct err *e) {
+        if (strcmp(policy, "kill") == 0 || strcmp(policy, "recover") == 0)
+                return 0;
+        (void) err_set(e, ERR_INVALID, -EINVAL, "there is no policy '%.40s' for a guest whose pager is lost", policy);
+        return err_hint(e, "use kill or recover");
+}
+
 static int join(char *buf, size_t size, const char *base, const char *mid, const char *id, const char *file) {
         int n = snprintf(buf, size, "%s/%s%s%s%s", base, mid, id, file ? "/" : "", file ? file : "");
 
@@ -220,7 +229,7 @@ void vm_release_all(struct daemon *d) {
                 guest_link_free(vm->link);
                 if (vm->vmm)
                         vm->ops->free(vm->vmm);
-                (void) close_fd(vm->uffd);
+                pager_hold_clear(&vm->hold);
                 vm_forget_end(vm);
                 vm_delete(vm, false);
         }
@@ -329,8 +338,10 @@ int vm_set_state(struct vm *vm, enum vm_state state, struct err *e) {
                 if (vm->vmm_exited)
                         return err_set(e, ERR_VMM, -EPIPE, "the VMM of '%s' has ended", vm->name);
         }
-        if (state != vm->state)
+        if (state != vm->state) {
                 log_info("%s (%s): %s -> %s", vm->name, vm->id, vm_state_name(vm->state), vm_state_name(state));
+                events_add(vm->d->events, "vm.state", vm, "%s -> %s", vm_state_name(vm->state), vm_state_name(state));
+        }
         vm->state = state;
         vm->reason[0] = '\0';
         return vm_record_save(vm, e);
@@ -344,6 +355,7 @@ void vm_fail(struct vm *vm, const char *fmt, ...) {
         (void) vsnprintf(vm->reason, sizeof(vm->reason), fmt, ap);
         va_end(ap);
         log_warning("%s (%s): %s -> failed: %s", vm->name, vm->id, vm_state_name(vm->state), vm->reason);
+        events_add(vm->d->events, "vm.state", vm, "%s -> failed: %s", vm_state_name(vm->state), vm->reason);
         vm->state = VM_FAILED;
         if (vm_record_save(vm, &e) < 0)
                 log_error("%s", e.message);

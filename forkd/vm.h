@@ -18,6 +18,7 @@
 #include "common/ids.h"
 #include "forkd/guest/guest_link.h"
 #include "forkd/identity.h"
+#include "forkd/pager/link.h"
 #include "forkd/vmm/vmm.h"
 
 struct caller;
@@ -74,7 +75,7 @@ struct vm {
         char lost[256];                  /* why its memory is gone and it is being killed, else "" */
         bool io_error;                   /* the VMM has paused it, for a disk cannot be written */
         bool agent_lost;                 /* the agent's link broke while the VMM lives: to be made anew */
-        int uffd;                        /* duplicate of its userfaultfd: keeps its faults waiting when all others go */
+        struct pager_hold hold;          /* of that session */
         bool vmm_exited;                 /* the process has ended; the operation under way, or vm_reap, cleans up */
         bool guest_shutdown;             /* the guest itself asked for its end */
         int ending_fd;                   /* pidfd of a VMM that was killed and has not ended (vm_end.c), or -1 */
@@ -114,6 +115,9 @@ void vm_release_all(struct daemon *d);
 int vm_state_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
 int vm_run_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
 int vm_store_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
+
+/** What becomes of a guest whose pager is lost: is @policy one ("kill", "recover")? */
+int vm_check_policy(const char *policy, struct err *e) attr_warn_unused;
 
 /* ---- operations ---- */
 

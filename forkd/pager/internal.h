@@ -1,30 +1,144 @@
 /* SPDX-License-Identifier: MIT */
-/* Between the two halves of forkd's side of the pager: process.c has the process, sessions.c its sessions. */
+/* Between the parts of forkd's side of the pager:
+ *
+ *      process.c     how a pager process comes and goes, and how it is asked
+ *      sessions.c    the sessions that VMs have with it
+ *      watch.c       the heartbeat: a pager that hangs is ended
+ *      succession.c  when one has ended: its guests are killed, or handed to a successor
+ *      upgrade.c     the same planned: another process takes over while both live
+ *      suspects.c    which fault a pager had in hand when it died
+ *      unmapped.c    what a VMM has discarded, as the kernel tells
+ *
+ * There is one pager at a time, `serving`; `next` is there during an upgrade only. Who replaces it holds `turn`, and sets
+ * `replacing`: nobody else opens or asks a session meanwhile, so while a VM has a session its struct stays. */
 #pragma once
 
 #include <event2/event.h>
 #include <stdbool.h>
+#include <time.h>
 
+#include "common/co.h"
 #include "forkd/daemon.h"
 #include "forkd/pager/link.h"
 
 #define PAGER_CALL_TIMEOUT_MS 10000
+#define PAGER_SUSPECTS 64
+
+/** A pager process, as long as forkd has to do with it. */
+struct pager_process {
+        unsigned refs;
+        struct pager *p;
+        struct rpc_conn *conn; /* NULL: lost */
+        pid_t pid;
+        int pidfd; /* -1: it has ended and was reaped */
+        struct event *death;
+        char version[32];
+        void *flight; /* its flight recorder, mapped; NULL: it has none */
+        bool suspected, leaving;
+        bool hung;    /* we have killed it for that */
+        bool watched; /* a coroutine watches its heart */
+};
+
+/** A fault that a pager had in hand when it ended. */
+struct pager_suspect {
+        uint64_t dev, ino, page;
+};
 
 struct pager {
         struct daemon *d;
-        char socket_path[FORKD_MAX_RUN_DIR + 16], pid_path[FORKD_MAX_RUN_DIR + 16];
-        struct rpc_conn *conn;
-        pid_t pid;
-        int pidfd;
-        struct event *death;
-        bool connecting, suspected;
-        struct co_wait *connect_waiter; /* others that need the pager while one coroutine brings it up */
+        /* The serving one's; those of one that is about to take over have PAGER_NEXT behind. */
+        char socket_path[FORKD_MAX_RUN_DIR + 24], pid_path[FORKD_MAX_RUN_DIR + 24];
+        struct pager_process *serving, *next;
+        struct pager_process *leaving; /* the one before, while it ends; no reference */
+        struct co_sem turn;       /* held while a pager is brought up or replaced */
+        unsigned replacing;       /* sessions are moved, or wait for that */
+        bool succeeding;          /* by succession.c */
+        uint64_t lost_ns;         /* since when */
+        bool closed;              /* no session may be opened at the moment */
+        struct co_wait *attached; /* woken when a VMM has attached, or a session was closed */
+        struct pager_suspect suspect[PAGER_SUSPECTS], condemned[PAGER_SUSPECTS];
+        unsigned n_suspects, n_condemned; /* ever: the oldest give way */
+        struct pager_counts counts;
 };
 
-/** What the pager tells without being asked; @arg is the struct pager. */
-void pager_on_message(struct rpc_msg *m, void *arg);
+#define PAGER_NEXT ".next"
 
-/** Asks the pager and waits for its answer, at most PAGER_CALL_TIMEOUT_MS. One that answers nothing any more is ended.
+/* ---- process.c ---- */
+
+/** Brings up a pager, or finds the one that is there. The caller holds `turn`. */
+int pager_bring_up(struct pager *p, struct err *e) attr_warn_unused;
+/** Starts another process at <socket_path>@suffix. */
+int pager_process_spawn(struct pager *p, const char *suffix, struct pager_process **ret, struct err *e) attr_warn_unused;
+/** Connects to the one at <socket_path>@suffix. -ENOENT: nobody is there; then *e is as it was. */
+int pager_process_find(struct pager *p, const char *suffix, struct pager_process **ret, struct err *e) attr_warn_unused;
+struct pager_process *pager_process_ref(struct pager_process *o);
+void pager_process_unref(struct pager_process *o); /* NULL is fine */
+DEFINE_CLEANUP(struct pager_process, pager_process_unref)
+bool pager_process_is_up(const struct pager_process *o);
+/** SIGKILL, with a reason for the log; its end is noticed as any other. */
+void pager_process_kill(struct pager_process *o, const char *why);
+/** The same, for it hangs. */
+void pager_process_hangs(struct pager_process *o, const char *why);
+/** Asks it to end, kills it if it does not; reaped when this returns. */
+void pager_process_end(struct pager_process *o);
+/** Asks and waits for the answer, at most PAGER_CALL_TIMEOUT_MS. One that answers nothing any more is ended.
  *  A coroutine call; parameters as of rpc_call_co. */
-int pager_call(struct pager *p, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
-               struct rpc_answer *ret, struct err *e) attr_warn_unused;
+int pager_process_call(struct pager_process *o, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
+                       struct rpc_answer *ret, struct err *e) attr_warn_unused;
+
+/* ---- sessions.c ---- */
+
+/** What a process tells without being asked; @arg is the struct pager_process. */
+void pager_on_message(struct rpc_msg *m, void *arg);
+/** {"session": id} and room for @more pairs. */
+void pager_put_session(struct mp_buf *b, const struct vm *vm, size_t more);
+/** Has another process everything it needs to go on with this session? */
+bool pager_hold_complete(const struct vm *vm);
+/** Gets the session's descriptors from the process that serves it. */
+int pager_hold_fetch(struct pager_process *o, struct vm *vm, struct err *e) attr_warn_unused;
+/** @to takes the session over: from what the VMM's mappings and @removed tell (an array of ranges [first page, pages], or
+ *  NULL) was discarded. */
+int pager_session_adopt(struct pager_process *to, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
+                        struct err *e) attr_warn_unused;
+/** @o goes on with a session that it has released, or adopted and held. */
+int pager_session_resume(struct pager_process *o, struct vm *vm, struct err *e) attr_warn_unused;
+/** @o, which has released the session, goes on with it, and is told what was discarded since: what the VMM's mappings tell,
+ *  and @removed. */
+int pager_session_give_back(struct pager_process *o, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
+                            struct err *e) attr_warn_unused;
+/** What the guest discarded, asked of @o. */
+int pager_removed_of(struct pager_process *o, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
+
+/* ---- watch.c ---- */
+
+/** From now on until its end, while it has sessions. */
+void pager_watch(struct pager_process *o);
+
+/* ---- succession.c ---- */
+
+/** @o has ended: its guests die, or get another. Not a coroutine call. */
+void pager_lost(struct pager *p, struct pager_process *o);
+/** Gives those guests that have no pager another; they die when that takes too long. The caller holds `turn`. */
+void pager_succeed(struct pager *p);
+
+/* ---- upgrade.c ---- */
+
+/** Removes what a process that was to take over has left in the run directory. */
+void pager_remove_next(struct pager *p);
+
+/* ---- suspects.c ---- */
+
+/** Reads the flight recorder of one that has ended. */
+void pager_suspects_note(struct pager *p, const struct pager_process *o);
+/** Was a fault of this image the end of two pagers? *ret_page (may be NULL): which. */
+bool pager_condemned(const struct pager *p, uint64_t dev, uint64_t ino, uint64_t *ret_page);
+void pager_suspects_forget(struct pager *p);
+
+/* ---- unmapped.c ---- */
+
+/** The parts of guest memory that the VMM has mapped over: *ret_n ranges [first page, pages], encoded one behind the
+ *  other in @ret. -E2BIG: the VMM has so many mappings that the kernel may have refused it one, so this cannot be told. */
+int pager_unmapped(const struct vm *vm, struct mp_buf *ret, uint64_t *ret_n) attr_warn_unused;
+/** The same of the text of a /proc/<pid>/maps. */
+int pager_unmapped_parse(FILE *maps, const struct pager_hold *hold, uint64_t max_maps, struct mp_buf *ret,
+                         uint64_t *ret_n) attr_warn_unused;

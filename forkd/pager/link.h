@@ -3,28 +3,63 @@
  * and sees to it that no guest outlives its pager. */
 #pragma once
 
+#include <stdint.h>
+#include <sys/types.h>
+
 #include "common/err.h"
 #include "common/mp.h"
 #include "common/rpc.h"
 
 struct daemon;
 struct pager;
+struct pager_process;
 struct vm;
+
+#define PAGER_HOLD_REGIONS 16
+
+/** What forkd holds of a VM's session, so that another pager can go on with it. */
+struct pager_hold {
+        struct pager_process *process; /* a reference: who serves it; NULL: nobody at the moment */
+        int uffd;                      /* duplicate of the VMM's userfaultfd: its faults wait as long as this is open */
+        int memfd;                     /* the image's memory, writable */
+        int sock;                      /* duplicate of the pager's end of the VMM's socket */
+        pid_t pid;                     /* of the VMM, as soon as it is known */
+        uint64_t image_dev, image_ino; /* the file memory.img */
+        uint64_t released_ns;          /* during an upgrade: when its pager let it go; 0: it has not */
+        unsigned n_regions;            /* 0: not attached yet, or more than fit */
+        struct pager_hold_region {
+                uint64_t base, size, offset; /* in the VMM; in guest RAM */
+        } region[PAGER_HOLD_REGIONS];
+};
+void pager_hold_init(struct pager_hold *h);
+void pager_hold_clear(struct pager_hold *h);
+
+/** Of this forkd's life. */
+struct pager_counts {
+        uint64_t deaths, hangs;     /* pagers that ended without being asked to; that were killed because they hung */
+        uint64_t recovered, killed; /* guests, after that */
+        uint64_t upgrades;          /* that went well */
+        double longest_ms, last_ms; /* from a death's notice until all of its guests were served again */
+};
 
 int pager_new(struct daemon *d, struct pager **ret) attr_warn_unused;
 void pager_free(struct pager *p); /* the process lives on */
 
 /** Connects to a pager that runs already; 0 too when there is none. A coroutine call. */
 int pager_find(struct pager *p, struct err *e) attr_warn_unused;
-/** Makes sure that a pager serves: starts one if need be. */
-int pager_ensure(struct pager *p, struct err *e) attr_warn_unused;
+/** Finishes an upgrade in the middle of which an earlier forkd was ended. After pager_mark_sessions, and before VMMs are asked
+ *  for anything: one whose faults nobody serves may not answer. A coroutine call. */
+void pager_finish_upgrade(struct pager *p);
 bool pager_is_up(const struct pager *p);
 pid_t pager_pid(const struct pager *p);
+/** Is process @pid a pager of ours: the one that serves, one that is about to, or one that is about to go? */
+bool pager_owns(const struct pager *p, pid_t pid);
+const struct pager_counts *pager_counts(const struct pager *p);
 
 /** Opens a session for @vm on the image in @image_fd, whose recorded working set is in @workingset_fd (-1: none); it
  *  records if vm->recording. On success *ret_memfd is the image's memory
  *  (read-only) and *ret_sock the VMM's end of the handshake's socket; both are the caller's. From here on
- *  the watchdog holds this VM responsible: it dies with the pager. */
+ *  the watchdog holds this VM responsible: it dies with the pager, or is recovered. */
 int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
                        struct err *e) attr_warn_unused;
 /** Names the process of @pidfd, which stays the caller's, as the VMM of @vm's session: only it may attach. A coroutine
@@ -32,8 +67,8 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int working
 int pager_session_expect(struct pager *p, struct vm *vm, int pidfd, struct err *e) attr_warn_unused;
 /** After the VMM was reaped. No session is no error. */
 void pager_session_close(struct pager *p, struct vm *vm);
-/** Marks the VMs for which the pager has an attached session that has not failed (vm->session_known), and notes why one
- *  has (vm->lost). */
+/** Marks the VMs for which a pager has an attached session that has not failed (vm->session_known), notes why one
+ *  has (vm->lost), and gets hold of what a successor would need. */
 int pager_mark_sessions(struct pager *p, struct err *e) attr_warn_unused;
 /** What the guest discarded: *ret_n ranges [first page, pages], encoded one behind the other in @ret. */
 int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
@@ -44,5 +79,20 @@ int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret,
                              struct err *e) attr_warn_unused;
 
 int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) attr_warn_unused;
+
+struct pager_upgrade_result {
+        pid_t old_pid, new_pid;
+        char old_version[32], new_version[32];
+        unsigned sessions;
+        double pause_p50_ms, pause_max_ms, total_ms; /* pause: a session's faults were answered by nobody for so long */
+};
+/** Starts the program anew and hands it all sessions; guests go on. On failure the old one serves on. A coroutine call. */
+int pager_upgrade(struct pager *p, struct pager_upgrade_result *ret, struct err *e) attr_warn_unused;
+
+/** Waits until no session is being moved, at most @timeout_ms: guests must not be left without a pager. A coroutine
+ *  call. */
+void pager_settle(struct pager *p, int timeout_ms);
+/** Ends the pager, if no VM needs it. -EBUSY, with how many do. A coroutine call. */
+int pager_stop(struct pager *p, struct err *e) attr_warn_unused;
 /** Ends the pager; guests must be gone. */
 void pager_shutdown(struct pager *p);

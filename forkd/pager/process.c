@@ -8,8 +8,8 @@
  * One that does not answer there is as good as dead, and worse: it is killed, by the pid that was noted when it was
  * started.
  *
- * The pidfd tells of the pager's death. Its guests' faults then wait (each VMM keeps its userfaultfd open), and
- * forkd kills them at once: they are never left spinning, and never read zeros. */
+ * The pidfd tells of the pager's death. Its guests' faults then wait, for each VMM and forkd keep its userfaultfd open:
+ * they never read zeros. succession.c says what becomes of them. */
 #include "forkd/pager/internal.h"
 
 #include <errno.h>
@@ -17,56 +17,126 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/co.h"
 #include "common/io.h"
 #include "common/log.h"
 #include "common/spawn.h"
+#include "forkd/events.h"
 #include "forkd/pidfile.h"
 #include "forkd/vmm/cgroup.h"
+#include "pager/flight.h"
 
 #define HELLO_TIMEOUT_MS 10000
 #define PAGER_LISTEN_FD 3
 
-/* Without its control connection a pager cannot tell of failures: it counts as lost. */
-static void on_close(struct rpc_conn *c, int r, void *arg) {
-        struct pager *p = arg;
+/* ---- a process ---- */
 
-        if (p->conn != c)
-                return;
-        if (p->pidfd >= 0 && !p->d->stopping) {
-                log_error("the connection to the pager was lost (%s); ending it", r < 0 ? strerror(-r) : "closed");
-                best_effort(spawn_kill(p->pidfd, SIGKILL));
-        }
-        rpc_conn_unref(TAKE_PTR(p->conn));
+struct pager_process *pager_process_ref(struct pager_process *o) {
+        o->refs++;
+        return o;
 }
 
-static const struct rpc_handlers pager_handlers = { .on_message = pager_on_message, .on_close = on_close };
+static void drop_conn(struct pager_process *o) {
+        struct rpc_conn *c = TAKE_PTR(o->conn);
 
-static void pager_forget(struct pager *p) {
-        struct rpc_conn *c = TAKE_PTR(p->conn);
-
-        if (p->death)
-                event_free(TAKE_PTR(p->death));
-        p->pidfd = close_fd(p->pidfd);
-        p->pid = 0;
         if (c) {
                 rpc_conn_close(c);
                 rpc_conn_unref(c);
         }
 }
 
-static void bury(struct pager *p) {
-        struct vm *vm;
+/* It has ended, or is not ours to watch any more. */
+static void let_go(struct pager_process *o) {
+        if (o->death)
+                event_free(TAKE_PTR(o->death));
+        o->pidfd = close_fd(o->pidfd);
+        drop_conn(o);
+}
+
+void pager_process_unref(struct pager_process *o) {
+        if (!o || --o->refs > 0)
+                return;
+        let_go(o);
+        if (o->flight)
+                (void) munmap(o->flight, PAGER_FLIGHT_BYTES);
+        free(o);
+}
+
+static int process_new(struct pager *p, struct pager_process **ret) {
+        struct pager_process *o = calloc(1, sizeof(*o));
+
+        if (!o)
+                return -ENOMEM;
+        *o = (struct pager_process){ .refs = 1, .p = p, .pidfd = -1 };
+        *ret = o;
+        return 0;
+}
+
+bool pager_process_is_up(const struct pager_process *o) {
+        return o && o->conn && rpc_conn_is_open(o->conn);
+}
+
+void pager_process_kill(struct pager_process *o, const char *why) {
+        if (o->pidfd < 0)
+                return;
+        log_error("killing the pager (pid %d): %s", (int) o->pid, why);
+        best_effort(spawn_kill(o->pidfd, SIGKILL)); /* on_death does the rest */
+}
+
+void pager_process_hangs(struct pager_process *o, const char *why) {
+        if (o->pidfd < 0)
+                return;
+        o->hung = true;
+        o->p->counts.hangs++;
+        events_add(o->p->d->events, "pager.hangs", NULL, "pager %d: %s", (int) o->pid, why);
+        pager_process_kill(o, why);
+}
+
+/* Without its control connection a pager cannot tell of failures: it counts as lost. */
+static void on_close(struct rpc_conn *c, int r, void *arg) {
+        struct pager_process *o = arg;
+        char why[120];
+
+        if (o->conn != c)
+                return;
+        if (o->pidfd >= 0 && !o->p->d->stopping && !o->leaving) {
+                (void) snprintf(why, sizeof(why), "its connection was lost (%s)", r < 0 ? strerror(-r) : "closed");
+                pager_process_kill(o, why);
+        }
+        rpc_conn_unref(TAKE_PTR(o->conn));
+}
+
+static const struct rpc_handlers pager_handlers = { .on_message = pager_on_message, .on_close = on_close };
+
+/* Whoever sends SIGKILL, the kernel that is out of memory too, does not mean the fault at hand. -1: nobody can tell, for
+ * an earlier forkd was its parent. */
+static bool died_of_itself(const struct pager_process *o, int status) {
+        return o->hung || status == -1 || !WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL;
+}
+
+/* pager_bring_up and the loop may both see its end: whoever is first. */
+static void bury(struct pager_process *o) {
+        struct pager *p = o->p;
+        bool was_serving;
         int status = -1;
 
-        best_effort(spawn_wait(p->pidfd, 0, &status));
-        log_error("the pager (pid %d) has ended (wait status %d)", (int) p->pid, status);
-        pager_forget(p);
-        TAILQ_FOREACH (vm, &p->d->vms, entry)
-                if (vm->session)
-                        vm_kill_lost(vm, "pager-lost");
+        best_effort(spawn_wait(o->pidfd, 0, &status));
+        log_error("the pager (pid %d) has ended (wait status %d)", (int) o->pid, status);
+        p->counts.deaths++;
+        events_add(p->d->events, "pager.lost", NULL, "pager %d has ended (wait status %d)", (int) o->pid, status);
+        if (died_of_itself(o, status))
+                pager_suspects_note(p, o);
+        let_go(o);
+        was_serving = p->serving == o;
+        if (was_serving)
+                p->serving = NULL; /* a successor is looked for from here on */
+        pager_lost(p, o);
+        if (was_serving)
+                pager_process_unref(o);
 }
 
 static void on_death(evutil_socket_t fd, short what, void *arg) {
@@ -75,36 +145,28 @@ static void on_death(evutil_socket_t fd, short what, void *arg) {
 
 /* ---- coming into being ---- */
 
-int pager_new(struct daemon *d, struct pager **ret) {
-        struct pager *p = calloc(1, sizeof(*p));
+static int fetch_flight(struct pager_process *o, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        struct stat st;
+        void *map;
+        int r;
 
-        if (!p)
-                return -ENOMEM;
-        p->d = d;
-        p->pidfd = -1;
-        (void) snprintf(p->socket_path, sizeof(p->socket_path), "%s/pager.sock", d->run_dir);
-        (void) snprintf(p->pid_path, sizeof(p->pid_path), "%s/pager.pid", d->run_dir);
-        *ret = p;
+        r = rpc_call_co(o->conn, "flight", NULL, NULL, 0, HELLO_TIMEOUT_MS, &a, e);
+        if (r < 0)
+                return r;
+        /* One that is smaller than its map would be SIGBUS for us. */
+        if (a.n_fds != 1 || fstat(a.fds[0], &st) < 0 || st.st_size < (off_t) PAGER_FLIGHT_BYTES ||
+            !(fcntl(a.fds[0], F_GET_SEALS) & F_SEAL_SHRINK))
+                return err_set(e, ERR_PAGER, -EPROTO, "the pager's flight recorder is none");
+        map = mmap(NULL, PAGER_FLIGHT_BYTES, PROT_READ, MAP_SHARED, a.fds[0], 0);
+        if (map == MAP_FAILED)
+                return err_errno(e, -errno, "mapping the pager's flight recorder");
+        o->flight = map;
         return 0;
 }
 
-void pager_free(struct pager *p) {
-        if (!p)
-                return;
-        pager_forget(p);
-        free(p);
-}
-
-bool pager_is_up(const struct pager *p) {
-        return p->conn && rpc_conn_is_open(p->conn);
-}
-
-pid_t pager_pid(const struct pager *p) {
-        return p->pid;
-}
-
 /* Says hello on @fd (taken) and watches process @pid. */
-static int pager_greet(struct pager *p, int fd, struct err *e) {
+static int greet(struct pager_process *o, int fd, const char *path, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_mp_buf struct mp_buf b = { 0 };
         uint64_t pid = 0, protocol = 0;
@@ -113,34 +175,44 @@ static int pager_greet(struct pager *p, int fd, struct err *e) {
         mp_buf_init(&b);
         mp_map(&b, 1);
         mp_kv_str(&b, "version", FORKD_VERSION);
-        r = rpc_conn_new(p->d->base, fd, &pager_handlers, p, &p->conn);
+        r = rpc_conn_new(o->p->d->base, fd, &pager_handlers, o, &o->conn);
         if (r < 0)
                 return err_errno(e, r, "connecting to the pager");
-        r = rpc_call_co(p->conn, "hello", &b, NULL, 0, HELLO_TIMEOUT_MS, &a, e);
-        if (r < 0)
+        r = rpc_call_co(o->conn, "hello", &b, NULL, 0, HELLO_TIMEOUT_MS, &a, e);
+        if (r < 0) {
+                (void) strcpy(e->code, ERR_PAGER); /* to a client "unreachable" means forkd */
                 return err_prefix(e, "the pager does not answer");
+        }
         if (mp_get_u64(&a.doc.root, "pid", &pid) < 0 || mp_get_u64(&a.doc.root, "protocol", &protocol) < 0 || protocol != 1 ||
             pid == 0 || pid > INT32_MAX)
-                return err_set(e, ERR_PAGER, -EPROTO, "what listens on %s is no pager of this version", p->socket_path);
-        if (p->pidfd < 0) {
-                r = spawn_pidfd_open((pid_t) pid, 0, &p->pidfd);
+                return err_set(e, ERR_PAGER, -EPROTO, "what listens on %s is no pager of this version", path);
+        (void) mp_get_str(&a.doc.root, "version", o->version, sizeof(o->version));
+        if (o->pidfd < 0) {
+                r = spawn_pidfd_open((pid_t) pid, 0, &o->pidfd);
                 if (r < 0)
                         return err_errno(e, r, "watching the pager (pid %d)", (int) pid);
         }
-        p->pid = (pid_t) pid;
-        p->death = event_new(p->d->base, p->pidfd, EV_READ, on_death, p);
-        if (!p->death || event_add(p->death, NULL) < 0)
+        o->pid = (pid_t) pid;
+        r = fetch_flight(o, e);
+        if (r < 0)
+                return r;
+        o->death = event_new(o->p->d->base, o->pidfd, EV_READ, on_death, o);
+        if (!o->death || event_add(o->death, NULL) < 0)
                 return err_errno(e, -ENOMEM, "watching the pager");
+        pager_watch(o);
         return 0;
 }
 
 /* Nobody can tell any more what a pager does that does not answer; as long as it lives, its socket would be found
  * again and again. */
-static int kill_mute(struct pager *p, struct err *e) {
+static int kill_mute(struct pager *p, const char *suffix, struct err *e) {
+        char path[sizeof(p->pid_path) + 8];
         cleanup_fd int pidfd = -1;
         pid_t pid;
-        int r = pidfile_open(p->pid_path, p->d->boot_id, &pid, &pidfd);
+        int r;
 
+        (void) snprintf(path, sizeof(path), "%s%s", p->pid_path, suffix);
+        r = pidfile_open(path, p->d->boot_id, &pid, &pidfd);
         if (r == 0) {
                 log_error("killing the pager (pid %d): %s", (int) pid, e->message);
                 best_effort(spawn_kill(pidfd, SIGKILL));
@@ -151,36 +223,47 @@ static int kill_mute(struct pager *p, struct err *e) {
         }
         if (r < 0 && r != -ESRCH)
                 return err_prefix(e, "a pager that cannot be talked to, nor found to be ended");
-        (void) unlink(p->socket_path);
-        return 0;
+        (void) snprintf(path, sizeof(path), "%s%s", p->socket_path, suffix);
+        (void) unlink(path);
+        return -ENOENT;
 }
 
-int pager_find(struct pager *p, struct err *e) {
+int pager_process_find(struct pager *p, const char *suffix, struct pager_process **ret, struct err *e) {
+        __attribute__((cleanup(pager_process_unref_p))) struct pager_process *o = NULL;
+        char path[sizeof(p->socket_path) + 8];
         int fd, r;
 
-        if (pager_is_up(p))
-                return 0;
-        r = io_connect_unix(p->socket_path, &fd);
-        if (r < 0)
-                return 0; /* nobody there */
-        r = pager_greet(p, fd, e);
+        (void) snprintf(path, sizeof(path), "%s%s", p->socket_path, suffix);
+        if (io_connect_unix(path, &fd) < 0)
+                return -ENOENT;
+        r = process_new(p, &o);
         if (r < 0) {
-                pager_forget(p);
-                return kill_mute(p, e);
+                (void) close_fd(fd);
+                return err_errno(e, r, "connecting to the pager");
         }
-        log_info("found the pager (pid %d)", (int) p->pid);
+        r = greet(o, fd, path, e);
+        if (r < 0) {
+                let_go(o);
+                return kill_mute(p, suffix, e);
+        }
+        log_info("found the pager (pid %d)", (int) o->pid);
+        *ret = TAKE_PTR(o);
         return 0;
 }
 
-static int pager_spawn(struct pager *p, struct err *e) {
+int pager_process_spawn(struct pager *p, const char *suffix, struct pager_process **ret, struct err *e) {
+        __attribute__((cleanup(pager_process_unref_p))) struct pager_process *o = NULL;
+        char socket_path[sizeof(p->socket_path) + 8], pid_path[sizeof(p->pid_path) + 8];
         char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], budget[24], level[16], record[16];
-        const char *argv[16] = { prog, "--control",   p->socket_path, "--control-fd", "3", "--idle-image-seconds",
+        const char *argv[16] = { prog, "--control",   socket_path, "--control-fd", "3", "--idle-image-seconds",
                                  idle, "--log-level", level };
         unsigned n_args = 9;
         cleanup_fd int listen_fd = -1, log_fd = -1, conn_fd = -1, cgroup_fd = -1;
         struct err ignored;
         int r;
 
+        (void) snprintf(socket_path, sizeof(socket_path), "%s%s", p->socket_path, suffix);
+        (void) snprintf(pid_path, sizeof(pid_path), "%s%s", p->pid_path, suffix);
         r = daemon_helper(p->d, "uffd-pager", prog, sizeof(prog));
         if (r < 0) {
                 (void) err_set(e, ERR_PAGER, r, "uffd-pager is neither beside forkd in %s nor in libexec", p->d->bin_dir);
@@ -204,15 +287,15 @@ static int pager_spawn(struct pager *p, struct err *e) {
                 argv[n_args++] = "--record-seconds";
                 argv[n_args++] = record;
         }
-        r = io_listen_unix(p->socket_path, 0600, &listen_fd);
+        r = io_listen_unix(socket_path, 0600, &listen_fd);
         if (r < 0)
-                return err_errno(e, r, "listening on %s", p->socket_path);
+                return err_errno(e, r, "listening on %s", socket_path);
         log_fd = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
         if (log_fd < 0)
                 return err_errno(e, -errno, "opening %s", log_path);
-        r = io_connect_unix(p->socket_path, &conn_fd);
+        r = io_connect_unix(socket_path, &conn_fd);
         if (r < 0)
-                return err_errno(e, r, "connecting to %s", p->socket_path);
+                return err_errno(e, r, "connecting to %s", socket_path);
         /* Joined, not emptied: one that is being replaced may still be in it. */
         if (cgroup_join(p->d->instance, CGROUP_PAGER, &cgroup_fd, &ignored) < 0)
                 log_debug("the pager runs without a cgroup of its own: %s", ignored.message);
@@ -229,117 +312,194 @@ static int pager_spawn(struct pager *p, struct err *e) {
                 .cgroup_fd = cgroup_fd,
                 .new_session = true,
         };
-        r = spawn_process(&sp, &p->pid, &p->pidfd);
+        r = process_new(p, &o);
+        if (r == 0)
+                r = spawn_process(&sp, &o->pid, &o->pidfd);
         if (r < 0)
                 return err_errno(e, r, "starting the pager (%s)", prog);
-        r = pager_greet(p, TAKE_FD(conn_fd), e);
+        listen_fd = close_fd(listen_fd); /* if it ends at once, so does our connection */
+        r = greet(o, TAKE_FD(conn_fd), socket_path, e);
         if (r < 0) {
-                best_effort(spawn_kill(p->pidfd, SIGKILL));
-                best_effort(spawn_wait(p->pidfd, 1000, NULL));
-                (void) err_hint(e, "see %s", log_path);
-                pager_forget(p);
-                return r;
+                best_effort(spawn_kill(o->pidfd, SIGKILL));
+                best_effort(spawn_wait(o->pidfd, 1000, NULL));
+                let_go(o);
+                return err_hint(e, "see %s", log_path);
         }
-        log_info("started the pager (pid %d)", (int) p->pid);
-        r = pidfile_write(p->pid_path, p->d->boot_id, p->pid);
+        log_info("started the pager (pid %d)", (int) o->pid);
+        events_add(p->d->events, "pager.started", NULL, "pager %d", (int) o->pid);
+        r = pidfile_write(pid_path, p->d->boot_id, o->pid);
         if (r < 0)
-                log_warning("noting the pager's pid in %s: %s", p->pid_path, strerror(-r));
+                log_warning("noting the pager's pid in %s: %s", pid_path, strerror(-r));
+        *ret = TAKE_PTR(o);
         return 0;
 }
 
-int pager_ensure(struct pager *p, struct err *e) {
+int pager_bring_up(struct pager *p, struct err *e) {
+        struct pager_process *dying = p->serving;
         int r;
 
-        /* One coroutine brings it up; the others queue behind each other on its result. */
-        while (!pager_is_up(p) && p->connecting) {
-                struct co_wait mine = CO_WAIT_INIT, *next = p->connect_waiter;
-
-                p->connect_waiter = &mine;
-                r = co_wait(&mine, -1);
-                if (next)
-                        co_wake(next, r);
-        }
-        if (pager_is_up(p))
+        if (pager_process_is_up(dying))
                 return 0;
-        p->connecting = true;
         /* One that we have lost is dying: its successor starts when its guests have been told. */
-        if (p->pidfd >= 0) {
-                if (co_wait_fd(p->pidfd, EV_READ, PAGER_CALL_TIMEOUT_MS) < 0)
-                        log_error("the pager (pid %d) does not die", (int) p->pid);
-                if (p->pidfd >= 0)
-                        bury(p);
+        if (dying) {
+                dying = pager_process_ref(dying);
+                if (dying->pidfd >= 0 && co_wait_fd(dying->pidfd, EV_READ, PAGER_CALL_TIMEOUT_MS) < 0)
+                        log_error("the pager (pid %d) does not die", (int) dying->pid);
+                if (p->serving == dying)
+                        bury(dying);
+                pager_process_unref(dying);
         }
-        r = pager_find(p, e);
-        if (r == 0 && !pager_is_up(p))
-                r = pager_spawn(p, e);
-        p->connecting = false;
-        if (p->connect_waiter)
-                co_wake(TAKE_PTR(p->connect_waiter), 0);
-        return r;
+        r = pager_process_find(p, "", &p->serving, e);
+        return r == -ENOENT ? pager_process_spawn(p, "", &p->serving, e) : r;
 }
 
 /* ---- calls ---- */
 
 /* A call went without an answer. A slow one may take long, a hello never does: without that the pager hangs, and what
  * its guests wait for will not come. */
-static void suspect(struct pager *p) {
-        struct rpc_conn *c = p->conn;
+static void suspect(struct pager_process *o) {
+        struct rpc_conn *c = o->conn;
         struct err e;
 
-        if (p->suspected || !pager_is_up(p) || p->pidfd < 0)
+        if (o->suspected || !pager_process_is_up(o) || o->pidfd < 0)
                 return;
-        p->suspected = true;
-        if (rpc_call_co(c, "hello", NULL, NULL, 0, HELLO_TIMEOUT_MS, NULL, &e) == -ETIMEDOUT && p->conn == c) {
-                log_error("killing the pager (pid %d): it hangs", (int) p->pid);
-                best_effort(spawn_kill(p->pidfd, SIGKILL)); /* on_death does the rest */
+        o->suspected = true;
+        if (rpc_call_co(c, "hello", NULL, NULL, 0, HELLO_TIMEOUT_MS, NULL, &e) == -ETIMEDOUT && o->conn == c) {
+                pager_process_hangs(o, "it answers nothing");
         }
-        p->suspected = false;
+        o->suspected = false;
 }
 
-int pager_call(struct pager *p, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
-               struct rpc_answer *ret, struct err *e) {
+int pager_process_call(struct pager_process *o, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
+                       struct rpc_answer *ret, struct err *e) {
         int r;
 
-        if (!pager_is_up(p))
+        if (!pager_process_is_up(o))
                 return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
-        r = rpc_call_co(p->conn, method, params, fds, n_fds, PAGER_CALL_TIMEOUT_MS, ret, e);
+        o = pager_process_ref(o);
+        r = rpc_call_co(o->conn, method, params, fds, n_fds, PAGER_CALL_TIMEOUT_MS, ret, e);
         if (r == -ETIMEDOUT)
-                suspect(p);
+                suspect(o);
+        pager_process_unref(o);
         return r;
 }
 
 /* ---- the end ---- */
 
-static void remove_group(struct pager *p) {
+void pager_process_end(struct pager_process *o) {
+        struct err e;
+        int r;
+
+        o->leaving = true;
+        if (o->death)
+                event_free(TAKE_PTR(o->death));
+        r = pager_process_is_up(o) ? rpc_call_co(o->conn, "shutdown", NULL, NULL, 0, PAGER_CALL_TIMEOUT_MS, NULL, &e) : 0;
+        if (r < 0 && r != -ECANCELED && r != -EPIPE)
+                log_warning("the pager (pid %d) refuses to end: %s", (int) o->pid, e.message);
+        if (o->pidfd < 0)
+                return;
+        if ((r < 0 && r != -ECANCELED && r != -EPIPE) || co_wait_fd(o->pidfd, EV_READ, PAGER_CALL_TIMEOUT_MS) < 0) {
+                pager_process_kill(o, "it does not end");
+                best_effort(co_wait_fd(o->pidfd, EV_READ, PAGER_CALL_TIMEOUT_MS));
+        }
+        best_effort(spawn_wait(o->pidfd, 0, NULL));
+        let_go(o);
+}
+
+void pager_shutdown(struct pager *p) {
+        struct pager_process *o = TAKE_PTR(p->serving);
         struct err e;
 
+        if (o) {
+                pager_process_end(o);
+                pager_process_unref(o);
+        }
+        (void) unlink(p->socket_path); /* of one that died */
+        (void) unlink(p->pid_path);
         if (cgroup_remove(p->d->instance, CGROUP_PAGER, &e) < 0)
                 log_debug("%s", e.message);
 }
 
-void pager_shutdown(struct pager *p) {
-        struct rpc_conn *c = p->conn;
-        struct err e;
-        int r;
+int pager_stop(struct pager *p, struct err *e) {
+        unsigned n = 0;
+        struct vm *vm;
+        int r = co_sem_acquire(&p->turn, PAGER_CALL_TIMEOUT_MS);
 
-        if (!pager_is_up(p)) {
-                (void) unlink(p->socket_path); /* of one that died */
-                (void) unlink(p->pid_path);
-                remove_group(p);
+        if (r < 0)
+                return err_set(e, ERR_BUSY, -EBUSY, "the pager is being replaced");
+        TAILQ_FOREACH (vm, &p->d->vms, entry)
+                n += vm->session;
+        if (n > 0) {
+                r = err_set(e, ERR_BUSY, -EBUSY, "%u VMs live on the pager's memory", n);
+                (void) err_hint(e, "put them on standby or stop them first; 'forkctl pager upgrade' replaces it below them");
+        } else {
+                p->closed = true; /* who opens a session now waits, and starts another */
+                pager_shutdown(p);
+                p->closed = false;
+        }
+        co_sem_release(&p->turn);
+        return r;
+}
+
+/* ---- the object ---- */
+
+int pager_new(struct daemon *d, struct pager **ret) {
+        struct pager *p = calloc(1, sizeof(*p));
+
+        if (!p)
+                return -ENOMEM;
+        p->d = d;
+        co_sem_init(&p->turn, 1);
+        (void) snprintf(p->socket_path, sizeof(p->socket_path), "%s/pager.sock", d->run_dir);
+        (void) snprintf(p->pid_path, sizeof(p->pid_path), "%s/pager.pid", d->run_dir);
+        *ret = p;
+        return 0;
+}
+
+void pager_free(struct pager *p) {
+        if (!p)
                 return;
-        }
-        if (p->death)
-                event_free(TAKE_PTR(p->death));
-        r = rpc_call_co(c, "shutdown", NULL, NULL, 0, PAGER_CALL_TIMEOUT_MS, NULL, &e);
-        if (r < 0 && r != -ECANCELED && r != -EPIPE)
-                log_warning("the pager refuses to end: %s", e.message);
-        if (co_wait_fd(p->pidfd, EV_READ, PAGER_CALL_TIMEOUT_MS) < 0) {
-                log_warning("killing the pager (pid %d): it does not end", (int) p->pid);
-                best_effort(spawn_kill(p->pidfd, SIGKILL));
-        }
-        best_effort(spawn_wait(p->pidfd, PAGER_CALL_TIMEOUT_MS, NULL));
-        pager_forget(p);
-        (void) unlink(p->socket_path);
-        (void) unlink(p->pid_path);
-        remove_group(p);
+        pager_process_unref(p->serving);
+        pager_process_unref(p->next);
+        free(p);
+}
+
+int pager_find(struct pager *p, struct err *e) {
+        int r = pager_process_find(p, "", &p->serving, e);
+
+        if (r == 0 || r == -ENOENT)
+                r = pager_process_find(p, PAGER_NEXT, &p->next, e);
+        if (r == -ENOENT)
+                pager_remove_next(p);
+        return r == -ENOENT ? 0 : r;
+}
+
+bool pager_is_up(const struct pager *p) {
+        return pager_process_is_up(p->serving);
+}
+
+pid_t pager_pid(const struct pager *p) {
+        return p->serving ? p->serving->pid : 0;
+}
+
+bool pager_owns(const struct pager *p, pid_t pid) {
+        const struct pager_process *const all[] = { p->serving, p->next, p->leaving };
+
+        for (size_t i = 0; i < ARRAY_LEN(all); i++)
+                if (all[i] && all[i]->pidfd >= 0 && all[i]->pid == pid)
+                        return true;
+        return false;
+}
+
+const struct pager_counts *pager_counts(const struct pager *p) {
+        return &p->counts;
+}
+
+void pager_settle(struct pager *p, int timeout_ms) {
+        if (!p->replacing)
+                return;
+        if (co_sem_acquire(&p->turn, timeout_ms) < 0)
+                log_error("the pager is still being replaced: guests may be left without one");
+        else
+                co_sem_release(&p->turn);
 }

@@ -1,13 +1,20 @@
 /* SPDX-License-Identifier: MIT */
-/* The sessions that VMs have with the pager; process.c has the process. */
+/* The sessions that VMs have with the pager; process.c has the process.
+ *
+ * Of each session forkd holds (struct pager_hold) what another pager needs to go on with it: the VMM's userfaultfd, the
+ * image's memory, and the socket on which the VMM's end is noticed. A forkd that comes back asks the pager for them. */
 #include "forkd/pager/internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/io.h"
 #include "common/log.h"
+#include "common/spawn.h"
 #include "forkd/recording.h"
 
 static struct vm *session_of(struct pager *p, const msgpack_object *params) {
@@ -20,43 +27,158 @@ static struct vm *session_of(struct pager *p, const msgpack_object *params) {
         return vm && vm->session ? vm : NULL;
 }
 
+/* ---- what is held of a session ---- */
+
+void pager_hold_init(struct pager_hold *h) {
+        *h = (struct pager_hold){ .uffd = -1, .memfd = -1, .sock = -1 };
+}
+
+void pager_hold_clear(struct pager_hold *h) {
+        pager_process_unref(h->process);
+        (void) close_fd(h->uffd);
+        (void) close_fd(h->memfd);
+        (void) close_fd(h->sock);
+        pager_hold_init(h);
+}
+
+bool pager_hold_complete(const struct vm *vm) {
+        const struct pager_hold *h = &vm->hold;
+
+        return vm->session && h->pid > 0 && !vm->vmm_exited && h->uffd >= 0 && h->memfd >= 0 && h->sock >= 0 && h->n_regions > 0;
+}
+
+/* Of a layout that does not fit nothing is held: its guest cannot be handed over. */
+static void read_regions(struct pager_hold *h, const msgpack_object *params) {
+        const msgpack_object *list = mp_get_array(params, "regions");
+
+        h->n_regions = 0;
+        if (!list || list->via.array.size > PAGER_HOLD_REGIONS)
+                return;
+        for (uint32_t i = 0; i < list->via.array.size; i++) {
+                const msgpack_object *o = &list->via.array.ptr[i];
+                struct pager_hold_region *g = &h->region[i];
+
+                if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size != 3)
+                        return;
+                for (unsigned k = 0; k < 3; k++)
+                        if (o->via.array.ptr[k].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
+                                return;
+                *g = (struct pager_hold_region){ o->via.array.ptr[0].via.u64, o->via.array.ptr[1].via.u64,
+                                                 o->via.array.ptr[2].via.u64 };
+        }
+        h->n_regions = list->via.array.size;
+}
+
+static void wake_attached(struct pager *p) {
+        if (p->attached)
+                co_wake(TAKE_PTR(p->attached), 0);
+}
+
 /* ---- what the pager tells ---- */
 
+static void on_failed(struct vm *vm, const msgpack_object *params) {
+        char reason[sizeof(vm->lost) - 8] = "unknown", full[sizeof(vm->lost)];
+
+        (void) mp_get_str(params, "reason", reason, sizeof(reason));
+        log_error("the pager cannot serve %s: %s", vm->name, reason);
+        (void) snprintf(full, sizeof(full), "pager: %s", reason);
+        vm_kill_lost(vm, full);
+}
+
 void pager_on_message(struct rpc_msg *m, void *arg) {
-        struct pager *p = arg;
-        struct vm *vm = session_of(p, m->params);
-        char reason[sizeof(vm->lost) - 8] = "unknown";
+        struct pager_process *o = arg;
+        struct vm *vm = session_of(o->p, m->params);
 
-        if (strcmp(m->method, "session.attached") == 0) {
-                if (vm && m->n_fds == 1) {
-                        (void) close_fd(vm->uffd);
-                        vm->uffd = TAKE_FD(m->fds[0]);
-                }
-        } else if (strcmp(m->method, "session.failed") == 0) {
-                (void) mp_get_str(m->params, "reason", reason, sizeof(reason));
-                log_error("the pager cannot serve %s: %s", vm ? vm->name : "an unknown session", reason);
-                if (vm) {
-                        char full[sizeof(vm->lost)];
-
-                        (void) snprintf(full, sizeof(full), "pager: %s", reason);
-                        vm_kill_lost(vm, full);
-                }
-        } else if (strcmp(m->method, "session.recorded") == 0) {
-                if (vm)
-                        recording_done(vm);
-        } else if (m->is_request) {
+        if (m->is_request) {
                 struct err e;
 
                 (void) err_set(&e, ERR_PROTOCOL, -EPROTO, "forkd takes no calls from the pager");
                 (void) rpc_reply_err(m->conn, m->msgid, &e);
+                return;
+        }
+        if (!vm || vm->hold.process != o) /* of a session that is another's by now */
+                return;
+        if (strcmp(m->method, "session.attached") == 0) {
+                if (m->n_fds == 1) {
+                        (void) close_fd(vm->hold.uffd);
+                        vm->hold.uffd = TAKE_FD(m->fds[0]);
+                        read_regions(&vm->hold, m->params);
+                }
+                wake_attached(o->p);
+        } else if (strcmp(m->method, "session.failed") == 0) {
+                on_failed(vm, m->params);
+        } else if (strcmp(m->method, "session.recorded") == 0) {
+                recording_done(vm);
         }
 }
 
 /* ---- sessions ---- */
 
-static void put_session(struct mp_buf *b, const struct vm *vm, size_t more) {
+void pager_put_session(struct mp_buf *b, const struct vm *vm, size_t more) {
         mp_map(b, 1 + more);
         mp_kv_str(b, "session", vm->id);
+}
+
+/* While sessions are being moved nobody asks for anything; @waiting: has another use for the pager. */
+static int wait_turn(struct pager *p, bool (*waiting)(const struct pager *p), struct err *e) {
+        int r = 0;
+
+        while (r == 0 && waiting(p)) {
+                r = co_sem_acquire(&p->turn, PAGER_CALL_TIMEOUT_MS);
+                if (r == 0)
+                        co_sem_release(&p->turn);
+        }
+        return r < 0 ? err_set(e, ERR_PAGER, r, "the pager is being replaced") : 0;
+}
+
+static bool is_replacing(const struct pager *p) {
+        return p->replacing;
+}
+
+static bool is_closed(const struct pager *p) {
+        return p->closed || p->replacing || !pager_is_up(p);
+}
+
+/* Asks whoever serves @vm. */
+static int session_call(struct pager *p, struct vm *vm, const char *method, const struct mp_buf *params, const int *fds,
+                        size_t n_fds, struct rpc_answer *ret, struct err *e) {
+        int r = wait_turn(p, is_replacing, e);
+
+        if (r < 0)
+                return r;
+        if (!vm->hold.process)
+                return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
+        return pager_process_call(vm->hold.process, method, params, fds, n_fds, ret, e);
+}
+
+static int pager_ensure(struct pager *p, struct err *e) {
+        int r = 0;
+
+        while (r == 0 && is_closed(p)) {
+                r = co_sem_acquire(&p->turn, -1);
+                if (r < 0)
+                        break;
+                if (!p->closed)
+                        r = pager_bring_up(p, e);
+                co_sem_release(&p->turn);
+        }
+        return r;
+}
+
+/* An image at which two pagers have died gets no third. */
+static int check_image(struct pager *p, struct vm *vm, int image_fd, struct err *e) {
+        struct stat st;
+        uint64_t page;
+
+        if (fstat(image_fd, &st) < 0)
+                return err_errno(e, -errno, "looking at the memory image");
+        vm->hold.image_dev = st.st_dev;
+        vm->hold.image_ino = st.st_ino;
+        if (!pager_condemned(p, st.st_dev, st.st_ino, &page))
+                return 0;
+        (void) err_set(e, ERR_CORRUPT, -EUCLEAN, "two pagers have died at page %llu of this memory image",
+                       (unsigned long long) page);
+        return err_hint(e, "check it with 'forkctl snapshot verify'; after 'forkctl pager upgrade' it may be tried again");
 }
 
 static int open_once(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
@@ -69,21 +191,25 @@ static int open_once(struct pager *p, struct vm *vm, int image_fd, int workingse
 
         mp_buf_init(&b);
         r = pager_ensure(p, e);
+        pager_hold_clear(&vm->hold);
+        if (r == 0)
+                r = check_image(p, vm, image_fd, e);
         if (r < 0)
                 return r;
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0)
                 return err_errno(e, -errno, "opening a pager session");
         vmm_end = sv[0];
         pager_end = sv[1];
-        put_session(&b, vm, 4);
+        pager_put_session(&b, vm, 4);
         mp_kv_u64(&b, "ram_bytes", vm->machine.mem_bytes);
         mp_kv_bool(&b, "expect", true);
         mp_kv_bool(&b, "record", vm->recording);
         mp_kv_u64(&b, "fds", n_fds);
-        /* Armed before the pager can serve anything: if it dies from here on, this VM is killed. */
+        /* Armed before the pager can serve anything: if it dies from here on, this VM is killed or recovered. */
         vm->session = true;
-        r = pager_call(p, "session.open", &b, (int[]){ image_fd, pager_end, workingset_fd }, n_fds, &a, e);
-        if (r == 0 && a.n_fds < 1)
+        vm->hold.process = pager_process_ref(p->serving);
+        r = pager_process_call(p->serving, "session.open", &b, (int[]){ image_fd, pager_end, workingset_fd }, n_fds, &a, e);
+        if (r == 0 && a.n_fds != 2)
                 r = err_set(e, ERR_PAGER, -EPROTO, "the pager sent no image memory");
         if (r < 0) {
                 pager_session_close(p, vm);
@@ -91,6 +217,8 @@ static int open_once(struct pager *p, struct vm *vm, int image_fd, int workingse
         }
         *ret_memfd = TAKE_FD(a.fds[0]);
         *ret_sock = TAKE_FD(vmm_end);
+        vm->hold.memfd = TAKE_FD(a.fds[1]);
+        vm->hold.sock = TAKE_FD(pager_end);
         return 0;
 }
 
@@ -112,41 +240,164 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int working
 
 int pager_session_expect(struct pager *p, struct vm *vm, int pidfd, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
+        int r = spawn_pidfd_pid(pidfd, &vm->hold.pid);
 
+        if (r < 0)
+                return err_errno(e, r, "looking at the VMM of '%s'", vm->name);
         mp_buf_init(&b);
-        put_session(&b, vm, 1);
+        pager_put_session(&b, vm, 1);
         mp_kv_u64(&b, "fds", 1);
-        return pager_call(p, "session.expect", &b, &pidfd, 1, NULL, e);
+        return session_call(p, vm, "session.expect", &b, &pidfd, 1, NULL, e);
 }
 
 void pager_session_close(struct pager *p, struct vm *vm) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct err e;
 
-        vm->uffd = close_fd(vm->uffd);
-        if (!vm->session)
-                return;
+        if (vm->session) {
+                mp_buf_init(&b);
+                pager_put_session(&b, vm, 0);
+                if (session_call(p, vm, "session.close", &b, NULL, 0, NULL, &e) < 0)
+                        log_debug("closing the pager session of %s: %s", vm->name, e.message);
+        }
         vm->session = false;
-        if (!pager_is_up(p))
-                return;
+        pager_hold_clear(&vm->hold);
+        wake_attached(p);
+}
+
+/* ---- moving a session ---- */
+
+int pager_hold_fetch(struct pager_process *o, struct vm *vm, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        struct stat st;
+        char path[PATH_MAX];
+        int r;
+
         mp_buf_init(&b);
-        put_session(&b, vm, 0);
-        if (pager_call(p, "session.close", &b, NULL, 0, NULL, &e) < 0)
-                log_debug("closing the pager session of %s: %s", vm->name, e.message);
+        pager_put_session(&b, vm, 0);
+        r = pager_process_call(o, "session.handles", &b, NULL, 0, &a, e);
+        if (r < 0)
+                return r;
+        if (a.n_fds != 3)
+                return err_set(e, ERR_PAGER, -EPROTO, "the pager gave %zu descriptors of a session, not three", a.n_fds);
+        r = vm_store_path(vm, "base.img", path, sizeof(path));
+        if (r == 0 && stat(path, &st) < 0)
+                r = -errno;
+        if (r < 0)
+                return err_errno(e, r, "looking at the memory image of '%s'", vm->name);
+        pager_hold_clear(&vm->hold);
+        vm->hold.pid = vm->pid;
+        vm->hold.memfd = TAKE_FD(a.fds[0]);
+        vm->hold.sock = TAKE_FD(a.fds[1]);
+        vm->hold.uffd = TAKE_FD(a.fds[2]);
+        vm->hold.image_dev = st.st_dev;
+        vm->hold.image_ino = st.st_ino;
+        read_regions(&vm->hold, &a.doc.root);
+        vm->hold.process = pager_process_ref(o);
+        return 0;
+}
+
+/* More than one message takes goes with others behind it, and the session is held until the last has come. */
+static int adopt_params(struct vm *vm, const struct mp_buf *unmapped, uint64_t n_unmapped, bool hold, struct mp_buf *b) {
+        const struct pager_hold *h = &vm->hold;
+
+        pager_put_session(b, vm, 6);
+        mp_kv_u64(b, "ram_bytes", vm->machine.mem_bytes);
+        mp_kv_i64(b, "vm_pid", h->pid);
+        mp_key(b, "regions");
+        mp_array(b, h->n_regions);
+        for (unsigned i = 0; i < h->n_regions; i++) {
+                mp_array(b, 3);
+                mp_u64(b, h->region[i].base);
+                mp_u64(b, h->region[i].size);
+                mp_u64(b, h->region[i].offset);
+        }
+        mp_key(b, "removed");
+        mp_array(b, n_unmapped);
+        mp_raw(b, unmapped->sb.data, unmapped->sb.size);
+        mp_kv_bool(b, "hold", hold);
+        mp_kv_u64(b, "fds", 4);
+        return b->failed ? -ENOMEM : 0;
+}
+
+static int mark_removed(struct pager_process *to, struct vm *vm, const struct mp_buf *removed, uint64_t n, struct err *e) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        pager_put_session(&b, vm, 1);
+        mp_key(&b, "ranges");
+        mp_array(&b, n);
+        mp_raw(&b, removed->sb.data, removed->sb.size);
+        return pager_process_call(to, "session.mark_removed", &b, NULL, 0, NULL, e);
+}
+
+int pager_session_resume(struct pager_process *o, struct vm *vm, struct err *e) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        pager_put_session(&b, vm, 0);
+        return pager_process_call(o, "session.resume", &b, NULL, 0, NULL, e);
+}
+
+int pager_session_give_back(struct pager_process *o, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
+                            struct err *e) {
+        cleanup_mp_buf struct mp_buf unmapped = { 0 };
+        uint64_t n;
+        int r;
+
+        mp_buf_init(&unmapped);
+        r = pager_unmapped(vm, &unmapped, &n);
+        if (r < 0)
+                return err_errno(e, r, "finding what '%s' has discarded", vm->name);
+        r = mark_removed(o, vm, &unmapped, n, e);
+        if (r == 0 && n_removed > 0)
+                r = mark_removed(o, vm, removed, n_removed, e);
+        return r == 0 ? pager_session_resume(o, vm, e) : r;
+}
+
+int pager_session_adopt(struct pager_process *to, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
+                        struct err *e) {
+        cleanup_mp_buf struct mp_buf b = { 0 }, unmapped = { 0 };
+        cleanup_fd int image = -1;
+        char path[PATH_MAX];
+        uint64_t n_unmapped;
+        int r;
+
+        mp_buf_init(&b);
+        mp_buf_init(&unmapped);
+        r = vm_store_path(vm, "base.img", path, sizeof(path));
+        if (r == 0 && (image = open(path, O_RDONLY | O_CLOEXEC)) < 0)
+                r = -errno;
+        if (r < 0)
+                return err_errno(e, r, "opening the memory image of '%s'", vm->name);
+        r = pager_unmapped(vm, &unmapped, &n_unmapped);
+        if (r == 0)
+                r = adopt_params(vm, &unmapped, n_unmapped, n_removed > 0, &b);
+        if (r < 0)
+                return err_errno(e, r, "finding what '%s' has discarded", vm->name);
+        r = pager_process_call(to, "session.adopt", &b, (int[]){ image, vm->hold.sock, vm->hold.memfd, vm->hold.uffd }, 4, NULL,
+                               e);
+        if (r == 0 && n_removed > 0) {
+                r = mark_removed(to, vm, removed, n_removed, e);
+                if (r == 0)
+                        r = pager_session_resume(to, vm, e);
+        }
+        return r;
 }
 
 /* One answer's worth of ranges, from page @first on, appended to @out. *ret_next: where to go on, 0 at the end. */
-static int removed_part(struct pager *p, struct vm *vm, uint64_t first, struct mp_buf *out, uint64_t *ret_n, uint64_t *ret_next,
-                        struct err *e) {
+static int removed_part(struct pager_process *o, struct vm *vm, uint64_t first, struct mp_buf *out, uint64_t *ret_n,
+                        uint64_t *ret_next, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_mp_buf struct mp_buf b = { 0 };
         const msgpack_object *ranges;
         int r;
 
         mp_buf_init(&b);
-        put_session(&b, vm, 1);
+        pager_put_session(&b, vm, 1);
         mp_kv_u64(&b, "first_page", first);
-        r = pager_call(p, "session.removed", &b, NULL, 0, &a, e);
+        r = pager_process_call(o, "session.removed", &b, NULL, 0, &a, e);
         if (r < 0)
                 return r;
         ranges = mp_get_array(&a.doc.root, "ranges");
@@ -160,21 +411,28 @@ static int removed_part(struct pager *p, struct vm *vm, uint64_t first, struct m
         return out->failed ? err_errno(e, -ENOMEM, "reading the discarded pages") : 0;
 }
 
-int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) {
+int pager_removed_of(struct pager_process *o, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) {
         uint64_t next = 0, total = 0, n = 0;
 
         do {
-                int r;
+                int r = removed_part(o, vm, next, ret, &n, &next, e);
 
-                if (!pager_is_up(p))
-                        return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
-                r = removed_part(p, vm, next, ret, &n, &next, e);
                 if (r < 0)
                         return r;
                 total += n;
         } while (next != 0);
         *ret_n = total;
         return 0;
+}
+
+int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) {
+        int r = wait_turn(p, is_replacing, e);
+
+        if (r < 0)
+                return r;
+        if (!vm->hold.process)
+                return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
+        return pager_removed_of(vm->hold.process, vm, ret, ret_n, e);
 }
 
 int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, bool *ret_complete,
@@ -186,8 +444,8 @@ int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret,
         int r;
 
         mp_buf_init(&b);
-        put_session(&b, vm, 0);
-        r = pager_call(p, "session.workingset", &b, NULL, 0, &a, e);
+        pager_put_session(&b, vm, 0);
+        r = session_call(p, vm, "session.workingset", &b, NULL, 0, &a, e);
         if (r < 0)
                 return r;
         runs = mp_get_array(&a.doc.root, "runs");
@@ -202,24 +460,40 @@ int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret,
         return 0;
 }
 
+/* ---- all sessions ---- */
+
+static void put_counts(struct mp_buf *b, const struct pager_counts *c) {
+        mp_map(b, 7);
+        mp_kv_u64(b, "deaths", c->deaths);
+        mp_kv_u64(b, "hangs", c->hangs);
+        mp_kv_u64(b, "guests_recovered", c->recovered);
+        mp_kv_u64(b, "guests_killed", c->killed);
+        mp_kv_u64(b, "upgrades", c->upgrades);
+        mp_kv_double(b, "last_recovery_ms", c->last_ms);
+        mp_kv_double(b, "longest_recovery_ms", c->longest_ms);
+}
+
 int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         const msgpack_object_map *m;
-        int r;
+        int r = 0;
 
-        if (!pager_is_up(p)) {
-                mp_map(ret, 1);
-                mp_kv_bool(ret, "up", false);
-                return 0;
-        }
-        r = pager_call(p, "status", NULL, NULL, 0, &a, e);
+        if (pager_is_up(p))
+                r = pager_process_call(p->serving, "status", NULL, NULL, 0, &a, e);
         if (r < 0)
                 return r;
-        if (a.doc.root.type != MSGPACK_OBJECT_MAP)
-                return err_set(e, ERR_PAGER, -EPROTO, "the pager's status is no map");
+        if (a.doc.root.type != MSGPACK_OBJECT_MAP) {
+                mp_map(ret, 2);
+                mp_kv_bool(ret, "up", false);
+                mp_key(ret, "watchdog");
+                put_counts(ret, &p->counts);
+                return 0;
+        }
         m = &a.doc.root.via.map;
-        mp_map(ret, m->size + 1u);
+        mp_map(ret, m->size + 2u);
         mp_kv_bool(ret, "up", true);
+        mp_key(ret, "watchdog");
+        put_counts(ret, &p->counts);
         for (uint32_t i = 0; i < m->size; i++) {
                 mp_obj(ret, &m->ptr[i].key);
                 mp_obj(ret, &m->ptr[i].val);
@@ -227,30 +501,62 @@ int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) {
         return 0;
 }
 
-int pager_mark_sessions(struct pager *p, struct err *e) {
+/* Its mappings are looked at: they must not be those of a process that came later. */
+static bool vmm_lives(const struct vm *vm) {
+        cleanup_fd int pidfd = -1;
+
+        return vm->pid > 0 && vm->start_time != 0 && spawn_pidfd_open(vm->pid, vm->start_time, &pidfd) == 0;
+}
+
+static void mark_session(struct pager_process *o, struct vm *vm, const msgpack_object *s) {
+        bool attached = false, failed = false, released = false;
+        char reason[sizeof(vm->lost) - 8] = "unknown";
+        struct err e;
+
+        (void) mp_get_bool(s, "attached", &attached);
+        (void) mp_get_bool(s, "failed", &failed);
+        (void) mp_get_bool(s, "released", &released);
+        if (failed) {
+                (void) mp_get_str(s, "reason", reason, sizeof(reason));
+                (void) snprintf(vm->lost, sizeof(vm->lost), "pager: %s", reason);
+                return;
+        }
+        /* In the middle of an upgrade two know it: it is served by whoever has not released it. */
+        if (!attached || (released && vm->session_known))
+                return;
+        vm->session_known = true;
+        if (!vmm_lives(vm)) {
+                vm->hold.process = pager_process_ref(o);
+                return;
+        }
+        if (pager_hold_fetch(o, vm, &e) < 0) {
+                log_warning("%s (%s) could not be handed to another pager: %s", vm->name, vm->id, e.message);
+                pager_hold_clear(&vm->hold);
+                vm->hold.process = pager_process_ref(o);
+        }
+        vm->hold.released_ns = released ? now_ns() : 0;
+}
+
+static int mark_sessions(struct pager_process *o, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         const msgpack_object *sessions;
         int r;
 
-        r = pager_call(p, "status", NULL, NULL, 0, &a, e);
+        r = pager_process_call(o, "status", NULL, NULL, 0, &a, e);
         if (r < 0)
                 return err_prefix(e, "asking the pager for its sessions");
         sessions = mp_get_array(&a.doc.root, "sessions");
         for (uint32_t i = 0; sessions && i < sessions->via.array.size; i++) {
-                const msgpack_object *s = &sessions->via.array.ptr[i];
-                struct vm *vm = session_of(p, s);
-                bool attached = false, failed = false;
-                char reason[sizeof(vm->lost) - 8] = "unknown";
+                struct vm *vm = session_of(o->p, &sessions->via.array.ptr[i]);
 
-                if (!vm)
-                        continue;
-                (void) mp_get_bool(s, "attached", &attached);
-                (void) mp_get_bool(s, "failed", &failed);
-                vm->session_known = attached && !failed;
-                if (failed) {
-                        (void) mp_get_str(s, "reason", reason, sizeof(reason));
-                        (void) snprintf(vm->lost, sizeof(vm->lost), "pager: %s", reason);
-                }
+                if (vm)
+                        mark_session(o, vm, &sessions->via.array.ptr[i]);
         }
         return 0;
+}
+
+int pager_mark_sessions(struct pager *p, struct err *e) {
+        int r = p->next ? mark_sessions(p->next, e) : 0;
+
+        return r == 0 && p->serving ? mark_sessions(p->serving, e) : r;
 }

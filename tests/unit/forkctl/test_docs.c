@@ -185,7 +185,7 @@ static void test_completion(void **state) {
         offers(f, "forkctl sn", "snapshot\n");
         offers(f, "forkctl snapshot s", "show\n");
         offers(f, "forkctl snapshot ''", "create\nls\nmemory\nrm\nshow\ntree\nverify\n");
-        offers(f, "forkctl pager ''", "status\n");
+        offers(f, "forkctl pager ''", "status\nstop\nupgrade\n");
         offers(f, "forkctl --js", "--json\n");
         offers(f, "forkctl --json res", "restore\nresume\n");
         offers(f, "forkctl standby w", "web\nwork\n");

@@ -112,7 +112,7 @@ static void test_roundtrip(void **state) {
         assert_true(got->created_ns == was.created_ns);
         assert_int_equal(got->pid, was.pid);
         assert_true(got->start_time == UINT64_MAX);
-        assert_int_equal(got->uffd, -1);
+        assert_int_equal(got->hold.uffd, -1);
         assert_null(got->vmm);
 }
 

@@ -38,6 +38,7 @@ struct fake_pager {
 
 static struct daemon d;
 static struct pager pager;
+static struct pager_process process; /* of that pager; there is none */
 static struct fake_pager fake;
 static struct snap_entry *s;
 static struct vm vms[2];
@@ -46,6 +47,7 @@ static struct vm vms[2];
 
 static void answer_open(struct rpc_msg *m) {
         cleanup_fd int memfd = memfd_create("image", MFD_CLOEXEC);
+        int fds[] = { memfd, memfd };
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct stat st;
 
@@ -55,8 +57,8 @@ static void answer_open(struct rpc_msg *m) {
         fake.workingset_bytes = m->n_fds == 3 && fstat(m->fds[2], &st) == 0 ? (uint64_t) st.st_size : 0;
         mp_buf_init(&b);
         mp_map(&b, 1);
-        mp_kv_u64(&b, "fds", 1);
-        assert_ok(rpc_reply(m->conn, m->msgid, &b, &memfd, 1));
+        mp_kv_u64(&b, "fds", ARRAY_LEN(fds));
+        assert_ok(rpc_reply(m->conn, m->msgid, &b, fds, ARRAY_LEN(fds)));
 }
 
 static void answer_workingset(struct rpc_msg *m) {
@@ -140,7 +142,9 @@ static int setup(void **state) {
         int sv[2];
 
         d = (struct daemon){ .base = event_base_new(), .cfg = { .workingset = true, .record_seconds = 10 } };
-        pager = (struct pager){ .d = &d, .pidfd = -1 };
+        process = (struct pager_process){ .refs = 1, .p = &pager, .pidfd = -1 };
+        pager = (struct pager){ .d = &d, .serving = &process };
+        co_sem_init(&pager.turn, 1);
         fake = (struct fake_pager){ 0 };
         d.pager = &pager;
         TAILQ_INIT(&d.vms);
@@ -150,11 +154,13 @@ static int setup(void **state) {
         assert_ok(catalog_new(&d, &d.catalog));
         assert_ok(worker_pool_new(&d, &d.workers));
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv), 0);
-        assert_ok(rpc_conn_new(d.base, sv[0], &ours, &pager, &pager.conn));
+        assert_ok(rpc_conn_new(d.base, sv[0], &ours, &process, &process.conn));
         assert_ok(rpc_conn_new(d.base, sv[1], &theirs, NULL, &fake.c));
         add_snapshot();
         for (size_t i = 0; i < ARRAY_LEN(vms); i++) {
-                vms[i] = (struct vm){ .d = &d, .uffd = -1, .machine.mem_bytes = s->m.mem_bytes };
+                vms[i] = (struct vm){ .d = &d, .machine.mem_bytes = s->m.mem_bytes };
+                pager_hold_init(&vms[i].hold);
+                vms[i].hold.process = pager_process_ref(&process);
                 id_new(vms[i].id);
                 (void) snprintf(vms[i].name, sizeof(vms[i].name), "clone-%zu", i);
                 memcpy(vms[i].snapshot, s->m.id, sizeof(vms[i].snapshot));
@@ -164,7 +170,10 @@ static int setup(void **state) {
 }
 
 static int teardown(void **state) {
-        rpc_conn_unref(pager.conn);
+        for (size_t i = 0; i < ARRAY_LEN(vms); i++)
+                pager_hold_clear(&vms[i].hold);
+        assert_int_equal(process.refs, 1);
+        rpc_conn_unref(process.conn);
         rpc_conn_unref(fake.c);
         worker_pool_free(d.workers);
         catalog_free(d.catalog);

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT */
+#include "forkd/events.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "common/co.h"
+#include "forkd/vm.h"
+
+struct entry {
+        uint64_t number;
+        int64_t time_ns;
+        char kind[24];
+        id_str id; /* "" */
+        char name[NAME_MAX_LEN + 1];
+        char text[288];
+};
+
+struct waiter {
+        TAILQ_ENTRY(waiter) entry;
+        struct co_wait wait;
+};
+
+struct events {
+        struct entry kept[EVENTS_KEPT]; /* number n is at n % EVENTS_KEPT */
+        uint64_t newest;
+        TAILQ_HEAD(, waiter) waiters;
+        unsigned n_waiters;
+        bool closed;
+};
+
+int events_new(struct events **ret) {
+        struct events *ev = calloc(1, sizeof(*ev));
+
+        if (!ev)
+                return -ENOMEM;
+        TAILQ_INIT(&ev->waiters);
+        *ret = ev;
+        return 0;
+}
+
+void events_free(struct events *ev) {
+        free(ev);
+}
+
+static void wake_all(struct events *ev) {
+        struct waiter *w;
+
+        TAILQ_FOREACH (w, &ev->waiters, entry)
+                co_wake(&w->wait, 0);
+}
+
+void events_add(struct events *ev, const char *kind, const struct vm *vm, const char *fmt, ...) {
+        struct entry *e;
+        struct timespec now;
+        va_list ap;
+
+        if (!ev)
+                return;
+        (void) clock_gettime(CLOCK_REALTIME, &now);
+        e = &ev->kept[++ev->newest % EVENTS_KEPT];
+        *e = (struct entry){ .number = ev->newest, .time_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec };
+        (void) snprintf(e->kind, sizeof(e->kind), "%s", kind);
+        if (vm) {
+                (void) snprintf(e->id, sizeof(e->id), "%s", vm->id);
+                (void) snprintf(e->name, sizeof(e->name), "%s", vm->name);
+        }
+        va_start(ap, fmt);
+        (void) vsnprintf(e->text, sizeof(e->text), fmt, ap);
+        va_end(ap);
+        wake_all(ev);
+}
+
+uint64_t events_newest(const struct events *ev) {
+        return ev->newest;
+}
+
+static void put(struct mp_buf *b, const struct entry *e) {
+        mp_map(b, 6);
+        mp_kv_u64(b, "number", e->number);
+        mp_kv_i64(b, "time_ns", e->time_ns);
+        mp_kv_str(b, "kind", e->kind);
+        mp_kv_str(b, "name", e->name);
+        mp_kv_str(b, "id", e->id);
+        mp_kv_str(b, "text", e->text);
+}
+
+static int wait_for_one(struct events *ev, uint64_t after, unsigned wait_ms) {
+        struct waiter w = { .wait = CO_WAIT_INIT };
+
+        if ((ev->newest > 0 && ev->newest != after) || wait_ms == 0 || ev->closed)
+                return 0;
+        if (ev->n_waiters >= EVENTS_MAX_WAITERS)
+                return -EBUSY;
+        TAILQ_INSERT_TAIL(&ev->waiters, &w, entry);
+        ev->n_waiters++;
+        (void) co_wait(&w.wait, (int) wait_ms);
+        TAILQ_REMOVE(&ev->waiters, &w, entry);
+        ev->n_waiters--;
+        return 0;
+}
+
+int events_read(struct events *ev, uint64_t after, unsigned wait_ms, struct mp_buf *out) {
+        uint64_t first, oldest;
+        int r = wait_for_one(ev, after, MIN_OF(wait_ms, (unsigned) EVENTS_MAX_WAIT_MS));
+
+        if (r < 0)
+                return r;
+        /* A number from the future is one of an earlier forkd's: all is new to its owner. */
+        first = after > ev->newest ? 1 : after + 1;
+        oldest = ev->newest > EVENTS_KEPT ? ev->newest - EVENTS_KEPT + 1 : 1;
+        mp_map(out, 3);
+        mp_kv_u64(out, "next", ev->newest);
+        mp_kv_u64(out, "missed", first < oldest ? oldest - first : 0);
+        first = MAX_OF(first, oldest);
+        mp_key(out, "events");
+        mp_array(out, ev->newest + 1 - first);
+        for (uint64_t n = first; n <= ev->newest; n++)
+                put(out, &ev->kept[n % EVENTS_KEPT]);
+        return out->failed ? -ENOMEM : 0;
+}
+
+void events_close(struct events *ev) {
+        ev->closed = true;
+        wake_all(ev);
+}

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: MIT */
+/* The pager's heart.
+ *
+ * Theory of operation. Three signs tell that guests wait in vain, and none of them is enough alone. Its pidfd tells of a
+ * pager's death (process.c). The heartbeat asks it eight times within the deadline: it is answered by the control thread, with
+ * how long each fault worker has owed a sign of life, so it covers a stopped process, a control thread that hangs, and a
+ * worker that does. The age of the oldest fault covers one that is alive and serves nobody.
+ *
+ * A worker that waits for the disk is no hung one: the pager itself ends the sessions that wait for it too long
+ * (PAGER_FAULT_SECONDS), and others go on. Only when it does not come to that it counts as hung.
+ *
+ * The deadline is counted in turns of our own loop that bring no answer, not by the clock: a host that was suspended, or
+ * a forkd that had no CPU for long, loses one turn by it, and no guest. */
+#include "forkd/pager/internal.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "pager/limits.h"
+
+#define BEATS 8 /* within the deadline */
+#define STUCK_MS ((PAGER_FAULT_SECONDS + 10) * 1000)
+
+static bool has_sessions(const struct pager_process *o) {
+        const struct vm *vm;
+
+        TAILQ_FOREACH (vm, &o->p->d->vms, entry)
+                if (vm->session && vm->hold.process == o)
+                        return true;
+        return false;
+}
+
+/* Why it must be taken for hung, or NULL. */
+static const char *judge(const msgpack_object *beat, uint64_t deadline_ms, char *buf, size_t size) {
+        const msgpack_object *workers = mp_get_array(beat, "workers");
+        uint64_t oldest = 0, age;
+
+        if (!workers)
+                return "its heartbeat makes no sense";
+        for (uint32_t i = 0; i < workers->via.array.size; i++) {
+                const msgpack_object *w = &workers->via.array.ptr[i];
+                bool reading = false;
+
+                if (mp_get_u64(w, "stamp_age_ms", &age) < 0)
+                        return "its heartbeat makes no sense";
+                (void) mp_get_bool(w, "reading", &reading);
+                if (age <= deadline_ms || (reading && age <= STUCK_MS))
+                        continue;
+                (void) snprintf(buf, size, "its fault worker %u has not moved for %llu ms%s", (unsigned) i,
+                                (unsigned long long) age, reading ? ", in a read" : "");
+                return buf;
+        }
+        (void) mp_get_u64(beat, "oldest_fault_ms", &oldest);
+        if (oldest <= STUCK_MS)
+                return NULL;
+        (void) snprintf(buf, size, "a fault has waited for %llu ms, and it does nothing about it", (unsigned long long) oldest);
+        return buf;
+}
+
+/* One beat: 0; -ETIMEDOUT: there was none within the deadline, -EIO: its workers hang, with *ret_why; else it is gone. */
+static int beat(struct pager_process *o, int turn_ms, char *buf, size_t size, const char **ret_why) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        struct rpc_co call;
+        struct err e;
+        int r;
+
+        r = rpc_co_begin(&call, o->conn, "heartbeat", NULL, NULL, 0, &e);
+        if (r < 0)
+                return r;
+        for (unsigned turns = 0; turns < BEATS && !call.wait.done; turns++)
+                (void) co_wait(&call.wait, turn_ms);
+        r = rpc_co_end(&call, 0, &a, &e);
+        if (r == -ETIMEDOUT) {
+                (void) snprintf(buf, size, "it has not answered for %d ms", turn_ms * BEATS);
+                *ret_why = buf;
+                return r;
+        }
+        if (r == 0)
+                *ret_why = judge(&a.doc.root, (uint64_t) turn_ms * BEATS, buf, size);
+        return r == 0 && *ret_why ? -EIO : r;
+}
+
+static void watch_main(void *arg) {
+        struct pager_process *o = arg;
+        int turn_ms = (int) (o->p->d->cfg.heartbeat_ms / BEATS);
+        char buf[120];
+
+        while (pager_process_is_up(o) && !o->leaving) {
+                const char *why = NULL;
+                int r = has_sessions(o) ? beat(o, turn_ms, buf, sizeof(buf), &why) : 0;
+
+                if (r < 0 && why && !o->leaving)
+                        pager_process_hangs(o, why);
+                if (r < 0)
+                        break; /* its end is noticed elsewhere */
+                co_sleep(turn_ms);
+        }
+        o->watched = false;
+        pager_process_unref(o);
+}
+
+void pager_watch(struct pager_process *o) {
+        if (o->watched)
+                return;
+        o->watched = true;
+        if (co_start(o->p->d->base, watch_main, pager_process_ref(o)) < 0) {
+                log_error("out of memory: the pager's heart is not watched");
+                o->watched = false;
+                pager_process_unref(o);
+        }
+}
