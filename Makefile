@@ -1,7 +1,7 @@
 # A thin front of the CMake presets; everything real is in CMakeLists.txt and CMakePresets.json.
 JOBS ?= $(shell nproc)
 
-.PHONY: all deps demo test bench fault fuzz fmt lint clean
+.PHONY: all deps demo test bench fault killpoints fuzz fmt lint clean
 
 all: deps
 	@[ -f build/release/build.ninja ] || cmake --preset release
@@ -23,6 +23,10 @@ bench: all
 # The pager, forkd and much else is killed below busy guests, hundreds of times: an hour. FAULT_ARGS="--only pager-loss"
 fault: all
 	@/usr/bin/python3 tests/fault/run.py $(FAULT_ARGS)
+
+killpoints: all
+	@/usr/bin/python3 tests/fault/killpoints.py $(FAULT_ARGS)
+	@/usr/bin/python3 tests/fault/killpoints.py --error $(FAULT_ARGS)
 
 # Every parser under libFuzzer, SECONDS each.
 fuzz: deps
