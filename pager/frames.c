@@ -148,15 +148,9 @@ void pager_image_taint(struct pager_image *img) {
 
 /** Somebody else has a page where we wanted to put ours. */
 static int check_foreign(struct pager_image *img, uint64_t page, const uint8_t *data) {
-        uint8_t there[SNAP_PAGE_SIZE];
-        int r;
-
         if (pager_image_present(img, page)) /* ours, from an earlier decode of this frame */
                 return 0;
-        r = io_pread_full(img->memfd, there, sizeof(there), page * PAGER_PAGE);
-        if (r < 0)
-                return r;
-        return memcmp(there, data, sizeof(there)) == 0 ? 0 : -EUCLEAN;
+        return pager_image_holds(img, page, data);
 }
 
 void pager_image_inserted(struct pager_image *img, uint64_t first, uint64_t n, uint64_t demanded) {
@@ -195,6 +189,8 @@ static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const
                 if (r != -EEXIST)
                         return r;
                 r = check_foreign(img, first + at, data + at * PAGER_PAGE);
+                if (r == -ENODATA && tries++ < INSERT_TRIES) /* another pager has punched it out since */
+                        continue;
                 if (r < 0)
                         return r;
                 if (!pager_image_present(img, first + at))

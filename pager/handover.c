@@ -237,6 +237,8 @@ put:
         if (s)
                 pager_peer_free(s->peer);
         pager_session_free(s);
+        if (cached->n_sessions == 1) /* its memory stays another pager's */
+                cached->stale = true;
         pager_cache_put(cached);
         return r;
 }

@@ -59,6 +59,9 @@ int pager_image_sample(struct pager_image *img) attr_warn_unused;
 bool pager_image_is_quiet(const struct pager_image *img);
 /** Its memory holds, or held, a page that is not ours: the audit ends whoever maps it. */
 void pager_image_taint(struct pager_image *img);
+/** Does the memory have @data in @page? -ENODATA: it has no page there any more; -EUCLEAN: it has something else, and that was
+ *  not just another pager who took the page away while we read it; -EIO. */
+int pager_image_holds(const struct pager_image *img, uint64_t page, const uint8_t *data) attr_warn_unused;
 /** Under a claim: @n pages from @first on are in the memory, or (of one word: @gone) are not any more. */
 void pager_image_inserted(struct pager_image *img, uint64_t first, uint64_t n, uint64_t demanded);
 uint64_t pager_image_removed(struct pager_image *img, uint64_t word, uint64_t gone);

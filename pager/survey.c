@@ -18,6 +18,7 @@
  * at, and whoever works ahead of demand looks at it after he has his claim: so when no claim is left, and nobody is served,
  * nothing touches the memory any more. */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -26,6 +27,7 @@
 #include "pager/image_internal.h"
 
 #define SAMPLES 4u
+#define HOLDS_TRIES 64u
 
 void pager_image_set_quiet(struct pager_image *img, bool quiet) {
         atomic_store(&img->quiet, quiet);
@@ -58,8 +60,39 @@ static bool all_zero(const uint8_t *page) {
         return page[0] == 0 && memcmp(page, page + 1, SNAP_PAGE_SIZE - 1) == 0;
 }
 
-/** Is @there what the image has in @page? 0, -EUCLEAN, or why that cannot be told. Overwrites s->frame. */
-static int compare(struct pager_image *img, struct pager_scratch *s, uint64_t page, const uint8_t *there) {
+/** The first page in the memory at or after @page; n_pages: there is none. */
+static uint64_t next_data(const struct pager_image *img, uint64_t page) {
+        off_t at = page < img->n_pages ? lseek(img->memfd, (off_t) (page * PAGER_PAGE), SEEK_DATA) : -1;
+
+        return at < 0 ? img->n_pages : (uint64_t) at / PAGER_PAGE;
+}
+
+int pager_image_holds(const struct pager_image *img, uint64_t page, const uint8_t *data) {
+        uint8_t there[SNAP_PAGE_SIZE];
+
+        /* A hole reads as zeros, too, and whoever punched it may fill it again before we ask for it: but not each time. */
+        for (unsigned i = 0; i < HOLDS_TRIES; i++) {
+                int r = io_pread_full(img->memfd, there, sizeof(there), page * PAGER_PAGE);
+
+                if (r < 0)
+                        return r;
+                if (memcmp(there, data, sizeof(there)) == 0)
+                        return 0;
+                if (!all_zero(there))
+                        return -EUCLEAN;
+                if (next_data(img, page) != page)
+                        return -ENODATA;
+                if (!pager_image_is_shared(img))
+                        return -EUCLEAN;
+                (void) sched_yield();
+        }
+        return -EUCLEAN;
+}
+
+/** Does the memory have in @page what the image has? As pager_image_holds, or the errors of snap_image_decode. Overwrites
+ *  s->frame. */
+static int compare(struct pager_image *img, struct pager_scratch *s, uint64_t page) {
+        static const uint8_t zero[SNAP_PAGE_SIZE];
         struct snap_frame f;
         struct snap_loc loc;
         int r;
@@ -72,28 +105,21 @@ static int compare(struct pager_image *img, struct pager_scratch *s, uint64_t pa
         if (r < 0)
                 return r;
         if (loc.zero)
-                return all_zero(there) ? 0 : -EUCLEAN;
+                return pager_image_holds(img, page, zero);
         for (unsigned i = 0; i < f.n_pages; i++)
                 if (f.page[i] == page && f.live_mask >> i & 1)
-                        return memcmp(s->frame + (size_t) i * SNAP_PAGE_SIZE, there, SNAP_PAGE_SIZE) == 0 ? 0 : -EUCLEAN;
+                        return pager_image_holds(img, page, s->frame + (size_t) i * SNAP_PAGE_SIZE);
         return -EBADMSG;
 }
 
 /* ---- before it is taken ---- */
-
-/** The first page in the memory at or after @page; n_pages: there is none. */
-static uint64_t next_data(const struct pager_image *img, uint64_t page) {
-        off_t at = page < img->n_pages ? lseek(img->memfd, (off_t) (page * PAGER_PAGE), SEEK_DATA) : -1;
-
-        return at < 0 ? img->n_pages : (uint64_t) at / PAGER_PAGE;
-}
 
 int pager_image_sample(struct pager_image *img) {
         struct pager_scratch s = { 0 };
         uint8_t there[SNAP_PAGE_SIZE];
         int r = pager_scratch_init(&s);
 
-        for (unsigned i = 0; i < SAMPLES && r == 0; i++) {
+        for (unsigned i = 0; i < SAMPLES && (r == 0 || r == -ENODATA); i++) {
                 uint64_t page = next_data(img, img->n_pages / SAMPLES * i);
 
                 if (page == img->n_pages)
@@ -101,10 +127,10 @@ int pager_image_sample(struct pager_image *img) {
                 r = io_pread_full(img->memfd, there, sizeof(there), page * PAGER_PAGE);
                 /* Zeros are a stranger's, if they are wrong: the survey has to find those anyway. */
                 if (r == 0 && !all_zero(there))
-                        r = compare(img, &s, page, there);
+                        r = compare(img, &s, page);
         }
         pager_scratch_clear(&s);
-        return r;
+        return r == -ENODATA ? 0 : r;
 }
 
 /* ---- in the background ---- */
@@ -122,60 +148,62 @@ static uint64_t data_mask(const struct pager_image *img, uint64_t first, uint64_
                 else
                         mask |= pager_word_mask(first, stop);
                 first = stop;
-                if (first >= end)
-                        break;
         }
         return mask;
 }
 
-/** Looks at the pages in @fresh, which we did not put there. Under the claim. */
-static int look(struct pager_image *img, struct pager_scratch *s, uint64_t word, uint64_t fresh) {
+/** Looks at the pages in *@fresh, which we did not put there; those that are gone by now leave it. Under the claim. */
+static int look(struct pager_image *img, struct pager_scratch *s, uint64_t word, uint64_t *fresh) {
         uint8_t there[SNAP_PAGE_SIZE];
 
-        for (; fresh; fresh &= fresh - 1) {
-                uint64_t page = word * 64 + (uint64_t) __builtin_ctzll(fresh);
-                int r = io_pread_full(img->memfd, there, sizeof(there), page * PAGER_PAGE);
+        for (uint64_t left = *fresh; left; left &= left - 1) {
+                unsigned at = (unsigned) __builtin_ctzll(left);
+                int r = io_pread_full(img->memfd, there, sizeof(there), (word * 64 + at) * PAGER_PAGE);
 
                 if (r == 0 && all_zero(there))
-                        r = compare(img, s, page, there);
+                        r = compare(img, s, word * 64 + at);
                 /* Corrupt: a page that is stored and all zero is a stranger's, if nobody can tell otherwise. */
                 if (r == -EUCLEAN || r == -EBADMSG)
                         pager_image_taint(img);
+                else if (r == -ENODATA)
+                        *fresh &= ~(1ull << at);
                 else if (r < 0)
                         return r;
         }
         return 0;
 }
 
+/** Brings one word of the bitmap up to date. Under the claim. */
+static int update_word(struct pager_image *img, struct pager_scratch *s, uint64_t word) {
+        uint64_t first = word * 64, ours = atomic_load_explicit(&img->present[word], memory_order_acquire);
+        uint64_t there = data_mask(img, first, MIN_OF(first + 64, img->n_pages)), fresh = there & ~ours, gone = ours & ~there;
+        int r = look(img, s, word, &fresh);
+
+        if (r < 0)
+                return r;
+        while (fresh) {
+                unsigned at = (unsigned) __builtin_ctzll(fresh), n = 1;
+
+                while (at + n < 64 && fresh >> (at + n) & 1)
+                        n++;
+                pager_image_inserted(img, first + at, n, PAGER_NOT_DEMANDED);
+                fresh &= ~pager_word_mask(at, at + n);
+        }
+        if (gone) {
+                (void) atomic_fetch_and_explicit(&img->present[word], ~gone, memory_order_acq_rel);
+                (void) pager_image_removed(img, word, gone);
+        }
+        return 0;
+}
+
 static int survey_word(struct pager_image *img, struct pager_scratch *s, uint64_t word) {
-        uint64_t first = word * 64, end = MIN_OF(first + 64, img->n_pages), ours, there, fresh, gone;
-        struct pager_claim claim = { first / SNAP_REGION_PAGES, PAGER_WHOLE_REGION };
-        int r = 0;
+        struct pager_claim claim = { word * 64 / SNAP_REGION_PAGES, PAGER_WHOLE_REGION };
+        int r;
 
         pager_scratch_reading(s, true);
         pager_image_claim(img, &claim);
         pager_scratch_reading(s, false);
-        if (pager_image_is_quiet(img)) {
-                r = -ECANCELED;
-        } else {
-                ours = atomic_load_explicit(&img->present[word], memory_order_acquire);
-                there = data_mask(img, first, end);
-                fresh = there & ~ours;
-                gone = ours & ~there;
-                r = look(img, s, word, fresh);
-                for (uint64_t left = fresh; r == 0 && left;) {
-                        unsigned at = (unsigned) __builtin_ctzll(left), n = 1;
-
-                        while (at + n < 64 && left >> (at + n) & 1)
-                                n++;
-                        pager_image_inserted(img, first + at, n, PAGER_NOT_DEMANDED);
-                        left &= ~pager_word_mask(at, at + n);
-                }
-                if (r == 0 && gone) {
-                        (void) atomic_fetch_and_explicit(&img->present[word], ~gone, memory_order_acq_rel);
-                        (void) pager_image_removed(img, word, gone);
-                }
-        }
+        r = pager_image_is_quiet(img) ? -ECANCELED : update_word(img, s, word);
         pager_image_release(img, &claim);
         return r;
 }
