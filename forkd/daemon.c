@@ -178,7 +178,7 @@ void daemon_close_store(struct daemon *d) {
 static int recover_store(struct daemon *d, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_mp_buf struct mp_buf b = { 0 };
-        uint64_t removed = 0;
+        uint64_t removed = 0, left = 0;
         int r;
 
         mp_buf_init(&b);
@@ -191,6 +191,10 @@ static int recover_store(struct daemon *d, struct err *e) {
         if (removed > 0)
                 log_warning("%u snapshot(s) that had not reached the disk before a crash were torn and are gone",
                             (unsigned) removed);
+        (void) mp_get_u64(&a.doc.root, "left", &left);
+        if (left > 0)
+                log_warning("%u thing(s) in %s/snapshots could not be checked or made durable and are left as they are",
+                            (unsigned) left, d->store_dir);
         return 0;
 }
 

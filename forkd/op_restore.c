@@ -59,6 +59,22 @@ static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, 
         return 0;
 }
 
+/* A regular file of the size that the manifest tells: a disk has no checksum. */
+static int open_disk(struct vm *vm, const struct snap_manifest *m, const char *file, unsigned i, int *ret_fd) {
+        cleanup_fd int fd = -1;
+        struct stat st;
+        int r = snap_store_open_file(vm->d->store, m->id, file, &fd);
+
+        if (r < 0)
+                return r;
+        if (fstat(fd, &st) < 0)
+                return -errno;
+        if ((uint64_t) st.st_size != m->disk_bytes[i])
+                return -EBADMSG;
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
 static int share_disk(struct vm *vm, const struct snap_manifest *m, unsigned i, struct err *e) {
         cleanup_fd int src = -1, dst = -1;
         char to[PATH_MAX], file[32];
@@ -67,7 +83,7 @@ static int share_disk(struct vm *vm, const struct snap_manifest *m, unsigned i, 
         (void) snprintf(file, sizeof(file), "disk-%u.img", i);
         r = vm_store_path(vm, file, to, sizeof(to));
         if (r == 0)
-                r = snap_store_open_file(vm->d->store, m->id, file, &src);
+                r = open_disk(vm, m, file, i, &src);
         if (r == 0 && (dst = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600)) < 0)
                 r = -errno;
         if (r == 0)
@@ -79,18 +95,23 @@ static int share_disk(struct vm *vm, const struct snap_manifest *m, unsigned i, 
 static int copy_disk(struct vm *vm, const struct snap_manifest *m, unsigned i, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         char from[PATH_MAX], to[PATH_MAX], file[32];
+        cleanup_fd int checked = -1;
         int r;
 
         mp_buf_init(&b);
         (void) snprintf(file, sizeof(file), "disk-%u.img", i);
         r = vm_store_path(vm, file, to, sizeof(to));
         if (r == 0)
+                r = open_disk(vm, m, file, i, &checked);
+        if (r == 0)
                 r = snap_store_path(vm->d->store, m->id, file, from, sizeof(from));
         if (r < 0)
                 return err_errno(e, r, "preparing disk %u of '%s'", i, vm->name);
-        mp_map(&b, 2);
+        mp_map(&b, 3);
         mp_kv_str(&b, "from", from);
         mp_kv_str(&b, "to", to);
+        mp_key(&b, "caller"); /* forkd itself: the file is its own */
+        mp_nil(&b);
         return worker_do(vm->d->workers, "disk.copy", &b, NULL, 0, DISK_COPY_TIMEOUT_MS, NULL, e);
 }
 
@@ -133,12 +154,30 @@ static int read_vmstate(struct vm *vm, const struct snap_manifest *m, int *ret_f
         return 0;
 }
 
+int vm_open_base(const struct vm *vm, int *ret_fd) {
+        cleanup_fd int fd = -1;
+        char path[PATH_MAX];
+        struct stat st;
+        int r = vm_store_path(vm, "base.img", path, sizeof(path));
+
+        if (r < 0)
+                return r;
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        if (fd < 0)
+                return errno == ELOOP ? -EBADMSG : -errno;
+        if (fstat(fd, &st) < 0)
+                return -errno;
+        if (!S_ISREG(st.st_mode))
+                return -EBADMSG;
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
 /* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
 static int load(struct vm *vm, struct snap_entry *s, struct stages *stages, struct err *e) {
         cleanup_fd int image = -1, workingset = -1, memfd = -1, sock = -1, vmstate = -1;
         const struct snap_manifest *m = &s->m;
         struct vm_launch l = { .image_fd = -1, .pager_sock = -1 };
-        char path[PATH_MAX];
         int r;
 
         r = make_files(vm, m, e);
@@ -147,10 +186,9 @@ static int load(struct vm *vm, struct snap_entry *s, struct stages *stages, stru
         stage_done(stages, "files");
         if (r < 0)
                 return r;
-        r = vm_store_path(vm, "base.img", path, sizeof(path));
-        image = r < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-        if (image < 0)
-                return err_errno(e, r < 0 ? r : -errno, "opening %s", path);
+        r = vm_open_base(vm, &image);
+        if (r < 0)
+                return err_errno(e, r, "opening the memory of snapshot %s", m->id);
         workingset = recording_begin(vm, s);
         r = pager_session_open(vm->d->pager, vm, image, workingset, &memfd, &sock, e);
         stage_done(stages, "session");

@@ -115,7 +115,6 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct err worker_err = { 0 };
         struct rpc_co call;
-        char path[PATH_MAX];
         int r, worker_r;
 
         mp_buf_init(&b);
@@ -127,10 +126,9 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         if (r < 0)
                 return r;
         if (t->vm->has_base) {
-                r = vm_store_path(t->vm, "base.img", path, sizeof(path));
-                t->base_fd = r < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-                if (t->base_fd < 0)
-                        return err_errno(e, r < 0 ? r : -errno, "opening %s", path);
+                r = vm_open_base(t->vm, &t->base_fd);
+                if (r < 0)
+                        return err_errno(e, r, "opening the memory that '%s' lives on", t->vm->name);
         }
         t->vmstate_fd = memfd_create("forkd-vmstate", MFD_CLOEXEC);
         if (t->vmstate_fd < 0)

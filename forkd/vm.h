@@ -115,6 +115,8 @@ void vm_release_all(struct daemon *d);
 int vm_state_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
 int vm_run_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
 int vm_store_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
+/** The image that a restored VM lives on, for reading. -EBADMSG when something else than a file stands in its place. */
+int vm_open_base(const struct vm *vm, int *ret_fd) attr_warn_unused;
 
 /** What becomes of a guest whose pager is lost: is @policy one ("kill", "recover")? */
 int vm_check_policy(const char *policy, struct err *e) attr_warn_unused;

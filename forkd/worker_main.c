@@ -270,14 +270,15 @@ static int do_learn(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct
 /* After a crash of the host: what was not synced is verified, and goes if it is torn. */
 static int do_recover(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
         cleanup_snap_store struct snap_store *s = NULL;
-        unsigned removed = 0;
+        unsigned removed = 0, left = 0;
         int r = get_store(m->params, &s, e);
 
         if (r < 0)
                 return r;
-        r = snap_store_recover(s, &removed);
-        mp_map(out, 1);
+        r = snap_store_recover(s, &removed, &left);
+        mp_map(out, 2);
         mp_kv_u64(out, "removed", removed);
+        mp_kv_u64(out, "left", left);
         return r < 0 ? err_errno(e, r, "checking the snapshots that were not synced") : 0;
 }
 

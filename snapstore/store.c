@@ -520,31 +520,39 @@ int snap_store_make_durable(struct snap_store *s, const char *id) {
         return r < 0 ? r : snap_sync_finish(dir_fd, s->snapshots_fd);
 }
 
-int snap_store_recover(struct snap_store *s, unsigned *ret_removed) {
+/* 1: it is torn and gone; 0: it is sound and durable, or gone meanwhile. */
+static int recover_one(struct snap_store *s, const char *id) {
+        cleanup_fd int dir_fd = -1;
+        int r = snap_store_open_dir(s, id, &dir_fd);
+
+        if (r == -ENOENT)
+                return 0;
+        if (r < 0 || faccessat(dir_fd, SNAP_FILE_DURABLE, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+                return r;
+        r = snap_store_verify(s, id, NULL, NULL, NULL);
+        if (r == 0)
+                return snap_store_make_durable(s, id);
+        if (r != -EBADMSG)
+                return r;
+        r = snap_store_remove(s, id);
+        return r < 0 ? r : 1;
+}
+
+int snap_store_recover(struct snap_store *s, unsigned *ret_removed, unsigned *ret_left) {
         cleanup_snap_list struct snap_list l = {};
-        unsigned removed = 0;
-        int r;
+        unsigned removed = 0, left = 0;
+        int r = snap_store_list(s, &l);
 
-        r = snap_store_list(s, &l);
-        for (size_t i = 0; r == 0 && i < l.n; i++) {
-                cleanup_fd int dir_fd = -1;
-
-                r = snap_store_open_dir(s, l.ids[i], &dir_fd);
-                if (r == -ENOENT) { /* removed meanwhile */
-                        r = 0;
-                        continue;
-                }
-                if (r < 0 || faccessat(dir_fd, SNAP_FILE_DURABLE, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
-                        continue;
-                r = snap_store_verify(s, l.ids[i], NULL, NULL, NULL);
-                if (r == 0)
-                        r = snap_store_make_durable(s, l.ids[i]);
-                else if (r == -EBADMSG) {
-                        r = snap_store_remove(s, l.ids[i]);
-                        removed += r == 0;
-                }
+        if (r < 0)
+                return r;
+        for (size_t i = 0; i < l.n; i++) {
+                r = recover_one(s, l.ids[i]);
+                removed += r > 0;
+                left += r < 0;
         }
-        if (r == 0 && ret_removed)
+        if (ret_removed)
                 *ret_removed = removed;
-        return r;
+        if (ret_left)
+                *ret_left = left;
+        return 0;
 }

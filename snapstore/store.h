@@ -88,9 +88,10 @@ int snap_store_remove(struct snap_store *s, const char *id) attr_warn_unused;
 /** Syncs a snapshot that was published without it, then marks it durable. Already durable is no error. */
 int snap_store_make_durable(struct snap_store *s, const char *id) attr_warn_unused;
 
-/** After a crash of the host: every snapshot without the marker `durable` is verified, made durable if
- *  it is sound and removed if it is torn. *ret_removed may be NULL. */
-int snap_store_recover(struct snap_store *s, unsigned *ret_removed) attr_warn_unused;
+/** After a crash of the host: every snapshot without the marker `durable` is verified, made durable if it is sound and
+ *  removed if it is torn. What can be neither (the disk cannot be read, or is full; something that is no snapshot) is left
+ *  as it is, and does not keep the others from it: *ret_left tells how many. Both may be NULL. */
+int snap_store_recover(struct snap_store *s, unsigned *ret_removed, unsigned *ret_left) attr_warn_unused;
 
 /** Merges a new recording, @n_runs runs in the order of need, into the snapshot's working set (snap_workingset_merge)
  *  and replaces the file, or leaves it alone if little was learned (SNAP_WORKINGSET_NEWS_PART): *ret_new (may be NULL) is

@@ -200,7 +200,7 @@ static void test_crash_anywhere(void **state) {
                         assert_ok(snap_store_verify(s, l.ids[k], NULL, NULL, NULL));
                 }
                 assert_ok(snap_store_sweep(s, NULL, NULL));
-                assert_ok(snap_store_recover(s, &removed));
+                assert_ok(snap_store_recover(s, &removed, NULL));
                 assert_ok(snap_store_list(s, &left));
                 assert_int_equal(left.n + removed, l.n);
                 for (size_t k = 0; k < left.n; k++) {

@@ -418,15 +418,21 @@ static void test_recover(void **state) {
         struct snap_manifest *torn = calloc(1, sizeof(*torn)), *safe = calloc(1, sizeof(*safe));
         cleanup_snap_list struct snap_list l = {};
         char path[256];
-        unsigned removed;
+        unsigned removed, left;
 
         publish(f->store, &f->ram, NULL, false, &f->m);
+        /* what is no snapshot keeps none from being checked; its name sorts first */
+        assert_ok(snap_store_path(f->store, "0000000000000001", NULL, path, sizeof(path)));
+        assert_int_equal(symlink("/etc", path), 0);
         publish(f->store, &f->ram, &f->m, false, torn);
         publish(f->store, &f->ram, &f->m, true, safe);
         assert_ok(snap_store_path(f->store, torn->id, SNAP_FILE_MEMORY, path, sizeof(path)));
         assert_int_equal(truncate(path, (off_t) torn->image_bytes - 4096), 0);
-        assert_ok(snap_store_recover(f->store, &removed));
+        assert_ok(snap_store_recover(f->store, &removed, &left));
         assert_int_equal(removed, 1);
+        assert_int_equal(left, 1);
+        assert_ok(snap_store_path(f->store, "0000000000000001", NULL, path, sizeof(path)));
+        assert_int_equal(unlink(path), 0); /* it is there still */
         assert_ok(snap_store_list(f->store, &l));
         assert_int_equal(l.n, 2);
         assert_true(is_durable(f, f->m.id));
