@@ -181,7 +181,7 @@ class Systemd(Case):
         """As it is installed, every setting that is commented out let in, for the group of this host."""
         text = self.conf.read_text()
         self.assertIn("\ngroup = forkd\n", text)
-        conf = re.sub(r"^#(\w+ = )", r"\1", text, flags=re.M).replace("group = forkd", "group = root")
+        conf = re.sub(r"^#(\w+ =)", r"\1", text, flags=re.M).replace("group = forkd", "group = root")
         with Lab(config=conf, setup=False) as other:
             self.assertEqual(other.ctl("ps"), [])
 

@@ -71,7 +71,7 @@ class UnitFile(unittest.TestCase):
         names = set(re.findall(r'\{ "(?:\w+)", "(\w+)", offsetof', source)) | set(re.findall(r'strcmp\(name, "(\w+)"\)', source))
         self.assertGreater(len(names), 10)
         conf = (ROOT / "packaging" / "forkd.conf").read_text()
-        self.assertEqual(names, set(re.findall(r"^#?(\w+) = ", conf, re.M)))
+        self.assertEqual(names, set(re.findall(r"^#?(\w+) =", conf, re.M)))
         for place in ("docs/operations.md", "docs/man/forkd.8"):
             text = (ROOT / place).read_text()
             self.assertEqual([n for n in sorted(names) if n not in text], [], place)
