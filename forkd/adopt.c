@@ -8,7 +8,8 @@
  * name, or by the mark in its environment: orphans.c knows what belongs to nobody. What belongs to a record that cannot be
  * read stays, except for processes: nobody could end them any more.
  *
- * The world is known when every VMM is; agents that do not answer at once are waited for in the background. */
+ * The door opens when every VMM is known, or VMMS_TIMEOUT_MS have passed; VMMs and agents that do not answer at once are
+ * waited for in the background, and their VMs are busy meanwhile. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -26,6 +27,7 @@
 #include "forkd/recording.h"
 #include "forkd/vm.h"
 
+#define VMMS_TIMEOUT_MS 10000 /* one that hangs must not keep forkd from serving the others */
 #define AGENTS_TIMEOUT_MS 5000
 
 /* Shared by the coroutines of one start; the last of them frees it. */
@@ -247,12 +249,12 @@ void vms_adopt(struct daemon *d) {
         for (i = 0; i < n; i++)
                 if (co_start(d->base, adopt_run, &a->vm[i]) < 0)
                         adopt_run(&a->vm[i]); /* we are a coroutine too: one after the other then */
-        if (n > 0)
-                (void) co_wait(&a->vmms, -1);
-        journal_settle(d);
-        /* The wait outlives us in the shared part: waking it when nobody waits any more does nothing. */
-        if (n > 0 && co_wait(&a->agents, AGENTS_TIMEOUT_MS) == -ETIMEDOUT)
+        /* The waits outlive us in the shared part: waking one that nobody waits for any more does nothing. */
+        if (n > 0 && co_wait(&a->vmms, VMMS_TIMEOUT_MS) == -ETIMEDOUT)
+                log_warning("%u VMM(s) have not answered yet: they are waited for while forkd is open", a->vmms_left);
+        else if (n > 0 && co_wait(&a->agents, AGENTS_TIMEOUT_MS) == -ETIMEDOUT)
                 log_info("not every agent has answered yet: they are waited for while forkd is open");
+        journal_settle(d);
         if (--a->refs == 0)
                 free(a);
         sweep(d, false);

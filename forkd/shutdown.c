@@ -112,7 +112,7 @@ bool daemon_has_live_vms(struct daemon *d) {
         struct vm *vm;
 
         TAILQ_FOREACH (vm, &d->vms, entry)
-                if (vm->vmm || vm_lingers(vm))
+                if (vm->vmm || vm->pid > 0 || vm_lingers(vm)) /* a pid without a VMM: still being taken back */
                         return true;
         return false;
 }
