@@ -11,6 +11,8 @@
 #include "common/ids.h"
 #include "pager/limits.h"
 
+#define FIRST_FREE_UID 1000u /* below are the system's, on every distribution */
+
 void config_defaults(struct config *c) {
         *c = (struct config){
                 .log_level = LOG_LVL_INFO,
@@ -47,7 +49,7 @@ static const struct setting {
         { "pager", "heartbeat_ms", offsetof(struct config, heartbeat_ms), 200, 60000 },
         { "pager", "recover_ms", offsetof(struct config, recover_ms), 200, 60000 },
         { "pager", "record_seconds", offsetof(struct config, record_seconds), 0, 3600 },
-        { "security", "uid_base", offsetof(struct config, uid_base), 1000, UINT32_MAX - 131072u },
+        { "security", "uid_base", offsetof(struct config, uid_base), 0, UINT32_MAX - 131072u },
 };
 
 static const struct toggle {
@@ -112,6 +114,10 @@ static int set_number(struct load *l, const struct setting *s, const char *value
         v = strtoul(value, &end, 10);
         if (errno || end == value || *end || value[0] == '-' || v < s->min || v > s->max) {
                 set_problem(l, "[%s] %s must be a number from %u to %u", s->section, s->name, s->min, s->max);
+                return 0;
+        }
+        if (strcmp(s->name, "uid_base") == 0 && v > 0 && v < FIRST_FREE_UID) {
+                set_problem(l, "[security] uid_base is 0 or at least %u: what is below are users of this host", FIRST_FREE_UID);
                 return 0;
         }
         *(unsigned *) ((char *) l->c + s->offset) = (unsigned) v;

@@ -129,7 +129,8 @@ static int worker_start(struct worker_pool *p, struct worker **ret, struct err *
                 .n_fds = ARRAY_LEN(fds),
                 .cgroup_fd = p->cgroup_fd,
                 .death_signal = SIGKILL, /* a worker without forkd has nobody to tell */
-                .new_session = true,     /* Ctrl-C is for forkd, which lets what is under way end */
+                .no_new_privs = true,
+                .new_session = true, /* Ctrl-C is for forkd, which lets what is under way end */
         };
 
         w = calloc(1, sizeof(*w));

@@ -6,9 +6,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/ids.h"
 #include "common/log.h"
+#include "pager/confine.h"
 #include "pager/pack.h"
 #include "pager/pager.h"
 #include "pager/serve.h"
@@ -23,6 +25,7 @@
 struct options {
         struct pager_config cfg;
         struct pager_serve_config serve; /* path NULL: forkd's pager */
+        unsigned user;                   /* 0: it stays who it is */
         bool is_serve;
         enum log_level level;
 };
@@ -49,6 +52,8 @@ static void usage(FILE *out) {
                        "                          they are fetched ahead for the next ones\n"
                        "  --control PATH          listen for forkd on the unix socket PATH\n"
                        "  --control-fd N          descriptor N listens at PATH already\n"
+                       "  --user UID              become this user when everything is open, without capabilities and\n"
+                       "                          with nothing in sight but itself; wants root\n"
                        "  --workers N             fault threads, 1 to %u (default: one per CPU)\n"
                        "  --idle-image-seconds S  keep an image's decoded pages so long after its last\n"
                        "                          session (default 300; 0: give them back at once)\n"
@@ -91,6 +96,10 @@ static int check_options(const struct options *o) {
                 return bad_usage("--control is missing");
         if (o->cfg.control_fd > 0 && !o->cfg.control_path)
                 return bad_usage("--control-fd wants --control, too");
+        if (o->is_serve && o->user)
+                return bad_usage("--user is for forkd's pager: serve opens files by their names as long as it runs");
+        if (o->user && geteuid() != 0)
+                return bad_usage("--user wants root");
         return -1;
 }
 
@@ -99,6 +108,7 @@ static int parse_args(int argc, char **argv, struct options *o) {
         enum {
                 OPT_CONTROL = 256,
                 OPT_CONTROL_FD,
+                OPT_USER,
                 OPT_WORKERS,
                 OPT_IDLE,
                 OPT_BUDGET,
@@ -115,6 +125,7 @@ static int parse_args(int argc, char **argv, struct options *o) {
         static const struct option options[] = {
                 { "control", required_argument, NULL, OPT_CONTROL },
                 { "control-fd", required_argument, NULL, OPT_CONTROL_FD },
+                { "user", required_argument, NULL, OPT_USER },
                 { "workers", required_argument, NULL, OPT_WORKERS },
                 { "idle-image-seconds", required_argument, NULL, OPT_IDLE },
                 { "memory-budget", required_argument, NULL, OPT_BUDGET },
@@ -144,6 +155,10 @@ static int parse_args(int argc, char **argv, struct options *o) {
                         if (!parse_number(optarg, 3, MAX_FD, &n))
                                 return bad_usage("--control-fd wants the number of a descriptor from 3 on");
                         o->cfg.control_fd = (int) n;
+                        break;
+                case OPT_USER:
+                        if (!parse_number(optarg, 1, UINT32_MAX - 1, &o->user))
+                                return bad_usage("--user wants the number of a user that is not root");
                         break;
                 case OPT_WORKERS:
                         if (!parse_number(optarg, 1, PAGER_MAX_WORKERS, &o->cfg.workers))
@@ -268,7 +283,7 @@ static int run(const struct options *o) {
                 log_error("out of memory");
                 return 1;
         }
-        if (pager_new(base, &o->cfg, &now.pager, &e) < 0 ||
+        if ((o->user && pager_confine_prepare(&e) < 0) || pager_new(base, &o->cfg, &now.pager, &e) < 0 ||
             (o->is_serve && pager_serve_new(base, now.pager, &o->serve, &now.serve, &e) < 0)) {
                 log_error("%s%s%s", e.message, e.hint[0] ? ": " : "", e.hint);
                 goto out;
@@ -277,6 +292,10 @@ static int run(const struct options *o) {
         intr = evsignal_new(base, SIGINT, on_term, &now);
         if (!term || !intr || event_add(term, NULL) < 0 || event_add(intr, NULL) < 0) {
                 log_error("out of memory");
+                goto out;
+        }
+        if (o->user && pager_confine(o->user, &e) < 0) {
+                log_error("%s", e.message);
                 goto out;
         }
         if (o->is_serve)

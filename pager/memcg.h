@@ -11,6 +11,8 @@ struct pager_memcg {
         char *v2;            /* the group's directory in cgroup v2, or NULL */
         size_t v2_mount_len; /* of it, the mount point: limits of all groups between the two count */
         char *v1;            /* the group's directory of the v1 controller "memory", or NULL */
+        int v2_mount_fd;     /* > 0: the mount point, opened when it was found; it is of use where its path is not any more */
+        int v1_fd;           /* > 0: ditto, the v1 group's directory */
 };
 
 /** @root stands in front of /proc (tests; "" is the system). What cannot be found is NULL: there is no error but

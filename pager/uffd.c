@@ -9,8 +9,21 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+/* The process's, as its privileges are: kept for a time when it may not open it any more. */
+static int kept_device = -1;
+
+void uffd_keep_device(void) {
+        if (kept_device < 0)
+                kept_device = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
+}
+
+bool uffd_has_device(void) {
+        return kept_device >= 0;
+}
+
 static int uffd_new(int *ret_fd) {
-        cleanup_fd int dev = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
+        cleanup_fd int opened = kept_device >= 0 ? -1 : open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
+        int dev = kept_device >= 0 ? kept_device : opened;
         int fd = dev >= 0 ? ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK) : -1;
 
         if (fd < 0)

@@ -23,6 +23,11 @@
  *  where it can be opened, else by the system call. -EOPNOTSUPP: the kernel lacks one of @features. */
 int uffd_open(uint64_t features, int *ret_fd) attr_warn_unused;
 
+/** Opens the device now, for all later calls of uffd_open. Before there are threads. */
+void uffd_keep_device(void);
+/** Was there one? */
+bool uffd_has_device(void);
+
 /** Registers for missing pages. */
 int uffd_register(int fd, uint64_t start, uint64_t len) attr_warn_unused;
 

@@ -271,7 +271,6 @@ static void *worker_main(void *arg) {
         struct pager_worker *w = arg;
         struct epoll_event ev[EPOLL_BATCH];
 
-        (void) setpriority(PRIO_PROCESS, (id_t) gettid(), PAGER_WORKER_NICE); /* in Linux: of this thread */
         for (bool go_on = true; go_on;) {
                 int timeout = queue_retries(w), n;
                 bool letters = false;
@@ -297,6 +296,18 @@ static void *worker_main(void *arg) {
         while (w->sessions)
                 hand_back(w, w->sessions, false);
         return NULL;
+}
+
+/* A thread has the priority of the one that starts it. It does not raise its own: the pager may have given up its privileges
+ * before the thread comes to run. */
+static int start_thread(struct pager_worker *w, const char *name) {
+        id_t self = (id_t) gettid();
+        int before = getpriority(PRIO_PROCESS, self), r; /* in Linux: of this thread */
+
+        (void) setpriority(PRIO_PROCESS, self, PAGER_WORKER_NICE);
+        r = pager_thread_start(worker_main, w, name, &w->thread);
+        (void) setpriority(PRIO_PROCESS, self, before);
+        return r;
 }
 
 static void worker_destroy(struct pager_worker *w) {
@@ -330,7 +341,7 @@ int pager_worker_new(unsigned index, struct pager_mailbox *to_control, struct pa
                 r = pager_scratch_init(&w->scratch);
         w->scratch.flight = flight;
         if (r == 0)
-                r = pager_thread_start(worker_main, w, name, &w->thread);
+                r = start_thread(w, name);
         if (r < 0) {
                 worker_destroy(w);
                 return r;

@@ -26,6 +26,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/events.h"
+#include "forkd/jail.h"
 #include "forkd/pidfile.h"
 #include "forkd/vmm/cgroup.h"
 #include "pager/flight.h"
@@ -254,8 +255,8 @@ int pager_process_find(struct pager *p, const char *suffix, struct pager_process
 int pager_process_spawn(struct pager *p, const char *suffix, struct pager_process **ret, struct err *e) {
         __attribute__((cleanup(pager_process_unref_p))) struct pager_process *o = NULL;
         char socket_path[sizeof(p->socket_path) + 8], pid_path[sizeof(p->pid_path) + 8];
-        char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], budget[24], level[16], record[16];
-        const char *argv[16] = { prog, "--control",   socket_path, "--control-fd", "3", "--idle-image-seconds",
+        char prog[PATH_MAX], log_path[FORKD_MAX_DIR + 16], workers[16], idle[16], budget[24], level[16], record[16], user[16];
+        const char *argv[20] = { prog, "--control",   socket_path, "--control-fd", "3", "--idle-image-seconds",
                                  idle, "--log-level", level };
         unsigned n_args = 9;
         cleanup_fd int listen_fd = -1, log_fd = -1, conn_fd = -1, cgroup_fd = -1;
@@ -287,6 +288,11 @@ int pager_process_spawn(struct pager *p, const char *suffix, struct pager_proces
                 argv[n_args++] = "--record-seconds";
                 argv[n_args++] = record;
         }
+        if (p->d->cfg.jail) {
+                (void) snprintf(user, sizeof(user), "%u", (unsigned) forkd_uid_base(p->d));
+                argv[n_args++] = "--user";
+                argv[n_args++] = user;
+        }
         r = io_listen_unix(socket_path, 0600, &listen_fd);
         if (r < 0)
                 return err_errno(e, r, "listening on %s", socket_path);
@@ -311,6 +317,7 @@ int pager_process_spawn(struct pager *p, const char *suffix, struct pager_proces
                 .n_fds = ARRAY_LEN(fds),
                 .cgroup_fd = cgroup_fd,
                 .new_session = true,
+                .no_new_privs = true,
         };
         r = process_new(p, &o);
         if (r == 0)

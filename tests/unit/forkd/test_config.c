@@ -37,6 +37,21 @@ static void test_defaults(void **state) {
         assert_int_equal(c.log_level, LOG_LVL_INFO);
 }
 
+static void test_users_of_its_own(void **state) {
+        struct config c;
+        struct err e;
+
+        config_defaults(&c);
+        assert_true(c.jail);
+        assert_int_equal(c.uid_base, 0);
+        assert_ok(load("[security]\nuid_base = 0\n", &c, &e));
+        assert_int_equal(load("[security]\nuid_base = 999\n", &c, &e), -EINVAL);
+        assert_non_null(strstr(e.message, "uid_base"));
+        assert_int_equal(load("[security]\nuid_base = 4294967295\n", &c, &e), -EINVAL);
+        assert_int_equal(load("[security]\njail = yes\n", &c, &e), -EINVAL);
+        assert_ok(load("[security]\nuid_base = 1000\n", &c, &e));
+}
+
 static void test_all_settings(void **state) {
         struct config c;
         struct err e;
@@ -61,8 +76,15 @@ static void test_all_settings(void **state) {
                        "idle_image_seconds = 0\n"
                        "memory_budget = 1.5G\n"
                        "workingset = off\n"
-                       "record_seconds = 0\n",
+                       "record_seconds = 0\n"
+                       "[security]\n"
+                       "jail = off\n"
+                       "uid_base = 1000000\n"
+                       "visible = /opt/qemu:/srv/qemu\n",
                        &c, &e));
+        assert_false(c.jail);
+        assert_int_equal(c.uid_base, 1000000);
+        assert_string_equal(c.visible, "/opt/qemu:/srv/qemu");
         assert_int_equal(c.max_vms, 7);
         assert_int_equal(c.parallel_starts, 3);
         assert_int_equal(c.parallel_saves, 4);
@@ -172,7 +194,8 @@ static void test_files(void **state) {
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_defaults), T(test_all_settings), T(test_refuses), T(test_long_lines), T(test_files),
+                T(test_defaults), T(test_users_of_its_own), T(test_all_settings),
+                T(test_refuses),  T(test_long_lines),       T(test_files),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
