@@ -187,6 +187,40 @@ static int doctor_text(const struct doctor_report *d) {
         return r;
 }
 
+static const char *size_or(const json_t *map, const char *key, const char *none, char *buf, size_t size) {
+        uint64_t v = json_u64(map, key, UINT64_MAX);
+
+        return v == UINT64_MAX ? none : size_format(v, buf, size);
+}
+
+/* What forkd has to give, and who has it already: docs/operations.md, "Admission". Without a forkd there is nothing to tell. */
+static void add_room(struct ctl *c, struct doctor_report *d) {
+        struct doctor_check *k = &d->checks[d->n];
+        cleanup_json json_t *info = NULL;
+        const json_t *a, *memory, *vcpus, *starts;
+        char there[32], promised[32], disk[32];
+
+        if (d->n >= DOCTOR_MAX_CHECKS || ctl_call(c, "info", NULL, &info) < 0 || !(a = json_object_get(info, "admission"))) {
+                c->e = (struct err){ 0 };
+                return;
+        }
+        memory = json_object_get(a, "memory");
+        vcpus = json_object_get(a, "vcpus");
+        starts = json_object_get(a, "starts");
+        (void) snprintf(k->name, sizeof(k->name), "room");
+        (void) snprintf(k->detail, sizeof(k->detail),
+                        "memory: %s available, %s promised to VMs; vCPUs: %llu of %llu; store: %s free; starts: %llu under way, "
+                        "%llu waiting",
+                        size_or(memory, "available", "?", there, sizeof(there)),
+                        size_or(memory, "promised", "?", promised, sizeof(promised)),
+                        (unsigned long long) (json_u64(vcpus, "held", 0) + json_u64(vcpus, "reserved", 0)),
+                        (unsigned long long) json_u64(vcpus, "limit", 0),
+                        size_or(json_object_get(a, "disk"), "available", "?", disk, sizeof(disk)),
+                        (unsigned long long) json_u64(starts, "running", 0), (unsigned long long) json_u64(starts, "waiting", 0));
+        k->status = DOCTOR_OK;
+        d->n++;
+}
+
 int cmd_doctor(struct ctl *c, const struct args *a) {
         cleanup_free struct doctor_report *d = calloc(1, sizeof(*d));
         cleanup_progress struct progress p = { 0 };
@@ -205,6 +239,8 @@ int cmd_doctor(struct ctl *c, const struct args *a) {
         progress_start(&p, c, "trying what this host can do");
         progress_set(&p, -1, "trying what this host can do");
         doctor_run(&(struct doctor_params){ .cache_dir = dirs.cache, .state_dir = dirs.state, .socket = c->socket }, d);
+        if (dirs.reachable)
+                add_room(c, d);
         progress_end(&p);
         r = c->json ? doctor_json(c, d) : doctor_text(d);
         if (r < 0)

@@ -25,6 +25,7 @@
 #include "forkd/orphans.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
+#include "forkd/room.h"
 #include "forkd/vm.h"
 
 #define VMMS_TIMEOUT_MS 10000 /* one that hangs must not keep forkd from serving the others */
@@ -174,6 +175,7 @@ static void adopt_one(struct vm *vm, struct adoption *a) {
                 vmm_known(a);
                 return;
         }
+        room_hold(vm);
         r = agree(vm, &saved, &e);
         if (saved) {
                 settle_dead(vm, "its standby was finished");

@@ -11,6 +11,7 @@
 #include "forkd/events.h"
 #include "forkd/pager/link.h"
 #include "forkd/request.h"
+#include "forkd/room.h"
 #include "forkd/streams.h"
 
 /* ---- what forkd says of itself ---- */
@@ -27,7 +28,7 @@ static int api_info(struct request *rq, struct mp_buf *out, struct err *e) {
         uint64_t free_bytes = 0;
 
         best_effort(io_free_bytes(d->store_dir, &free_bytes));
-        mp_map(out, 9);
+        mp_map(out, 10);
         mp_kv_str(out, "version", FORKD_VERSION);
         mp_kv_u64(out, "protocol", FORKD_PROTOCOL);
         mp_kv_u64(out, "pid", (uint64_t) getpid());
@@ -41,6 +42,8 @@ static int api_info(struct request *rq, struct mp_buf *out, struct err *e) {
         mp_kv_u64(out, "free_bytes", free_bytes);
         mp_kv_u64(out, "vms", d->n_vms);
         mp_kv_u64(out, "pager_pid", (uint64_t) pager_pid(d->pager));
+        mp_key(out, "admission");
+        room_encode(d, out);
         return 0;
 }
 

@@ -28,6 +28,8 @@ void config_defaults(struct config *c) {
                 .workingset = true,
                 .record_seconds = 10,
                 .jail = true,
+                .memory_overcommit = 1,
+                .disk_reserve = 64u << 20,
         };
 }
 
@@ -41,6 +43,7 @@ static const struct setting {
         { "forkd", "requests_per_second", offsetof(struct config, requests_per_second), 0, 100000 },
         { "forkd", "idle_client_seconds", offsetof(struct config, idle_client_seconds), 1, 86400 },
         { "forkd", "parallel_saves", offsetof(struct config, parallel_saves), 0, 1024 },
+        { "limits", "vcpus", offsetof(struct config, limit_vcpus), 0, 1000000 },
         { "vm", "boot_timeout_s", offsetof(struct config, boot_timeout_s), 1, 3600 },
         { "vm", "wake_timeout_s", offsetof(struct config, wake_timeout_s), 1, 3600 },
         { "vm", "stop_timeout_s", offsetof(struct config, stop_timeout_s), 1, 3600 },
@@ -174,6 +177,27 @@ static int set_visible(struct load *l, const char *value) {
         return 1;
 }
 
+/** [limits] memory, disk_reserve: any size. */
+static int set_size(struct load *l, const char *name, const char *value, uint64_t *ret) {
+        if (size_parse(value, ret) == 0)
+                return 1;
+        set_problem(l, "[limits] %s is a size, such as 512M, or 0", name);
+        return 0;
+}
+
+/** [limits] memory_overcommit */
+static int set_factor(struct load *l, const char *value) {
+        char *end;
+        double v = strtod(value, &end);
+
+        if (end == value || *end || !(v >= 0.1 && v <= 1000)) {
+                set_problem(l, "[limits] memory_overcommit is a factor from 0.1 to 1000");
+                return 0;
+        }
+        l->c->memory_overcommit = v;
+        return 1;
+}
+
 /* inih's handler: 0 is an error and stops at this line (INI_STOP_ON_FIRST_ERROR or not, the first counts). */
 static int on_setting(void *arg, const char *section, const char *name, const char *value) {
         struct load *l = arg;
@@ -192,6 +216,12 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
                 return set_group(l, value);
         if (strcmp(section, "security") == 0 && strcmp(name, "visible") == 0)
                 return set_visible(l, value);
+        if (strcmp(section, "limits") == 0 && strcmp(name, "memory") == 0)
+                return set_size(l, name, value, &l->c->limit_memory);
+        if (strcmp(section, "limits") == 0 && strcmp(name, "disk_reserve") == 0)
+                return set_size(l, name, value, &l->c->disk_reserve);
+        if (strcmp(section, "limits") == 0 && strcmp(name, "memory_overcommit") == 0)
+                return set_factor(l, value);
         for (size_t i = 0; i < ARRAY_LEN(settings); i++)
                 if (strcmp(section, settings[i].section) == 0 && strcmp(name, settings[i].name) == 0)
                         return set_number(l, &settings[i], value);

@@ -18,6 +18,10 @@ struct config {
         gid_t group;
         unsigned requests_per_second; /* [forkd] requests_per_second: of one user that is not root; 0: any number */
         unsigned idle_client_seconds; /* [forkd] idle_client_seconds: for a client that says nothing, or half of something */
+        uint64_t limit_memory;        /* [limits] memory: bytes that may be promised to VMs in all; 0: no such limit */
+        double memory_overcommit;     /* [limits] memory_overcommit: how many times that */
+        unsigned limit_vcpus;         /* [limits] vcpus: in all; 0: forkd chooses */
+        uint64_t disk_reserve;        /* [limits] disk_reserve: bytes of the store that no snapshot may take */
         unsigned boot_timeout_s;      /* [vm] boot_timeout_s: until a booting guest's agent says hello */
         unsigned wake_timeout_s;      /* [vm] wake_timeout_s: until a restored guest acknowledges */
         unsigned stop_timeout_s;      /* [vm] stop_timeout_s: an orderly stop, then the VMM is killed */

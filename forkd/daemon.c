@@ -28,8 +28,8 @@
 #include "forkd/notify.h"
 #include "forkd/journal.h"
 #include "forkd/pager/link.h"
-#include "forkd/turns.h"
 #include "forkd/vmm/vmm_jail.h"
+#include "forkd/room.h"
 #include "forkd/worker.h"
 #include "setup/assets.h"
 #include "setup/store_mount.h"
@@ -39,7 +39,6 @@
 #define SWEEP_MS 2000 /* for the workers of a forkd that was killed to be gone */
 #define SWEEP_AGAIN_MS 10
 #define RECOVER_TIMEOUT_MS 3600000
-#define MAX_SCANS 2 /* whole snapshots that are read at once for verify and memory: each keeps a CPU and the disk busy */
 
 /* ---- helpers ---- */
 
@@ -273,23 +272,6 @@ static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
 
 /* ---- the process ---- */
 
-static bool client_gone(const void *client, void *arg) {
-        const struct daemon *d = arg;
-
-        return d->api && !api_has_client(d->api, client);
-}
-
-static int make_turns(struct daemon *d) {
-        unsigned cores = (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
-        const unsigned limits[HEAVY_KINDS] = {
-                [HEAVY_START] = d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts : cores,
-                [HEAVY_SAVE] = d->cfg.parallel_saves > 0 ? d->cfg.parallel_saves : cores,
-                [HEAVY_SCAN] = MAX_SCANS,
-        };
-
-        return turns_new(limits, client_gone, d, &d->turns);
-}
-
 static int daemon_init(struct daemon *d, const struct daemon_options *opt, struct err *e) {
         static const struct timeval every = { .tv_sec = 5 };
         struct rlimit files;
@@ -328,7 +310,7 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
                 return err_errno(e, -ENOMEM, "catching signals");
         r = identities_new(&d->identities);
         if (r == 0)
-                r = make_turns(d);
+                r = room_new(d);
         if (r == 0)
                 r = catalog_new(d, &d->catalog);
         if (r == 0)
@@ -349,8 +331,8 @@ static void daemon_clear(struct daemon *d) {
         worker_pool_free(d->workers);
         catalog_free(d->catalog);
         identities_free(d->identities);
-        turns_free(d->turns);
         vmm_jail_free(d->vmm_jail);
+        room_free(d);
         snap_store_close(d->store);
         if (d->sigterm)
                 event_free(d->sigterm);

@@ -28,6 +28,7 @@
 #define FORKD_MAX_RUN_DIR 70
 #define FORKD_MAX_DIR 400
 
+struct host;
 struct identities;
 struct notify;
 struct journal_found;
@@ -38,6 +39,7 @@ struct shutdown_wait;
 struct turns;
 struct worker_pool;
 struct catalog;
+struct admission;
 struct api;
 
 struct daemon {
@@ -67,7 +69,9 @@ struct daemon {
         struct pager *pager;
         struct events *events;
         struct worker_pool *workers;
-        struct turns *turns; /* heavy work, a few at a time */
+        struct host *host;           /* what it has to give */
+        struct admission *admission; /* what of it is claimed */
+        struct turns *turns;         /* heavy work, a few at a time */
         struct api *api;
 
         struct notify *notify; /* the service manager */

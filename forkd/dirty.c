@@ -140,6 +140,10 @@ static int read_pending(struct copier *c) {
 
 /* @n pages at host address @addr are guest pages @first and following. */
 static int add_run(struct copier *c, uint64_t addr, uint64_t first, uint64_t n) {
+        if (!c->buf) { /* they are only counted */
+                c->stats.pages += n;
+                return 0;
+        }
         while (n > 0) {
                 struct dirty_buf *b = c->buf;
                 uint64_t now = MIN_OF(n, (uint64_t) (BUFFER_PAGES - b->n_pages - c->pending));
@@ -323,7 +327,8 @@ int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *
         pagemap = open(path, O_RDONLY | O_CLOEXEC);
         if (pagemap < 0)
                 return errno == ENOENT ? -ESRCH : -errno;
-        dirty_buf_clear(buf);
+        if (buf)
+                dirty_buf_clear(buf);
         c->pid = pid;
         c->w = w;
         c->buf = buf;
@@ -333,7 +338,7 @@ int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *
                         return -EFAULT;
                 r = copy_region(c, method, &regions[i]);
         }
-        if (r == 0)
+        if (r == 0 && buf)
                 r = read_pending(c);
         if (r == 0)
                 r = check_mappings(method, pid, regions, n_regions);
@@ -345,4 +350,13 @@ int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *
 int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
                struct dirty_stats *ret) {
         return dirty_copy_by(DIRTY_ANY, pid, regions, n_regions, buf, w, ret);
+}
+
+int dirty_count(pid_t pid, const struct vmm_region *regions, size_t n_regions, uint64_t *ret) {
+        struct dirty_stats stats;
+        int r = dirty_copy_by(DIRTY_ANY, pid, regions, n_regions, NULL, NULL, &stats);
+
+        if (r == 0)
+                *ret = stats.pages;
+        return r;
 }

@@ -33,6 +33,9 @@ int dirty_buf_write(struct dirty_buf *b, struct snap_writer *w) attr_warn_unused
 int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
                struct dirty_stats *ret) attr_warn_unused;
 
+/** How many pages dirty_copy would read now; the guest may run. */
+int dirty_count(pid_t pid, const struct vmm_region *regions, size_t n_regions, uint64_t *ret) attr_warn_unused;
+
 /** The same by one method, for tests. -ENOTTY: the kernel does not know it. */
 enum dirty_method { DIRTY_ANY, DIRTY_SCAN, DIRTY_WORDS };
 int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf,

@@ -16,7 +16,7 @@
 #include "common/log.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
-#include "forkd/host.h"
+#include "forkd/room.h"
 #include "forkd/journal.h"
 
 struct clone {
@@ -67,6 +67,27 @@ static int source_snapshot(struct daemon *d, const struct fork_params *p, struct
         res->source_pause_ms = sr.pause_ms;
         memcpy(ret, sr.snapshot, sizeof(sr.snapshot));
         return 0;
+}
+
+/* For all of them at once, before anything is begun. What they are copies of is looked at again when it is used. */
+static int reserve(struct daemon *d, const struct fork_params *p, struct admission_claim *group, struct err *e) {
+        struct admission_need need;
+        struct snap_entry *s;
+        struct err ignored;
+        struct vm *vm;
+        char who[80];
+
+        if (vm_find(d, p->source, &vm, &ignored) == 0)
+                need = admission_vm_need(vm->machine.mem_bytes, vm->machine.vcpus, false);
+        else if (catalog_find(d->catalog, p->source, &s, &ignored) == 0)
+                need = admission_vm_need(s->m.mem_bytes, s->m.vcpus, false);
+        else
+                return 0; /* source_snapshot says so */
+        if (p->count == 1)
+                (void) snprintf(who, sizeof(who), "a clone of '%.40s'", p->source);
+        else
+                (void) snprintf(who, sizeof(who), "%u clones of '%.40s'", p->count, p->source);
+        return admission_reserve(d->admission, group, who, &need, p->count, e);
 }
 
 /* ---- names ---- */
@@ -160,13 +181,19 @@ static int set_policy(struct daemon *d, const struct fork_params *p, struct clon
         return vm_check_policy(policy, e);
 }
 
-static int run_clones(struct daemon *d, const struct fork_params *p, const char *snapshot, struct clone *clones, struct err *e) {
+static int run_clones(struct daemon *d, const struct fork_params *p, const char *snapshot, struct admission_claim *group,
+                      struct clone *clones, struct err *e) {
         int first = 0;
+        char who[80];
 
         for (unsigned i = 0; i < p->count; i++) {
                 clones[i].p = p;
                 clones[i].snapshot = snapshot;
                 clones[i].done = CO_WAIT_INIT;
+                (void) snprintf(who, sizeof(who), "'%s'", clones[i].vm->name);
+                admission_share(d->admission, group, &clones[i].vm->claim, who);
+        }
+        for (unsigned i = 0; i < p->count; i++) {
                 if (co_start(d->base, clone_run, &clones[i]) < 0) {
                         (void) err_errno(&clones[i].e, -ENOMEM, "starting a clone");
                         co_wake(&clones[i].done, -ENOMEM);
@@ -190,6 +217,7 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         cleanup_journal struct journal_entry j = { 0 };
         uint64_t start = now_ns();
         char base[NAME_MAX_LEN + 1];
+        struct admission_claim group = { 0 };
         bool made = false;
         id_str snapshot;
         int r;
@@ -200,7 +228,7 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         /* Taken first: forking a running VM costs it a pause, which a bad name must not. */
         r = p->on_pager_loss[0] ? vm_check_policy(p->on_pager_loss, e) : 0;
         if (r == 0)
-                r = host_check_memory(0, p->count, e);
+                r = reserve(d, p, &group, e);
         if (r == 0 && p->name[0])
                 r = reserve_names(d, p, "", clones, e);
         if (r == 0)
@@ -212,7 +240,8 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         if (r == 0)
                 r = announce(d, &j, clones, p->count, e);
         if (r == 0)
-                r = run_clones(d, p, snapshot, clones, e);
+                r = run_clones(d, p, snapshot, &group, clones, e);
+        admission_release(d->admission, &group);
         if (r == 0)
                 r = journal_end(d, &j, e); /* the commit: they are the caller's */
         if (r < 0) {

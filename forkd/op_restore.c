@@ -13,9 +13,9 @@
 #include "common/log.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
-#include "forkd/host.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
+#include "forkd/room.h"
 #include "forkd/stages.h"
 #include "forkd/turns.h"
 #include "forkd/vm.h"
@@ -241,6 +241,17 @@ static int restore(struct vm *vm, struct snap_entry *s, bool paused, struct vm_c
         return r;
 }
 
+/* A fork has reserved for its clones already. */
+static int reserve(struct vm *vm, struct err *e) {
+        const struct admission_need need = admission_vm_need(vm->machine.mem_bytes, vm->machine.vcpus, false);
+        char who[80];
+
+        if (vm->claim.count > 0)
+                return 0;
+        (void) snprintf(who, sizeof(who), "'%s'", vm->name);
+        return admission_reserve(vm->d->admission, &vm->claim, who, &need, 1, e);
+}
+
 int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, struct vm_clone_result *ret, struct err *e) {
         enum vm_state before = vm->state;
         struct snap_entry *s;
@@ -256,7 +267,7 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         if (r == 0)
                 r = check_fits(vm, &s->m, force, e);
         if (r == 0)
-                r = host_check_memory(0, 1, e);
+                r = reserve(vm, e);
         if (r < 0)
                 return r;
         s->users++;
@@ -274,8 +285,10 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
                 turns_give(vm->d->turns, HEAVY_START);
         }
         s->users--;
-        if (r == 0)
+        if (r == 0) {
+                room_hold(vm);
                 return 0;
+        }
         /* As it was: the snapshot is untouched. */
         if (vm->lost[0])
                 (void) err_prefix(e, "%s", vm->lost);

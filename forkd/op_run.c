@@ -10,7 +10,7 @@
 #include "common/log.h"
 #include "forkd/caller.h"
 #include "forkd/daemon.h"
-#include "forkd/host.h"
+#include "forkd/room.h"
 #include "forkd/turns.h"
 #include "forkd/vm.h"
 #include "forkd/worker.h"
@@ -146,6 +146,14 @@ static int boot(struct vm *vm, const struct vm_run_params *p, const struct asset
         return vm_set_state(vm, VM_RUNNING, e);
 }
 
+static int reserve(struct vm *vm, const struct vm_run_params *p, struct err *e) {
+        const struct admission_need need = admission_vm_need(p->mem_bytes, p->vcpus, true);
+        char who[80];
+
+        (void) snprintf(who, sizeof(who), "'%s'", p->name);
+        return admission_reserve(vm->d->admission, &vm->claim, who, &need, 1, e);
+}
+
 int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, double *ret_boot_ms, struct err *e) {
         uint64_t start = now_ns();
         struct assets assets;
@@ -157,13 +165,16 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
         r = check_params(p, e);
         if (r == 0)
                 r = assets_locate(d->cache_dir, &assets, e);
-        if (r == 0)
-                r = host_check_memory(p->mem_bytes, 1, e);
         if (r < 0)
                 return r;
         r = vm_new(d, p->name, &vm, e);
         if (r < 0)
                 return r;
+        r = reserve(vm, p, e);
+        if (r < 0) {
+                vm_delete(vm, false);
+                return r;
+        }
         vm->busy = "run";
         (void) snprintf(vm->driver, sizeof(vm->driver), "%s", p->vmm);
         (void) snprintf(vm->net, sizeof(vm->net), "%s", p->net);
@@ -191,6 +202,7 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
                 (void) vm_remove(vm, &ignored);
                 return r;
         }
+        room_hold(vm);
         *ret_boot_ms = ms_since(start);
         *ret = vm;
         vm_op_end(vm);

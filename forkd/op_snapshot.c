@@ -21,9 +21,9 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/spawn.h"
+#include "forkd/admission.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
-#include "forkd/host.h"
 #include "forkd/journal.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
@@ -45,6 +45,7 @@ struct taking {
         struct worker *worker;
         struct snap_manifest *m;
         struct tag_claim claim;
+        struct admission_claim claim_disk;
         int base_fd, vmstate_fd;
         struct vmm_region regions[MAX_REGIONS]; /* of guest RAM in the VMM; found before the pause */
         size_t n_regions;
@@ -111,7 +112,38 @@ static int announce(struct taking *t, bool keep_running, struct err *e) {
         return vm_record_save(t->vm, e);
 }
 
+/* Room in the store, before the guest is paused. */
+static int reserve(struct taking *t, uint64_t bytes, struct err *e) {
+        const struct admission_need need = { .disk = bytes };
+        char who[80];
+
+        (void) snprintf(who, sizeof(who), "a snapshot of '%s'", t->vm->name);
+        return admission_reserve(t->vm->d->admission, &t->claim_disk, who, &need, 1, e);
+}
+
+/* What @pages of a running guest take. Compression is seen to save a third; where it saves less and the store is that full,
+ * the worker hears of it. */
+static uint64_t stored_estimate(const struct taking *t, uint64_t pages) {
+        uint64_t bytes = pages * SNAP_PAGE_SIZE;
+
+        return t->p->codec == SNAP_CODEC_NONE ? bytes : bytes / 3 * 2;
+}
+
+static void put_regions(const struct taking *t, struct mp_buf *b) {
+        mp_kv_u64(b, "pid", (uint64_t) t->vm->ops->pid(t->vm->vmm));
+        mp_key(b, "regions");
+        mp_array(b, t->n_regions);
+        for (size_t i = 0; i < t->n_regions; i++) {
+                mp_map(b, 3);
+                mp_kv_u64(b, "addr", t->regions[i].host_addr);
+                mp_kv_u64(b, "size", t->regions[i].size);
+                mp_kv_u64(b, "offset", t->regions[i].offset);
+        }
+}
+
 static int prepare(struct taking *t, bool keep_running, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        uint64_t dirty = 0;
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct err worker_err = { 0 };
         struct rpc_co call;
@@ -120,7 +152,7 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         mp_buf_init(&b);
         r = fill_manifest(t, e);
         if (r == 0)
-                r = host_check_disk(t->vm->d->store_dir, MIN_FREE_BYTES, "a snapshot", e);
+                r = reserve(t, MIN_FREE_BYTES, e);
         if (r == 0)
                 r = t->vm->ops->ram_regions(t->vm->vmm, t->regions, MAX_REGIONS, &t->n_regions, e);
         if (r < 0)
@@ -136,7 +168,8 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         r = worker_get(t->vm->d->workers, &t->worker, e);
         if (r < 0)
                 return r;
-        mp_map(&b, 6);
+        mp_map(&b, 8);
+        put_regions(t, &b);
         mp_kv_str(&b, "store", t->vm->d->store_dir);
         mp_kv_str(&b, "id", t->m->id);
         mp_kv_u64(&b, "ram_bytes", t->vm->machine.mem_bytes);
@@ -147,12 +180,14 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         if (r < 0)
                 return r;
         r = announce(t, keep_running, e); /* meanwhile */
-        worker_r = rpc_co_end(&call, COPY_TIMEOUT_MS, NULL, &worker_err);
+        worker_r = rpc_co_end(&call, COPY_TIMEOUT_MS, &a, &worker_err);
         if (r == 0 && worker_r < 0) {
                 r = worker_r;
                 *e = worker_err;
         }
-        return r;
+        if (r == 0)
+                (void) mp_get_u64(&a.doc.root, "dirty_pages", &dirty);
+        return r < 0 ? r : reserve(t, MIN_FREE_BYTES + stored_estimate(t, dirty), e);
 }
 
 static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
@@ -167,15 +202,7 @@ static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
         if (r < 0)
                 return r;
         mp_map(b, 4);
-        mp_kv_u64(b, "pid", (uint64_t) vm->ops->pid(vm->vmm));
-        mp_key(b, "regions");
-        mp_array(b, t->n_regions);
-        for (size_t i = 0; i < t->n_regions; i++) {
-                mp_map(b, 3);
-                mp_kv_u64(b, "addr", t->regions[i].host_addr);
-                mp_kv_u64(b, "size", t->regions[i].size);
-                mp_kv_u64(b, "offset", t->regions[i].offset);
-        }
+        put_regions(t, b);
         mp_key(b, "disks");
         mp_array(b, vm->machine.n_disks);
         for (unsigned i = 0; i < vm->machine.n_disks; i++) {
@@ -387,6 +414,7 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
         else
                 worker_put(TAKE_PTR(t.worker), false);
         catalog_release_tag(&t.claim);
+        admission_release(vm->d->admission, &t.claim_disk);
         (void) close_fd(t.base_fd);
         (void) close_fd(t.vmstate_fd);
         if (r == 0 && !keep_running) {

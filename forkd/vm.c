@@ -91,6 +91,7 @@ struct vm *vm_alloc(struct daemon *d) {
 }
 
 void vm_free(struct vm *vm) {
+        admission_release(vm->d->admission, &vm->claim);
         identity_holder_end(vm->d->identities, &vm->identity);
         free(vm);
 }

@@ -16,6 +16,7 @@
 
 #include "common/err.h"
 #include "common/ids.h"
+#include "forkd/admission.h"
 #include "forkd/guest/guest_link.h"
 #include "forkd/identity.h"
 #include "forkd/pager/link.h"
@@ -41,6 +42,7 @@ enum vm_state {
 struct vm {
         TAILQ_ENTRY(vm) entry;
         struct daemon *d;
+        struct admission_claim claim;    /* on the host's memory, vCPUs … */
         struct identity_holder identity; /* of its name and id, and what its VMM needs for itself */
 
         /* ---- the record ---- */

@@ -19,6 +19,7 @@
 #include "forkd/jail.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
+#include "forkd/room.h"
 #include "forkd/streams.h"
 #include "forkd/vm.h"
 #include "forkd/vmm/cgroup.h"
@@ -78,6 +79,7 @@ static void release(struct vm *vm) {
         pager_session_close(vm->d->pager, vm);
         recording_end(vm);
         vm_drop_user(vm);
+        admission_release(vm->d->admission, &vm->claim);
         identities_drop_kind(vm->d->identities, &vm->identity, IDENTITY_CID);
         if (vm_run_path(vm, NULL, path, sizeof(path)) == 0)
                 best_effort(io_remove_tree(AT_FDCWD, path));
@@ -122,6 +124,7 @@ static void linger(struct vm *vm, int pidfd) {
         struct err e;
         char why[160];
 
+        room_hold(vm);
         vm->ending_fd = pidfd;
         vm->ended = false;
         vm->ending_ev = event_new(vm->d->base, pidfd, EV_READ, on_ended, vm);

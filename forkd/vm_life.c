@@ -145,7 +145,7 @@ static int on_spawn(int pidfd, void *arg, struct err *e) {
 
         if (spawn_pidfd_pid(pidfd, &pid) == -ESRCH)
                 return 0; /* of one that has ended already the driver knows more to tell */
-        vm->pid = pid;
+        vm->pid = vm->claim.pid = pid;
         if (spawn_start_time(pid, &vm->start_time) < 0)
                 vm->start_time = 0;
         r = vm->session ? pager_session_expect(vm->d->pager, vm, pidfd, e) : 0;

@@ -67,6 +67,33 @@ static int get_id_param(const msgpack_object *p, id_str ret, struct err *e) {
 
 /* ---- making a snapshot ---- */
 
+static int get_regions(const msgpack_object *p, struct vmm_region *regions, size_t *ret_n) {
+        const msgpack_object *a = mp_get_array(p, "regions");
+
+        if (!a || a->via.array.size == 0 || a->via.array.size > MAX_REGIONS)
+                return -EINVAL;
+        for (uint32_t i = 0; i < a->via.array.size; i++) {
+                const msgpack_object *o = &a->via.array.ptr[i];
+
+                if (mp_get_u64(o, "addr", &regions[i].host_addr) < 0 || mp_get_u64(o, "size", &regions[i].size) < 0 ||
+                    mp_get_u64(o, "offset", &regions[i].offset) < 0)
+                        return -EINVAL;
+        }
+        *ret_n = a->via.array.size;
+        return 0;
+}
+
+/* For the room that it will take. A guest that cannot be looked at now is told of by snap.copy. */
+static uint64_t count_dirty(const msgpack_object *p) {
+        struct vmm_region regions[MAX_REGIONS];
+        uint64_t pid, pages;
+        size_t n;
+
+        if (mp_get_u64(p, "pid", &pid) < 0 || get_regions(p, regions, &n) < 0 || dirty_count((pid_t) pid, regions, n, &pages) < 0)
+                return 0;
+        return pages;
+}
+
 static int do_prepare(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
         struct snap_writer_params wp = { 0 };
         uint64_t codec = 0, level = 0;
@@ -95,23 +122,8 @@ static int do_prepare(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
                 r = snap_writer_new(j->image_fd, m->n_fds > 0 ? m->fds[0] : -1, &wp, &j->writer);
         if (r < 0)
                 return err_errno(e, r, "beginning snapshot %s", id);
-        mp_map(out, 0);
-        return 0;
-}
-
-static int get_regions(const msgpack_object *p, struct vmm_region *regions, size_t *ret_n) {
-        const msgpack_object *a = mp_get_array(p, "regions");
-
-        if (!a || a->via.array.size == 0 || a->via.array.size > MAX_REGIONS)
-                return -EINVAL;
-        for (uint32_t i = 0; i < a->via.array.size; i++) {
-                const msgpack_object *o = &a->via.array.ptr[i];
-
-                if (mp_get_u64(o, "addr", &regions[i].host_addr) < 0 || mp_get_u64(o, "size", &regions[i].size) < 0 ||
-                    mp_get_u64(o, "offset", &regions[i].offset) < 0)
-                        return -EINVAL;
-        }
-        *ret_n = a->via.array.size;
+        mp_map(out, 1);
+        mp_kv_u64(out, "dirty_pages", count_dirty(m->params));
         return 0;
 }
 

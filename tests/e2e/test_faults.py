@@ -3,34 +3,47 @@
 running runs on, or is told as failed; nothing half-made stays."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
 
-from case import Case, MIB, main
+from case import KEEPER, MIB, Case, main
 from forkdlab import Lab, Refused
 
 
 class Faults(Case):
-    lab_options = {"store": "600M"}
+    lab_options = {"store": "1G", "config": "[limits]\ndisk_reserve = 0\n"}
 
     def setUp(self):
         names = {v["name"]: v for v in self.lab.ctl("ps")}
         for n in names:
             self.lab.ctl("rm", n)
 
-    def test_no_space_in_the_middle_of_a_standby(self):
-        digest, secret = self.warm("full", 96)
+    def leave_free(self, mib):
         store = self.lab.state / "store"
-        ballast = store / "ballast"
+        with open(store / "ballast", "wb") as f:
+            free = os.statvfs(store)
+            os.posix_fallocate(f.fileno(), 0, free.f_bavail * free.f_frsize - mib * MIB)
+        return store / "ballast"
+
+    def test_no_space_for_a_standby(self):
+        """Too little for it to begin, and then too little in the middle of it."""
+        self.lab.ctl("run", "full", "--mem", "512M")
+        self.lab.sh("full", f"head -c {200 * MIB} /dev/urandom > /run/data")
+        self.lab.sh("full", "cat > /run/keeper", stdin=KEEPER.encode())
+        self.lab.sh("full", "setsid sh /run/keeper < /dev/null > /dev/null 2>&1 &")
+        digest, secret = self.digest("full"), self.ask("full", "first")[0]
+        store = self.lab.state / "store"
         before = {s["id"] for s in self.lab.ctl("snapshot", "ls")}
-        free = os.statvfs(store)
-        with open(ballast, "wb") as f:
-            # leaves room for a part of the image only: random bytes do not compress
-            os.posix_fallocate(f.fileno(), 0, free.f_bavail * free.f_frsize - 40 * MIB)
+        ballast = self.leave_free(40)
         try:
+            e = self.refused("standby", "full", code="no-space", says=["a snapshot of 'full'", "MiB needed"])
+            needed = int(re.search(r"(\d+) MiB needed", e["message"])[1])
+            # Random bytes do not compress: what was reserved is not enough.
+            ballast = self.leave_free(needed + 8)
             e = self.refused("standby", "full", code="no-space")
-            self.assertTrue(e["message"])
+            self.assertNotIn("needed", e["message"])
             self.assertEqual(self.state("full"), "running")
             self.assertEqual(self.digest("full"), digest)
             self.assertEqual(self.ask("full", "still")[0], secret)

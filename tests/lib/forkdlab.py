@@ -51,6 +51,7 @@ class Lab:
             self.env["FORKD_CACHE_DIR"] = os.environ["FORKD_LAB_CACHE"]
         self.env.update(env or {})
         self.forkd = None
+        self.preexec = None  # called in forkd's process before it becomes forkd
         self.children = []
 
     def __enter__(self):
@@ -98,7 +99,8 @@ class Lab:
                 self.forkd = subprocess.Popen(
                     [bin_dir() / "forkd", "--state-dir", self.state, "--run-dir", self.run_dir, "--config", self.conf,
                      "--log-level", os.environ.get("FORKD_LAB_LOG", "info")],
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(self.env, NOTIFY_SOCKET=str(note)))
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(self.env, NOTIFY_SOCKET=str(note)),
+                    preexec_fn=self.preexec)
             self.wait_ready(s)
 
     def wait_ready(self, s):

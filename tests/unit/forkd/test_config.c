@@ -71,6 +71,11 @@ static void test_all_settings(void **state) {
                        "boot_timeout_s = 11   ; slow host\n"
                        "wake_timeout_s = 12\n"
                        "stop_timeout_s = 13\n"
+                       "[limits]\n"
+                       "memory = 3G\n"
+                       "memory_overcommit = 1.5\n"
+                       "vcpus = 9\n"
+                       "disk_reserve = 0\n"
                        "[pager]\n"
                        "workers = 2\n"
                        "idle_image_seconds = 0\n"
@@ -96,6 +101,10 @@ static void test_all_settings(void **state) {
         assert_int_equal(c.boot_timeout_s, 11);
         assert_int_equal(c.wake_timeout_s, 12);
         assert_int_equal(c.stop_timeout_s, 13);
+        assert_int_equal(c.limit_memory, 3ull << 30);
+        assert_true(c.memory_overcommit == 1.5);
+        assert_int_equal(c.limit_vcpus, 9);
+        assert_int_equal(c.disk_reserve, 0);
         assert_int_equal(c.pager_workers, 2);
         assert_int_equal(c.idle_image_seconds, 0);
         assert_int_equal(c.memory_budget, 3ull << 29);
@@ -125,6 +134,12 @@ static void test_refuses(void **state) {
                 { "[pager]\nworkingset =\n", "line 2", "[pager] workingset is on or off" },
                 { "[forkd]\nworkingset = on\n", "line 2", "is no setting" },
                 { "[pager]\nrecord_seconds = 3601\n", "line 2", "a number from 0 to 3600" },
+                { "[limits]\nmemory = much\n", "line 2", "[limits] memory is a size" },
+                { "[limits]\nmemory_overcommit = 0\n", "line 2", "a factor from 0.1 to 1000" },
+                { "[limits]\nmemory_overcommit = nan\n", "line 2", "a factor" },
+                { "[limits]\nmemory_overcommit = 2x\n", "line 2", "a factor" },
+                { "[limits]\ndisk_reserve =\n", "line 2", "[limits] disk_reserve is a size" },
+                { "[forkd]\nmemory = 3G\n", "line 2", "is no setting" },
                 { "[forkd]\nmax_vms = 100001\n", "line 2", "a number from 1 to 100000" },
                 { "[forkd]\nmax_vms = -1\n", "line 2", "a number from" },
                 { "[forkd]\nmax_vms = 18446744073709551617\n", "line 2", "a number from" },
