@@ -127,6 +127,26 @@ void account_disconnect(struct account *u) {
         account_unref(u);
 }
 
+int account_request_begin(struct account *u, size_t bytes, struct err *e) {
+        const struct account_limits *l = &u->all->limits;
+
+        if (!u->root && (u->requests >= l->user_requests || bytes > l->user_bytes - MIN_OF(u->bytes, l->user_bytes))) {
+                (void) err_set(e, ERR_LIMIT, -EUSERS, "the user %u waits for %u answers already, to questions of %zu bytes",
+                               (unsigned) u->uid, u->requests, u->bytes);
+                return err_hint(e, "wait for some of them");
+        }
+        u->requests++;
+        u->bytes += bytes;
+        (void) account_ref(u);
+        return 0;
+}
+
+void account_request_end(struct account *u, size_t bytes) {
+        u->requests--;
+        u->bytes -= bytes;
+        account_unref(u);
+}
+
 int account_stream_begin(struct account *u, struct err *e) {
         if (!u->root && u->streams >= u->all->limits.user_streams) {
                 (void) err_set(e, ERR_LIMIT, -EUSERS, "the user %u has %u commands and copies under way already",

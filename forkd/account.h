@@ -7,6 +7,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/queue.h>
 #include <sys/types.h>
@@ -21,6 +22,8 @@ struct account_limits {
         unsigned reserved_connections; /* of these, only for root */
         unsigned user_connections;     /* of one user */
         unsigned user_streams;         /* calls of one user that have streams */
+        unsigned user_requests;        /* of one user that have not been answered */
+        size_t user_bytes;             /* of their parameters */
         unsigned user_rate;            /* requests and connections a second; 0: any number */
 };
 
@@ -30,7 +33,8 @@ struct account {
         uid_t uid;
         bool root;
         unsigned refs; /* connections, requests, streams */
-        unsigned connections, streams;
+        unsigned connections, streams, requests;
+        size_t bytes;  /* of the requests' parameters */
         double tokens; /* below zero: what was asked for in spite of refusals */
         uint64_t filled_ns;
 };
@@ -52,9 +56,13 @@ int account_connect(struct accounts *a, uid_t uid, bool root, uint64_t now_ns, s
 /** It has ended; drops the reference. */
 void account_disconnect(struct account *u);
 
-/** A request. 0; -EUSERS: refused, with a reason; -EDQUOT: the user goes on asking in spite of refusals and is to be hung
- *  up on. */
+/** Something is asked for. 0; -EUSERS: refused, with a reason; -EDQUOT: the user goes on asking in spite of refusals and is
+ *  to be hung up on. */
 int account_request(struct account *u, uint64_t now_ns, struct err *e) attr_warn_unused;
+
+/** A request with so many bytes of parameters begins, and has a reference, until it is answered; -EUSERS with a reason. */
+int account_request_begin(struct account *u, size_t bytes, struct err *e) attr_warn_unused;
+void account_request_end(struct account *u, size_t bytes);
 
 /** A call with streams begins, and has a reference; -EUSERS with a reason. */
 int account_stream_begin(struct account *u, struct err *e) attr_warn_unused;

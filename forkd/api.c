@@ -169,8 +169,7 @@ static void request_free(struct request *rq) {
         mp_doc_clear(&rq->doc);
         free(rq->raw);
         caller_unref(rq->caller);
-        if (rq->account)
-                account_unref(rq->account);
+        account_request_end(rq->account, rq->raw_len);
         rpc_conn_unref(rq->conn);
         free(rq);
 }
@@ -199,16 +198,20 @@ static void request_run(void *arg) {
         request_free(rq);
 }
 
-static int request_new(struct client *c, struct rpc_msg *m, const struct api_method *method, struct request **ret) {
+static int request_new(struct client *c, struct rpc_msg *m, const struct api_method *method, struct request **ret,
+                       struct err *e) {
         struct request *rq = calloc(1, sizeof(*rq));
-        int r;
+        int r = rq ? account_request_begin(c->account, m->raw_params_len, e) : err_errno(e, -ENOMEM, "taking a request");
 
-        if (!rq)
-                return -ENOMEM;
+        if (r < 0) {
+                free(rq);
+                return r;
+        }
         rq->d = c->api->d;
         rq->conn = rpc_conn_ref(m->conn);
         rq->caller = caller_ref(c->caller);
-        rq->account = account_ref(c->account);
+        rq->account = c->account;
+        rq->raw_len = m->raw_params_len;
         rq->msgid = m->msgid;
         rq->method = method;
         rq->raw = malloc(m->raw_params_len);
@@ -219,7 +222,7 @@ static int request_new(struct client *c, struct rpc_msg *m, const struct api_met
         }
         if (r < 0) {
                 request_free(rq);
-                return r;
+                return err_errno(e, r, "taking a request");
         }
         for (; rq->n_fds < ARRAY_LEN(rq->fds) && rq->n_fds < m->n_fds; rq->n_fds++)
                 rq->fds[rq->n_fds] = TAKE_FD(m->fds[rq->n_fds]);
@@ -244,8 +247,9 @@ static const struct api_method *find_method(const char *name) {
 
 static void request_start(struct client *c, struct rpc_msg *m, const struct api_method *method) {
         struct api *a = c->api;
-        struct request *rq;
-        int r = request_new(c, m, method, &rq);
+        struct request *rq = NULL;
+        struct err e = { 0 };
+        int r = request_new(c, m, method, &rq, &e);
 
         if (r == 0) {
                 a->pending++;
@@ -253,10 +257,11 @@ static void request_start(struct client *c, struct rpc_msg *m, const struct api_
                 if (r < 0) {
                         request_done(a);
                         request_free(rq);
+                        (void) err_errno(&e, r, "taking a request");
                 }
         }
         if (r < 0)
-                refuse(m, ERR_NO_SPACE, r, "forkd is out of memory", "try again later");
+                (void) rpc_reply_err(m->conn, m->msgid, &e);
 }
 
 void api_request(struct client *c, struct rpc_msg *m) {

@@ -21,6 +21,8 @@
 #define ROOT_CLIENTS 64 /* of FORKD_MAX_CLIENTS, kept free for root */
 #define USER_MAX_CLIENTS 64
 #define USER_MAX_STREAMS 256
+#define USER_MAX_REQUESTS 1024
+#define USER_MAX_PARAMS (8u << 20) /* of requests under way; parsed, a byte may take twenty */
 #define USER_MAX_MEMORY (64u << 20)
 #define LOOK_EVERY_S 1
 #define TELL_EVERY_S 10
@@ -275,6 +277,8 @@ int api_new(struct daemon *d, struct api **ret, struct err *e) {
                 .reserved_connections = ROOT_CLIENTS,
                 .user_connections = USER_MAX_CLIENTS,
                 .user_streams = USER_MAX_STREAMS,
+                .user_requests = USER_MAX_REQUESTS,
+                .user_bytes = USER_MAX_PARAMS,
                 .user_rate = d->cfg.requests_per_second,
         };
         struct api *a = calloc(1, sizeof(*a));

@@ -17,6 +17,7 @@ struct request {
         uint32_t msgid;
         const struct api_method *method;
         void *raw; /* what doc points into */
+        size_t raw_len;
         struct mp_doc doc;
         int fds[2];
         size_t n_fds;

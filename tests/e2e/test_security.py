@@ -283,6 +283,20 @@ class Security(Case):
         self.assertEqual((code, doc["error"]["code"]), (1, "limit"))
         self.assertEqual(self.ctl_as(MEMBER, "ps")[0], 0)
 
+    def test_large_requests_that_wait_do_not_fill_the_memory(self):
+        """Two verifications run at a time; whoever queues up behind them with megabytes of parameters is refused."""
+        self.lab.ctl("snapshot", "create", "one", "--tag", "waits")
+        self.addCleanup(self.lab.ctl, "snapshot", "rm", "waits")
+        c = self.connect(MEMBER + 500)
+        raw = b"".join(pack([0, i, "snapshot.verify", {"snapshot": "waits", "x": b"\0" * MIB}]) for i in range(20))
+        c.send_raw(raw)
+        got = [c.receive() for _ in range(20)]
+        codes = [m[2] and m[2]["code"] for m in got]
+        self.assertGreaterEqual(codes.count(None), 7)
+        self.assertGreaterEqual(codes.count("limit"), 1)
+        self.assertEqual(set(codes), {None, "limit"})
+        self.assertEqual(c.call("version")["protocol"], 1)
+
     FLOOD = """
 import sys
 sys.path.insert(0, sys.argv[1])

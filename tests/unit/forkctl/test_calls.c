@@ -272,6 +272,13 @@ static void speak_nonsense(struct fake *f, struct rpc_msg *m) {
         rpc_conn_close(m->conn);
 }
 
+static void turn_away(struct fake *f, struct rpc_msg *m) {
+        fake_notify(m->conn, "error",
+                    "{\"code\":\"forbidden\",\"message\":\"the user 7 may not use this forkd\",\"hint\":\"join its group\"}",
+                    NULL, 0);
+        rpc_conn_close(m->conn);
+}
+
 static void ask_back(struct fake *f, struct rpc_msg *m) {
         /* a request to the client is refused, notifications that nobody waits for are ignored */
         if (!m->is_request)
@@ -295,6 +302,14 @@ static void test_odd_peers(void **state) {
         RUN(f, &r, "ps");
         assert_int_equal(r.status, 1);
         assert_non_null(strstr(r.err, "no idea what you mean"));
+        run_clear(&r);
+
+        f->handler = turn_away; /* forkd is there, and says no: 1, not 3 */
+        RUN(f, &r, "--json", "ps");
+        assert_int_equal(r.status, 1);
+        assert_non_null(strstr(r.out, "\"forbidden\""));
+        assert_non_null(strstr(r.out, "forkd refused this client: the user 7 may not use this forkd"));
+        assert_non_null(strstr(r.out, "join its group"));
         run_clear(&r);
 
         f->handler = ask_back;

@@ -10,9 +10,13 @@
 #define ALICE 1000
 #define BOB 1001
 
-static const struct account_limits limits = {
-        .connections = 10, .reserved_connections = 3, .user_connections = 4, .user_streams = 2, .user_rate = 5
-};
+static const struct account_limits limits = { .connections = 10,
+                                              .reserved_connections = 3,
+                                              .user_connections = 4,
+                                              .user_streams = 2,
+                                              .user_requests = 3,
+                                              .user_bytes = 100,
+                                              .user_rate = 5 };
 
 static struct account *join(struct accounts *a, uid_t uid, uint64_t now) {
         struct account *u = NULL;
@@ -162,6 +166,35 @@ static void test_streams(void **state) {
         accounts_clear(&a);
 }
 
+static void test_requests_under_way(void **state) {
+        struct accounts a;
+        struct account *u, *root;
+        struct err e;
+
+        accounts_init(&a, &limits);
+        u = join(&a, ALICE, S);
+        root = join(&a, 0, S);
+        assert_fails(account_request_begin(u, 101, &e), EUSERS);
+        assert_fails(account_request_begin(u, SIZE_MAX, &e), EUSERS);
+        assert_ok(account_request_begin(u, 60, &e));
+        assert_fails(account_request_begin(u, 41, &e), EUSERS);
+        assert_non_null(strstr(e.message, "1 answers already, to questions of 60 bytes"));
+        assert_ok(account_request_begin(u, 40, &e));
+        assert_ok(account_request_begin(u, 0, &e));
+        assert_fails(account_request_begin(u, 0, &e), EUSERS); /* their number */
+        assert_ok(account_request_begin(root, 1000, &e));
+        account_request_end(u, 60);
+        assert_ok(account_request_begin(u, 60, &e));
+        account_disconnect(u); /* the answers are still owed */
+        assert_int_equal(u->refs, 3);
+        account_request_end(u, 60);
+        account_request_end(u, 40);
+        account_request_end(u, 0);
+        account_request_end(root, 1000);
+        assert_int_equal(u->refs + (unsigned) u->bytes + u->requests, 0);
+        accounts_clear(&a);
+}
+
 /* Nobody fills the memory by being many users one after the other. */
 static void test_accounts_are_forgotten(void **state) {
         struct account *u = NULL;
@@ -194,6 +227,7 @@ int main(void) {
                 cmocka_unit_test(test_root_has_no_rate),
                 cmocka_unit_test(test_no_rate_at_all),
                 cmocka_unit_test(test_streams),
+                cmocka_unit_test(test_requests_under_way),
                 cmocka_unit_test(test_accounts_are_forgotten),
         };
 
