@@ -130,15 +130,24 @@ static bool pager_is_ours(struct daemon *d, pid_t pid) {
         return pager_owns(d->pager, pid) || descends_from(pid, getpid());
 }
 
+/* By its name, which it may choose: one that lies is ended all the same, but later. */
+static bool is_pager(pid_t pid) {
+        char name[64];
+
+        return strcmp(name_of(pid, name, sizeof(name)), "uffd-pager") == 0;
+}
+
 static bool process_is_claimed(struct daemon *d, pid_t pid) {
         struct vm *vm;
 
+        if (is_pager(pid))
+                return pager_is_ours(d, pid);
         if (pid == getpid() || (!d->offline && descends_from(pid, getpid())))
                 return true;
         TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->pid > 0 && orphans_claimed(vm) && descends_from(pid, vm->pid))
                         return true;
-        return !d->offline && pager_owns(d->pager, pid);
+        return false;
 }
 
 /* ---- groups ---- */
@@ -276,7 +285,8 @@ static void look_at_process(struct orphans *o, pid_t pid) {
         tell_process(pid, &t);
 }
 
-static void marked(struct orphans *o) {
+/* Pagers, or all others: guests end first. */
+static void marked(struct orphans *o, bool pagers) {
         cleanup_free pid_t *pids = NULL;
         DIR *dir = opendir("/proc");
         struct dirent *de;
@@ -298,7 +308,8 @@ static void marked(struct orphans *o) {
         if (dir)
                 (void) closedir(dir);
         for (size_t i = 0; i < n; i++)
-                look_at_process(o, pids[i]);
+                if (is_pager(pids[i]) == pagers)
+                        look_at_process(o, pids[i]);
 }
 
 /* ---- the two steps ---- */
@@ -350,7 +361,7 @@ void orphans_guests(struct orphans *o) {
         each_process(o->d, CGROUP_WORKERS, is_no_worker_of_ours, &workers);
         if (workers.any || (o->d->offline && group_exists(o->d, CGROUP_WORKERS)))
                 end_group(o, CGROUP_WORKERS, "of workers whose forkd is gone");
-        marked(o);
+        marked(o, false);
 }
 
 /* One pager of several in the group: by itself. */
@@ -376,6 +387,7 @@ void orphans_pager(struct orphans *o) {
                 each_process(o->d, CGROUP_PAGER, end_strange_pager, o);
         else if (s.any || (o->d->offline && group_exists(o->d, CGROUP_PAGER) && !orphans_pager_is_needed(o->d)))
                 end_group(o, CGROUP_PAGER, "of a pager that no guest uses");
+        marked(o, true);
         if (!o->d->offline || base_path(o->d, base, sizeof(base)) < 0 || access(base, F_OK) < 0 || orphans_any_claimed(o->d))
                 return;
         if (o->fix)

@@ -353,7 +353,9 @@ def main():
                 print(f"{s}: {len(f)} points", flush=True)
             budget = a.points or (20 if a.short else 1 << 30)
             points = choose(found, budget, rng)
-        for s, call, n in points:
+        for i, (s, call, n) in enumerate(points):
+            if i and i % 50 == 0:
+                print(f"{i} of {len(points)} points, {wrong} wrong", flush=True)
             try:
                 reached += k.point(s, call, n, a.error)
             except (Wrong, AssertionError, RuntimeError) as e:
