@@ -163,6 +163,34 @@ class Security(Case):
         for path in (self.lab.run_dir / "vms", self.lab.state / "vms", self.lab.state / "store.img", *store.iterdir()):
             self.assertEqual(os.stat(path).st_mode & 0o007, 0, path)
 
+    def test_nobody_forges_the_log(self):
+        c = self.connect(MEMBER)
+        for word in ("a\n2026-01-01T00:00:00.000Z forkd error: forged\n", "b\x1b[2Jforged", "c\r\nforged"):
+            with self.assertRaises(Error):
+                c.call("vm.inspect", {"name": word})
+        lines = self.lab.log_path.read_bytes().split(b"\n")
+        told = [x for x in lines if b"forged" in x]
+        self.assertEqual(len(told), 3)
+        for x in told:
+            self.assertRegex(x, rb"^[0-9TZ.:-]+ forkd info: vm.inspect: ")
+            self.assertNotRegex(x, rb"[\x00-\x1f\x7f]")
+
+    def test_nothing_listens_on_a_network(self):
+        """Every socket of forkd, its pager, workers and VMMs is a unix socket (looked for in each one's own network)."""
+        seen = 0
+        for pid in self.lab.processes():
+            proc = pathlib.Path(f"/proc/{pid}")
+            mine = set()
+            for fd in (proc / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    mine |= set(re.findall(r"^socket:\[(\d+)\]$", os.readlink(fd)))
+            seen += len(mine)
+            for kind in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet", "netlink"):
+                with contextlib.suppress(FileNotFoundError):
+                    rows = (proc / "net" / kind).read_text().splitlines()[1:]
+                    self.assertEqual([r for r in rows if mine & set(r.split())], [], (pid, kind))
+        self.assertGreater(seen, 3)
+
     # ---- with whose rights ----
 
     def test_disks_are_read_with_the_members_rights(self):
