@@ -204,6 +204,8 @@ int pager_cache_adopt(struct pager_cache *c, int fd, int memfd, struct pager_cac
         if (r < 0)
                 return r;
         pager_image_share(entry->image);
+        if (pager_image_readonly_fd(entry->image) < 0) /* nothing to give to a new VMM */
+                entry->stale = true;
         use(entry);
         *ret = entry;
         return 0;

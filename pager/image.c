@@ -93,7 +93,7 @@ static int take_memfd(struct pager_image *img, int memfd) {
 }
 
 /** Makes the ways into the image's memory. */
-static int map_memory(struct pager_image *img) {
+static int map_memory(struct pager_image *img, bool adopted) {
         uint64_t bytes = img->n_pages * PAGER_PAGE;
         char path[64];
         void *map;
@@ -101,7 +101,7 @@ static int map_memory(struct pager_image *img) {
 
         (void) snprintf(path, sizeof(path), "/proc/self/fd/%d", img->memfd);
         img->readonly_fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (img->readonly_fd < 0)
+        if (img->readonly_fd < 0 && (!adopted || errno != EACCES)) /* EACCES: it is the memory of another user's pager */
                 return -errno;
         map = mmap(NULL, bytes, PROT_NONE, MAP_SHARED | MAP_NORESERVE, img->memfd, 0);
         if (map == MAP_FAILED)
@@ -143,7 +143,7 @@ static int open_image(int fd, int memfd, struct pager_reclaim *reclaim, struct p
                 return -ENOMEM;
         r = memfd < 0 ? make_memfd(img) : take_memfd(img, memfd);
         if (r == 0)
-                r = map_memory(img);
+                r = map_memory(img, memfd >= 0);
         if (r < 0)
                 return r;
         r = pager_resident_init(&img->resident, reclaim, img, img->n_pages);

@@ -66,7 +66,8 @@ bool pager_image_has_memory(const struct pager_image *img, int memfd);
 
 const struct snap_image_info *pager_image_info(const struct pager_image *img);
 
-/** The memfd, open read-only: what a VMM gets. Stays the image's. */
+/** The memfd, open read-only: what a VMM gets. Stays the image's. -1: it was adopted from a pager of another user, so it cannot be
+ *  opened again. */
 int pager_image_readonly_fd(const struct pager_image *img);
 /** The same, open for writing: what another pager needs. Stays the image's. */
 int pager_image_memfd(const struct pager_image *img);

@@ -29,6 +29,7 @@ void pager_mailbox_post(struct pager_mailbox *m, struct pager_letter *l, int kin
         (void) pthread_mutex_lock(&m->lock);
         *m->last = l;
         m->last = &l->next;
+        atomic_store_explicit(&m->posted, true, memory_order_relaxed);
         (void) pthread_mutex_unlock(&m->lock);
         /* The counter cannot overflow: one a letter, and each reading clears it. */
         if (eventfd_write(m->fd, 1) < 0)
@@ -45,6 +46,7 @@ struct pager_letter *pager_mailbox_take(struct pager_mailbox *m) {
         l = m->first;
         m->first = NULL;
         m->last = &m->first;
+        atomic_store_explicit(&m->posted, false, memory_order_relaxed);
         (void) pthread_mutex_unlock(&m->lock);
         return l;
 }

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 
 #include "common/cleanup.h"
 
@@ -17,7 +19,13 @@ struct pager_mailbox {
         int fd; /* an eventfd: readable while letters may be there */
         pthread_mutex_t lock;
         struct pager_letter *first, **last;
+        _Atomic bool posted; /* since the last time that letters were taken */
 };
+
+/** Is there something to be taken? Without a lock or a system call. */
+static inline bool pager_mailbox_has(const struct pager_mailbox *m) {
+        return atomic_load_explicit(&m->posted, memory_order_relaxed);
+}
 
 int pager_mailbox_init(struct pager_mailbox *m) attr_warn_unused;
 void pager_mailbox_destroy(struct pager_mailbox *m); /* letters in it are dropped */

@@ -235,7 +235,8 @@ static int queue_retries(struct pager_worker *w) {
         return 0;
 }
 
-/** Gives each session that is queued now one turn. */
+/** Gives each session that is queued now one turn. When a letter comes those that are left keep their places, since somebody
+ *  waits for the session that it is about; one turn there is between any two letters. */
 static void serve_queue(struct pager_worker *w) {
         struct pager_session *s;
 
@@ -244,6 +245,8 @@ static void serve_queue(struct pager_worker *w) {
                 unqueue(w, s);
                 atomic_store_explicit(&w->busy_since_ns, now_ns(), memory_order_relaxed);
                 serve_turn(w, s);
+                if (pager_mailbox_has(&w->mailbox))
+                        break;
         }
         (void) atomic_fetch_sub_explicit(&w->load->busy, 1, memory_order_relaxed);
 }

@@ -104,25 +104,21 @@ void harness_stop(struct harness *h) {
 
 /* ---- calls ---- */
 
-struct waiting {
-        struct answer *a;
-        bool done;
-};
-
 static void on_result(const struct rpc_result *res, void *arg) {
-        struct waiting *w = arg;
+        struct call *c = arg;
+        struct answer *a = &c->answer;
 
-        w->done = true;
-        w->a->r = res->r;
-        w->a->e = res->e;
+        c->done = true;
+        a->r = res->r;
+        a->e = res->e;
         if (res->r < 0)
                 return;
-        w->a->raw = malloc(res->raw_len + 1);
-        assert_non_null(w->a->raw);
-        memcpy(w->a->raw, res->raw, res->raw_len);
-        assert_int_equal(mp_parse(w->a->raw, res->raw_len, &w->a->doc), 0);
-        for (size_t i = 0; i < res->n_fds && i < ARRAY_LEN(w->a->fds); i++)
-                w->a->fds[w->a->n_fds++] = TAKE_FD(res->fds[i]);
+        a->raw = malloc(res->raw_len + 1);
+        assert_non_null(a->raw);
+        memcpy(a->raw, res->raw, res->raw_len);
+        assert_int_equal(mp_parse(a->raw, res->raw_len, &a->doc), 0);
+        for (size_t i = 0; i < res->n_fds && i < ARRAY_LEN(a->fds); i++)
+                a->fds[a->n_fds++] = TAKE_FD(res->fds[i]);
 }
 
 /** Runs the loop for what comes next, within the deadline. */
@@ -135,15 +131,23 @@ static void turn(struct harness *h, uint64_t start) {
         (void) event_base_loop(h->base, EVLOOP_ONCE);
 }
 
-struct answer harness_call(struct harness *h, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds) {
-        struct answer a = { 0 };
-        struct waiting w = { .a = &a };
-        uint64_t start = now_ns();
+void harness_begin(struct harness *h, struct call *c, const char *method, const struct mp_buf *params, const int *fds,
+                   size_t n_fds) {
+        *c = (struct call){ 0 };
+        assert_int_equal(rpc_call(h->conn, method, params, fds, n_fds, on_result, c, NULL), 0);
+}
 
-        assert_int_equal(rpc_call(h->conn, method, params, fds, n_fds, on_result, &w, NULL), 0);
-        while (!w.done)
+struct answer harness_wait(struct harness *h, struct call *c) {
+        for (uint64_t start = now_ns(); !c->done;)
                 turn(h, start);
-        return a;
+        return c->answer;
+}
+
+struct answer harness_call(struct harness *h, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds) {
+        struct call c;
+
+        harness_begin(h, &c, method, params, fds, n_fds);
+        return harness_wait(h, &c);
 }
 
 void answer_clear(struct answer *a) {

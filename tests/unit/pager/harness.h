@@ -60,6 +60,14 @@ struct answer {
 };
 /** Calls and waits. Free the answer with answer_clear. */
 struct answer harness_call(struct harness *h, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds);
+/** The same in two parts, so that many calls can be under way. @c must not move in between. */
+struct call {
+        struct answer answer;
+        bool done;
+};
+void harness_begin(struct harness *h, struct call *c, const char *method, const struct mp_buf *params, const int *fds,
+                   size_t n_fds);
+struct answer harness_wait(struct harness *h, struct call *c);
 void answer_clear(struct answer *a);
 /** session.close, which must succeed. */
 void harness_close(struct harness *h, const char *session);

@@ -12,25 +12,40 @@
 #include "common/io.h"
 #include "common/spawn.h"
 
-void other_start(struct other *o, const char *budget) {
-        const char *argv[] = { UFFD_PAGER,        "--control", o->h.path,     "--workers", "2",
-                               "--memory-budget", budget,      "--log-level", "warning",   NULL };
+static void start(struct other *o, const char *const *argv) {
         struct spawn_params sp = { .argv = argv, .cgroup_fd = -1, .death_signal = SIGKILL };
         int fd;
 
+        assert_int_equal(spawn_process(&sp, &o->pid, &o->pidfd), 0);
+        for (uint64_t begin = now_ns(); io_connect_unix(o->h.path, &fd) < 0;) { /* until it listens */
+                assert_true(ms_since(begin) < DEADLINE_MS);
+                (void) sched_yield();
+        }
+        (void) close_fd(fd);
+        harness_connect(&o->h);
+}
+
+static void prepare(struct other *o) {
         *o = (struct other){ .pidfd = -1 };
         o->h.base = event_base_new();
         assert_non_null(o->h.base);
         (void) snprintf(o->h.dir, sizeof(o->h.dir), "/tmp/pager-test-XXXXXX");
         assert_non_null(mkdtemp(o->h.dir));
         (void) snprintf(o->h.path, sizeof(o->h.path), "%s/pager.sock", o->h.dir);
-        assert_int_equal(spawn_process(&sp, &o->pid, &o->pidfd), 0);
-        for (uint64_t start = now_ns(); io_connect_unix(o->h.path, &fd) < 0;) { /* until it listens */
-                assert_true(ms_since(start) < DEADLINE_MS);
-                (void) sched_yield();
-        }
-        (void) close_fd(fd);
-        harness_connect(&o->h);
+}
+
+#define ARGS UFFD_PAGER, "--control", o->h.path, "--workers", "2", "--memory-budget", budget, "--log-level", "warning", NULL
+
+void other_start(struct other *o, const char *budget) {
+        prepare(o);
+        start(o, (const char *[]){ ARGS });
+}
+
+void other_start_as_nobody(struct other *o, const char *budget) {
+        prepare(o);
+        assert_int_equal(chown(o->h.dir, 65534, 65534), 0);
+        start(o, (const char *[]){ "/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+                                   "--inh-caps=-all,+sys_ptrace", "--ambient-caps=-all,+sys_ptrace", ARGS });
 }
 
 static void forget(struct other *o) {
@@ -74,13 +89,20 @@ void other_stop(struct other *o) {
 
 /* ---- what is kept ---- */
 
-struct answer call_session(struct harness *h, const char *method, const char *session) {
+void begin_session(struct harness *h, struct call *c, const char *method, const char *session) {
         cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         mp_map(&b, 1);
         mp_kv_str(&b, "session", session);
-        return harness_call(h, method, &b, NULL, 0);
+        harness_begin(h, c, method, &b, NULL, 0);
+}
+
+struct answer call_session(struct harness *h, const char *method, const char *session) {
+        struct call c;
+
+        begin_session(h, &c, method, session);
+        return harness_wait(h, &c);
 }
 
 void call_ok(struct harness *h, const char *method, const char *session) {
@@ -163,7 +185,7 @@ static int other_fd(int fd, int instead) {
         return instead ? instead : fd;
 }
 
-struct answer try_adopt(struct harness *h, const struct kept *k, const struct image *img, const struct adopt_how *how) {
+void begin_adopt(struct harness *h, struct call *c, const struct kept *k, const struct image *img, const struct adopt_how *how) {
         const uint64_t(*region)[3] = how->region ? how->region : (const uint64_t(*)[3]) k->region;
         size_t n_regions = how->region ? how->n_regions : k->n_regions;
         int fds[] = { other_fd(img->fd, how->image_fd), other_fd(k->sock, how->sock), other_fd(k->memfd, how->memfd),
@@ -193,7 +215,14 @@ struct answer try_adopt(struct harness *h, const struct kept *k, const struct im
         mp_kv_bool(&b, "record", false);
         mp_kv_bool(&b, "hold", how->hold);
         mp_kv_u64(&b, "fds", ARRAY_LEN(fds));
-        return harness_call(h, "session.adopt", &b, fds, ARRAY_LEN(fds));
+        harness_begin(h, c, "session.adopt", &b, fds, ARRAY_LEN(fds));
+}
+
+struct answer try_adopt(struct harness *h, const struct kept *k, const struct image *img, const struct adopt_how *how) {
+        struct call c;
+
+        begin_adopt(h, &c, k, img, how);
+        return harness_wait(h, &c);
 }
 
 void adopt_after_death(struct harness *h, const struct vmm *v, const struct kept *k, const struct image *img) {

@@ -13,6 +13,8 @@ struct other {
 };
 /** @budget: for --memory-budget. */
 void other_start(struct other *o, const char *budget);
+/** The same as a user without rights but that of opening userfaultfds. */
+void other_start_as_nobody(struct other *o, const char *budget);
 /** SIGSTOP, and waits until no thread of it runs. */
 void other_freeze(struct other *o);
 /** SIGKILL, and waits for its end, as forkd does. */
@@ -49,6 +51,7 @@ struct adopt_how {
         size_t n_regions;
         int image_fd, sock, memfd, uffd; /* 0: as they are */
 };
+void begin_adopt(struct harness *h, struct call *c, const struct kept *k, const struct image *img, const struct adopt_how *how);
 struct answer try_adopt(struct harness *h, const struct kept *k, const struct image *img, const struct adopt_how *how);
 /** After the death of its pager: with what @v has discarded. Must succeed. */
 void adopt_after_death(struct harness *h, const struct vmm *v, const struct kept *k, const struct image *img);
@@ -56,3 +59,4 @@ void adopt_after_death(struct harness *h, const struct vmm *v, const struct kept
 /** A method with the session as its only parameter, which must succeed. */
 void call_ok(struct harness *h, const char *method, const char *session);
 struct answer call_session(struct harness *h, const char *method, const char *session);
+void begin_session(struct harness *h, struct call *c, const char *method, const char *session);

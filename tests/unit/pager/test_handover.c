@@ -45,22 +45,27 @@ static void expect_ok(struct answer a) {
         answer_clear(&a);
 }
 
-/** What the pager at @h knows to be discarded in the session. */
-static size_t removed_of(struct harness *h, const char *session, struct pages *ret, size_t max) {
-        struct answer a = call_session(h, "session.removed", session);
+static size_t take_ranges(struct answer *a, struct pages *ret, size_t max) {
         const msgpack_object *ranges;
         size_t n;
 
-        assert_int_equal(a.r, 0);
-        ranges = mp_get_array(&a.doc.root, "ranges");
+        assert_int_equal(a->r, 0);
+        ranges = mp_get_array(&a->doc.root, "ranges");
         assert_non_null(ranges);
         n = ranges->via.array.size;
-        assert_true(n <= max && !mp_get(&a.doc.root, "next"));
+        assert_true(n <= max && !mp_get(&a->doc.root, "next"));
         for (size_t i = 0; i < n; i++)
                 ret[i] = (struct pages){ ranges->via.array.ptr[i].via.array.ptr[0].via.u64,
                                          ranges->via.array.ptr[i].via.array.ptr[1].via.u64 };
-        answer_clear(&a);
+        answer_clear(a);
         return n;
+}
+
+/** What the pager at @h knows to be discarded in the session. */
+static size_t removed_of(struct harness *h, const char *session, struct pages *ret, size_t max) {
+        struct answer a = call_session(h, "session.removed", session);
+
+        return take_ranges(&a, ret, max);
 }
 
 static int by_size(const void *a, const void *b) {
@@ -69,22 +74,29 @@ static int by_size(const void *a, const void *b) {
         return (x > y) - (x < y);
 }
 
-/** All sessions of the image, in the order of docs/protocol.md. */
+/** All sessions of the image, in the order of docs/protocol.md; of each kind of call all are under way at once. */
 static void hand_over(struct harness *from, struct harness *to, struct vmm *v, struct kept *k, unsigned n) {
         static struct pages removed[PAGES];
+        static struct call release[GUESTS], ask[GUESTS], adopt[GUESTS];
+        uint64_t start = now_ns();
         double pause[GUESTS];
-        uint64_t start[GUESTS];
 
         for (unsigned i = 0; i < n; i++) {
-                start[i] = now_ns();
-                call_ok(from, "session.release", v[i].session);
+                begin_session(from, &release[i], "session.release", v[i].session);
+                begin_session(from, &ask[i], "session.removed", v[i].session);
         }
+        for (unsigned i = 0; i < n; i++)
+                expect_ok(harness_wait(from, &release[i]));
         for (unsigned i = 0; i < n; i++) {
                 struct adopt_how how = { .removed = removed, .vm_pid = v[i].pid };
+                struct answer a = harness_wait(from, &ask[i]);
 
-                how.n_removed = removed_of(from, v[i].session, removed, ARRAY_LEN(removed));
-                expect_ok(try_adopt(to, &k[i], &img, &how));
-                pause[i] = ms_since(start[i]);
+                how.n_removed = take_ranges(&a, removed, ARRAY_LEN(removed));
+                begin_adopt(to, &adopt[i], &k[i], &img, &how);
+        }
+        for (unsigned i = 0; i < n; i++) {
+                expect_ok(harness_wait(to, &adopt[i]));
+                pause[i] = ms_since(start);
         }
         for (unsigned i = 0; i < n; i++)
                 harness_close(from, v[i].session);
@@ -120,6 +132,32 @@ static void test_hand_over(void **state) {
                 vmm_end(&old.h, &v[i]);
                 kept_clear(&k[i]);
         }
+        other_stop(&next);
+        other_stop(&old);
+}
+
+/** The next pager is another user's, as after an upgrade to one that has less rights. */
+static void test_another_user(void **state) {
+        struct adopt_how how = { 0 };
+        struct vmm v, w;
+        struct kept k;
+
+        other_start(&old, "64M");
+        other_start_as_nobody(&next, "64M");
+        vmm_start(&old.h, &v, &img);
+        kept_get(&old.h, &v, &k);
+        vmm_send(&v, "verify %d 2", SEED);
+        call_ok(&old.h, "session.release", v.session);
+        expect_ok(try_adopt(&next.h, &k, &img, &how));
+        harness_close(&old.h, v.session);
+        assert_string_equal(vmm_answer(&v), "ok");
+        vmm_start(&next.h, &w, &img); /* has an image of its own */
+        assert_int_equal(harness_status(&next.h, "totals", NULL, "images"), 2);
+        assert_string_equal(vmm_cmd(&w, "verify %d 2", SEED), "ok");
+        assert_string_equal(vmm_cmd(&v, "verify %d 2", SEED), "ok");
+        vmm_end(&next.h, &w);
+        vmm_end(&next.h, &v);
+        kept_clear(&k);
         other_stop(&next);
         other_stop(&old);
 }
@@ -440,6 +478,7 @@ static void test_held_served_and_taken_back(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_hand_over),
+                cmocka_unit_test(test_another_user),
                 cmocka_unit_test(test_both_serve),
                 cmocka_unit_test(test_failed_adoptions),
                 cmocka_unit_test(test_states),
