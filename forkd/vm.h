@@ -64,8 +64,8 @@ struct vm {
         bool removing;           /* rm has begun: the next forkd finishes it */
         int64_t created_ns;
         pid_t pid;
-        uint64_t start_time; /* of the pid, /proc/<pid>/stat field 22 */
         uint32_t uid;        /* whose process the VMM is; 0: root's, or there is none */
+        uint64_t start_time; /* of the pid, /proc/<pid>/stat field 22 */
 
         /* ---- living parts, gone when forkd goes ---- */
         const struct vmm_ops *ops;
@@ -77,14 +77,14 @@ struct vm {
         char lost[256];                  /* why its memory is gone and it is being killed, else "" */
         bool io_error;                   /* the VMM has paused it, for a disk cannot be written */
         bool agent_lost;                 /* the agent's link broke while the VMM lives: to be made anew */
-        struct pager_hold hold;          /* of that session */
         bool vmm_exited;                 /* the process has ended; the operation under way, or vm_reap, cleans up */
         bool guest_shutdown;             /* the guest itself asked for its end */
+        bool ended;                      /* the one of ending_fd has */
+        bool chore;                      /* what it is busy with is one of forkd's own */
+        struct pager_hold hold;          /* of that session */
         int ending_fd;                   /* pidfd of a VMM that was killed and has not ended (vm_end.c), or -1 */
         struct event *ending_ev;         /* for its end */
-        bool ended;                      /* which has come */
         const char *busy;                /* the operation under way */
-        bool chore;                      /* it is one of forkd's own */
         TAILQ_HEAD(, vm_waiter) waiters; /* for the end of a chore */
         uint64_t regained_ns;            /* when an attempt to get the agent back ended last */
         struct co_wait *idle_waiter;
