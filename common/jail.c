@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -88,7 +89,11 @@ int jail_drop(const struct jail *j, const char **ret_step) {
         if (r < 0)
                 return r;
         *ret_step = "becoming another user";
-        return privs_become(j->uid, j->groups, j->n_groups, j->caps);
+        r = privs_become(j->uid, j->groups, j->n_groups, j->caps);
+        if (r < 0)
+                return r;
+        *ret_step = "filtering its system calls";
+        return j->filter && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, j->filter, 0, 0) < 0 ? -errno : 0;
 }
 
 /* ---- privileges ---- */

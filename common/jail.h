@@ -9,6 +9,8 @@
 
 #include "common/cleanup.h"
 
+struct sock_fprog;
+
 #define JAIL_MAX_GROUPS 4
 #define JAIL_STEP_LEN 80
 
@@ -27,6 +29,7 @@ struct jail {
         bool own;           /* pid, IPC and UTS namespaces of its own, and a copy of mnt_ns with a /proc of its own */
         const struct jail_limit *limits;
         size_t n_limits;
+        const struct sock_fprog *filter; /* of system calls; NULL: none */
 };
 
 /** The namespaces that a process of @j is born in: flags of clone(). */

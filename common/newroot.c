@@ -123,6 +123,8 @@ static int make_entry(struct builder *b, size_t i) {
         const char *path = e->path + 1;
         int r;
 
+        if ((e->kind == NEWROOT_BIND || e->kind == NEWROOT_DEVICE) && b->source[i] < 0)
+                return 0;
         say(b, "making", e->path);
         r = make_parents(path);
         if (r < 0)
@@ -132,7 +134,7 @@ static int make_entry(struct builder *b, size_t i) {
                 return mkdir(path, 0755) < 0 && errno != EEXIST ? -errno : 0;
         case NEWROOT_BIND:
         case NEWROOT_DEVICE:
-                return b->source[i] < 0 ? 0 : bind_entry(b->source[i], path, e->kind == NEWROOT_DEVICE);
+                return bind_entry(b->source[i], path, e->kind == NEWROOT_DEVICE);
         case NEWROOT_NODE:
                 return make_node(e, path);
         case NEWROOT_PROC:

@@ -42,6 +42,7 @@ void doctor_run(const struct doctor_params *params, struct doctor_report *ret) {
         doctor_pagemap_scan(ret);
         doctor_memfd(ret);
         doctor_qemu(ret);
+        doctor_jail(ret);
         doctor_accel(ret, &p);
         doctor_assets(ret, &p);
         doctor_store(ret, &p);

@@ -16,6 +16,9 @@ void doctor_bpf(struct doctor_report *rep);
 void doctor_net(struct doctor_report *rep);
 void doctor_vsock(struct doctor_report *rep);
 
+/* doctor_jail.c */
+void doctor_jail(struct doctor_report *rep);
+
 /* doctor_host.c: programs, disks, memory, limits */
 void doctor_qemu(struct doctor_report *rep);
 void doctor_accel(struct doctor_report *rep, const struct doctor_params *p);

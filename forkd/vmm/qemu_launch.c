@@ -223,7 +223,9 @@ static bool uffd_is_free(void) {
 }
 
 static void fill_jail(struct jail *j, const struct vmm_start *s, const struct qemu_launch *l) {
-        *j = (struct jail){ .uid = s->uid, .mnt_ns = s->jail->mnt_ns, .net_ns = s->jail->net_ns, .own = true };
+        *j = (struct jail){
+                .uid = s->uid, .mnt_ns = s->jail->mnt_ns, .net_ns = s->jail->net_ns, .own = true, .filter = s->jail->filter
+        };
         if (s->machine->accel == VMM_ACCEL_KVM)
                 j->groups[j->n_groups++] = s->jail->kvm_group;
         /* Without the device it is this or no memory: `forkctl doctor` says so. */

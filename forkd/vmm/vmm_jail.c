@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
+#include "forkd/vmm/vmm_filter.h"
 
 #define MAX_ENTRIES 40u
 #define MAX_MORE 16u
@@ -163,7 +164,8 @@ int vmm_jail_new(const char *where, const char *program, const char *more, gid_t
         if (!j)
                 return err_errno(e, -ENOMEM, "making the VMMs' root directory");
         *j = (struct vmm_jail){ .mnt_ns = -1, .net_ns = -1, .kvm_group = kvm_group };
-        r = run_child(&plan, where, j, e);
+        r = vmm_filter_new(&j->filter);
+        r = r < 0 ? err_errno(e, r, "making the VMMs' filter of system calls") : run_child(&plan, where, j, e);
         if (r < 0) {
                 vmm_jail_free(j);
                 return r;
@@ -177,5 +179,6 @@ void vmm_jail_free(struct vmm_jail *j) {
                 return;
         (void) close_fd(j->mnt_ns);
         (void) close_fd(j->net_ns);
+        vmm_filter_free(j->filter);
         free(j);
 }

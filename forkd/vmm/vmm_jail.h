@@ -14,7 +14,8 @@
 
 struct vmm_jail {
         int mnt_ns, net_ns;
-        gid_t kvm_group; /* whose members may open /dev/kvm in there */
+        gid_t kvm_group;           /* whose members may open /dev/kvm in there */
+        struct sock_fprog *filter; /* what no VMM calls is refused, beside its own filter (vmm_filter.c) */
 };
 
 /** Builds it. @where: a directory that exists, to build in; nothing is seen of it afterwards. @program: the VMM's, shown

@@ -246,6 +246,17 @@ TEST(not_qemu_at_all) {
         (void) close(s.console_fd);
 }
 
+/* The dynamic linker only complains of a library that it cannot load; the guest's memory would be the dummy. */
+TEST(a_library_that_is_not_loaded) {
+        struct vmm_start s = prepare(t);
+
+        s.attach_lib = "/etc/passwd";
+        check_refused(t, &s, -ENOEXEC, "without libuffd-attach.so");
+        s.attach_lib = "/etc/shadow";
+        check_refused(t, &s, -EACCES, "every user may read");
+        (void) close(s.console_fd);
+}
+
 /* ---- device state ---- */
 
 TEST(save_resume_save_load) {
@@ -807,6 +818,7 @@ int main(void) {
                 T(refused_before_anything_starts),
                 T(refused_by_qemu),
                 T(not_qemu_at_all),
+                T(a_library_that_is_not_loaded),
                 T(save_resume_save_load),
                 T(state_through_pipes),
                 T(no_space_for_the_state),
