@@ -33,12 +33,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define DEADLINE_MS 20000
 
 enum step { RAW, REQUEST, HANDSHAKE, HANG_UP, TURN, RECONNECT, READ, N_STEPS };
-enum descriptor { IMAGE, SOCKET, PIDFD, NULL_FILE, GARBAGE, NO_READ, N_DESCRIPTORS };
+enum descriptor { IMAGE, SOCKET, PIDFD, NULL_FILE, GARBAGE, NO_READ, MEMORY, UFFD, KEPT, N_DESCRIPTORS };
 
-static const char *const methods[] = { "hello",          "session.open",    "session.expect",
-                                       "session.close",  "session.removed", "session.workingset",
-                                       "image.prefetch", "status",          "shutdown",
-                                       "no.such" };
+static const char *const methods[] = { "hello",           "session.open",
+                                       "session.expect",  "session.close",
+                                       "session.removed", "session.workingset",
+                                       "image.prefetch",  "status",
+                                       "shutdown",        "no.such",
+                                       "session.handles", "session.release",
+                                       "session.resume",  "session.mark_removed",
+                                       "session.adopt",   "heartbeat",
+                                       "flight" };
+
+#define MAX_KEPT 8u
 
 struct vmm {
         int sock; /* the VMM's end; -1: this place is free */
@@ -58,6 +65,8 @@ struct run {
         char *buf;
         size_t len, cap;
         struct vmm vmm[MAX_VMMS];
+        int kept[MAX_KEPT]; /* descriptors that came with answers: they go back with other requests */
+        unsigned n_kept;
 };
 
 static int image_fd = -1;
@@ -184,8 +193,13 @@ static void read_client(struct run *x) {
                         hang_up(x);
                         return;
                 }
-                while (n_fds > 0)
-                        (void) close_fd(fds[--n_fds]);
+                while (n_fds > 0) {
+                        n_fds--;
+                        if (x->n_kept < MAX_KEPT)
+                                x->kept[x->n_kept++] = fds[n_fds];
+                        else
+                                (void) close_fd(fds[n_fds]);
+                }
                 x->len += (size_t) r;
                 for (;;) {
                         struct mp_scanner scan = MP_SCANNER_INIT;
@@ -221,6 +235,22 @@ static void send_client(struct run *x, const void *data, size_t len, const int *
 
 /* ---- steps ---- */
 
+static int real_uffd(struct vmm *v);
+
+/** A memory as an image's, with a page of it, or a wrong one, or none. */
+static int make_memory(struct run *x) {
+        int fd = memfd_create("memory", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        uint8_t how = next(x), page[PAGER_PAGE];
+
+        memset(page, how & 4 ? 1 : 77, sizeof(page)); /* what make_image has in page 0, or not */
+        must(fd >= 0 && ftruncate(fd, how & 1 ? RAM : RAM / 2) == 0);
+        if (how & 2)
+                must(pwrite(fd, page, sizeof(page), 0) == (ssize_t) sizeof(page));
+        if (how & 8)
+                must(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0);
+        return fd;
+}
+
 static struct vmm *free_vmm(struct run *x) {
         for (unsigned i = 0; i < MAX_VMMS; i++)
                 if (x->vmm[i].sock < 0 && !x->vmm[i].map)
@@ -250,6 +280,15 @@ static int make_descriptor(struct run *x, enum descriptor kind) {
                 return open("/dev/null", O_WRONLY | O_CLOEXEC);
         case IMAGE:
                 return fcntl(image_fd, F_DUPFD_CLOEXEC, 3);
+        case MEMORY:
+                return make_memory(x);
+        case UFFD:
+                fd = real_uffd(&x->vmm[next(x) % MAX_VMMS]);
+                return fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_RDWR | O_CLOEXEC);
+        case KEPT:
+                if (x->n_kept > 0)
+                        return fcntl(x->kept[next(x) % x->n_kept], F_DUPFD_CLOEXEC, 3);
+                return open("/dev/null", O_RDWR | O_CLOEXEC);
         default:
                 return open("/dev/null", O_RDWR | O_CLOEXEC);
         }
@@ -274,10 +313,36 @@ static void put_flag(struct run *x, struct mp_buf *b, const char *key) {
                 mp_bool(b, how & 1);
 }
 
+/** Lists of numbers, mostly as they should be. */
+static void put_lists(struct run *x, struct mp_buf *b, const char *key, unsigned per, const uint64_t *good) {
+        unsigned n = next(x) % 4;
+
+        mp_key(b, key);
+        mp_array(b, n);
+        for (unsigned i = 0; i < n; i++) {
+                unsigned have = next(x) % 16 == 0 ? per + 1 : per;
+
+                mp_array(b, have);
+                for (unsigned k = 0; k < have; k++)
+                        mp_u64(b, next_number(x, k < per ? good[k] : 0));
+        }
+}
+
+/** What the methods of a take-over want. */
+static void put_takeover(struct run *x, struct mp_buf *b, const struct vmm *v) {
+        const uint64_t region[] = { v && v->map ? (uintptr_t) v->map : 0x10000, RAM, 0 }, range[] = { 3, 2 };
+
+        put_lists(x, b, "regions", 3, region);
+        put_lists(x, b, "removed", 2, range);
+        put_lists(x, b, "ranges", 2, range);
+        put_flag(x, b, "hold");
+}
+
 static void request(struct run *x) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         unsigned method = next(x) % ARRAY_LEN(methods), n_fds = 0, told;
         uint8_t which = next(x);
+        struct vmm *v = NULL;
         int fds[4];
 
         /* Descriptors: those that the method wants, or as the input says. */
@@ -286,6 +351,13 @@ static void request(struct run *x) {
                 fds[n_fds++] = make_descriptor(x, SOCKET);
                 if (which & 2)
                         fds[n_fds++] = make_descriptor(x, GARBAGE);
+        } else if (strcmp(methods[method], "session.adopt") == 0 && which & 1) {
+                v = &x->vmm[next(x) % MAX_VMMS];
+                fds[n_fds++] = make_descriptor(x, IMAGE);
+                fds[n_fds++] = make_descriptor(x, SOCKET);
+                fds[n_fds++] = make_descriptor(x, which & 2 ? KEPT : MEMORY);
+                fds[n_fds] = real_uffd(v) >= 0 ? fcntl(v->uffd, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_RDWR | O_CLOEXEC);
+                must(fds[n_fds++] >= 0);
         } else if (strcmp(methods[method], "session.expect") == 0 && which & 1) {
                 fds[n_fds++] = make_descriptor(x, PIDFD);
         } else {
@@ -301,8 +373,10 @@ static void request(struct run *x) {
         mp_u64(&b, 0);
         mp_u64(&b, x->next_id);
         mp_str(&b, methods[method]);
-        mp_map(&b, 9);
+        mp_map(&b, which & 32 ? 13 : 9);
         put_id(x, &b);
+        if (which & 32)
+                put_takeover(x, &b, v);
         mp_kv_u64(&b, "ram_bytes", next_number(x, RAM));
         if (which & 4)
                 mp_kv_i64(&b, "vm_pid", (int64_t) next_number(x, (uint64_t) getpid()));
@@ -446,6 +520,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         hang_up(&x);
         turn(&x);
         pager_free(x.pager);
+        while (x.n_kept > 0)
+                (void) close_fd(x.kept[--x.n_kept]);
         /* Its end of the userfaultfds is closed: unmapping waits for nobody. */
         for (unsigned i = 0; i < MAX_VMMS; i++) {
                 (void) close_fd(x.vmm[i].sock);
