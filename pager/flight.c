@@ -56,9 +56,8 @@ static void put(struct pager_flight_slot *slot, const struct pager_flight_slot *
 
         memcpy(word, from, sizeof(word));
         __atomic_store_n(to, seq + 1, __ATOMIC_RELAXED);
-        __atomic_thread_fence(__ATOMIC_RELEASE);
         for (size_t i = 1; i < sizeof(word) / sizeof(word[0]); i++)
-                __atomic_store_n(to + i, word[i], __ATOMIC_RELAXED);
+                __atomic_store_n(to + i, word[i], __ATOMIC_RELEASE); /* none before the odd seq */
         __atomic_store_n(to, seq + 2, __ATOMIC_RELEASE);
 }
 

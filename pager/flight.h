@@ -56,8 +56,7 @@ static inline int pager_flight_read(const void *map, unsigned i, struct pager_fl
         struct pager_flight_slot slot;
 
         for (size_t k = 0; k < sizeof(word) / sizeof(word[0]); k++)
-                word[k] = __atomic_load_n(&from[k], __ATOMIC_RELAXED);
-        __atomic_thread_fence(__ATOMIC_ACQUIRE);
+                word[k] = __atomic_load_n(&from[k], __ATOMIC_ACQUIRE); /* none after the second look at seq */
         if (seq % 2 || __atomic_load_n(&from[0], __ATOMIC_RELAXED) != seq)
                 return -EAGAIN;
         memcpy(&slot, word, sizeof(slot));
