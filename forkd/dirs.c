@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -13,6 +14,8 @@
 
 #define STATE_DIR_DEFAULT "/var/lib/forkd"
 #define RUN_DIR_DEFAULT "/run/forkd"
+#define LOCK_MS 1000
+#define LOCK_AGAIN_MS 10
 
 static int absolute(const char *path, char *buf, size_t size, struct err *e) {
         char cwd[PATH_MAX];
@@ -79,18 +82,33 @@ static int instance_name(struct daemon *d, struct err *e) {
         return setenv("FORKD_INSTANCE", d->instance, 1) < 0 ? err_errno(e, -errno, "marking the environment") : 0;
 }
 
+/* A forkd that was killed while it started a process has left a child that holds the lock until its exec, milliseconds
+ * later; whoever starts forkd again at once must not fail for that. */
+static int lock_soon(int fd) {
+        uint64_t deadline = now_ns() + LOCK_MS * 1000000ull;
+
+        while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+                if (errno != EWOULDBLOCK || now_ns() > deadline)
+                        return -errno;
+                (void) poll(NULL, 0, LOCK_AGAIN_MS);
+        }
+        return 0;
+}
+
 /* Held until the process ends, however it ends. */
 static int lock_dir(const char *dir, const char *file, const char *what, int *ret_fd, struct err *e) {
         cleanup_fd int fd = -1;
         char path[PATH_MAX];
+        int r;
 
         (void) snprintf(path, sizeof(path), "%s/%s", dir, file);
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
         if (fd < 0)
                 return err_errno(e, -errno, "opening %s", path);
-        if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-                if (errno != EWOULDBLOCK)
-                        return err_errno(e, -errno, "locking %s", path);
+        r = lock_soon(fd);
+        if (r < 0 && r != -EWOULDBLOCK)
+                return err_errno(e, r, "locking %s", path);
+        if (r < 0) {
                 (void) err_set(e, ERR_EXISTS, -EADDRINUSE, "another forkd uses the %s directory %s", what, dir);
                 return err_hint(e, "stop it first, or use another --state-dir and --run-dir");
         }

@@ -139,6 +139,7 @@ void daemon_end(struct daemon *d) {
         api_wait_idle(d->api, CANCEL_TIMEOUT_MS);
         if (daemon_has_live_vms(d)) {
                 log_info("exiting; VMs, pager and store stay");
+                pager_leave(d->pager);
                 return;
         }
         pager_shutdown(d->pager);

@@ -15,6 +15,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -222,6 +223,9 @@ int pager_new(struct event_base *base, const struct pager_config *cfg, struct pa
         r = start_threads(p, e);
         if (r < 0)
                 return r;
+        /* After them, for threads inherit it: those that nobody waits for keep theirs. The control thread answers the
+         * heartbeat, and whoever opens a session. */
+        (void) setpriority(PRIO_PROCESS, (id_t) gettid(), PAGER_WORKER_NICE);
         r = pager_balance_init(p);
         if (r == 0)
                 r = pager_audit_init(p);

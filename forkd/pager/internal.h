@@ -3,6 +3,7 @@
  *
  *      process.c     how a pager process comes and goes, and how it is asked
  *      sessions.c    the sessions that VMs have with it
+ *      moving.c      how a session goes from one process to another
  *      watch.c       the heartbeat: a pager that hangs is ended
  *      succession.c  when one has ended: its guests are killed, or handed to a successor
  *      upgrade.c     the same planned: another process takes over while both live
@@ -35,8 +36,9 @@ struct pager_process {
         char version[32];
         void *flight; /* its flight recorder, mapped; NULL: it has none */
         bool suspected, leaving;
-        bool hung;    /* we have killed it for that */
-        bool watched; /* a coroutine watches its heart */
+        bool hung;                         /* we have killed it for that */
+        bool watched;                      /* a coroutine watches its heart: */
+        struct co_wait *pause, *unwatched; /* between two beats; who waits for the coroutine's end */
 };
 
 /** A fault that a pager had in hand when it ended. */
@@ -50,12 +52,12 @@ struct pager {
         char socket_path[FORKD_MAX_RUN_DIR + 24], pid_path[FORKD_MAX_RUN_DIR + 24];
         struct pager_process *serving, *next;
         struct pager_process *leaving; /* the one before, while it ends; no reference */
-        struct co_sem turn;       /* held while a pager is brought up or replaced */
-        unsigned replacing;       /* sessions are moved, or wait for that */
-        bool succeeding;          /* by succession.c */
-        uint64_t lost_ns;         /* since when */
-        bool closed;              /* no session may be opened at the moment */
-        struct co_wait *attached; /* woken when a VMM has attached, or a session was closed */
+        struct co_sem turn;            /* held while a pager is brought up or replaced */
+        unsigned replacing;            /* sessions are moved, or wait for that */
+        bool succeeding;               /* by succession.c */
+        uint64_t lost_ns;              /* since when */
+        bool closed;                   /* no session may be opened at the moment */
+        struct co_wait *attached;      /* woken when a VMM has attached, or a session was closed */
         struct pager_suspect suspect[PAGER_SUSPECTS], condemned[PAGER_SUSPECTS];
         unsigned n_suspects, n_condemned; /* ever: the oldest give way */
         struct pager_counts counts;
@@ -82,9 +84,13 @@ void pager_process_hangs(struct pager_process *o, const char *why);
 /** Asks it to end, kills it if it does not; reaped when this returns. */
 void pager_process_end(struct pager_process *o);
 /** Asks and waits for the answer, at most PAGER_CALL_TIMEOUT_MS. One that answers nothing any more is ended.
- *  A coroutine call; parameters as of rpc_call_co. */
+ *  A coroutine call; parameters as of rpc_call_co. -EPIPE: it is gone, or was before it answered. */
 int pager_process_call(struct pager_process *o, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
                        struct rpc_answer *ret, struct err *e) attr_warn_unused;
+
+/** The same with another deadline; one that misses it is left to its heartbeat. */
+int pager_process_call_within(struct pager_process *o, unsigned timeout_ms, const char *method, const struct mp_buf *params,
+                              const int *fds, size_t n_fds, struct rpc_answer *ret, struct err *e) attr_warn_unused;
 
 /* ---- sessions.c ---- */
 
@@ -94,6 +100,11 @@ void pager_on_message(struct rpc_msg *m, void *arg);
 void pager_put_session(struct mp_buf *b, const struct vm *vm, size_t more);
 /** Has another process everything it needs to go on with this session? */
 bool pager_hold_complete(const struct vm *vm);
+/** What the guest discarded, asked of @o. */
+int pager_removed_of(struct pager_process *o, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
+
+/* ---- moving.c ---- */
+
 /** Gets the session's descriptors from the process that serves it. */
 int pager_hold_fetch(struct pager_process *o, struct vm *vm, struct err *e) attr_warn_unused;
 /** @to takes the session over: from what the VMM's mappings and @removed tell (an array of ranges [first page, pages], or
@@ -106,13 +117,25 @@ int pager_session_resume(struct pager_process *o, struct vm *vm, struct err *e) 
  *  and @removed. */
 int pager_session_give_back(struct pager_process *o, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
                             struct err *e) attr_warn_unused;
-/** What the guest discarded, asked of @o. */
-int pager_removed_of(struct pager_process *o, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
+/** Reads the "regions" of @params. Of a layout that does not fit nothing is held: its guest cannot be handed over. */
+void pager_hold_read_regions(struct pager_hold *h, const msgpack_object *params);
+
+#define PAGER_EACH_AT_ONCE 64u
+/** Calls @fn for each VM that @wants, each in a coroutine of its own, PAGER_EACH_AT_ONCE at a time, and waits for all. Every
+ *  one of them must have a session, and sessions must be kept as they are (`replacing`). The first error ends it after its batch. */
+struct pager_each {
+        bool (*wants)(void *arg, const struct vm *vm);
+        int (*fn)(void *arg, struct vm *vm, struct err *e);
+        void *arg;
+};
+int pager_each(struct daemon *d, const struct pager_each *all, struct err *e) attr_warn_unused;
 
 /* ---- watch.c ---- */
 
 /** From now on until its end, while it has sessions. */
 void pager_watch(struct pager_process *o);
+/** No more, for it is about to be left alone: waits for the end of the coroutine. A coroutine call. */
+void pager_unwatch(struct pager_process *o);
 
 /* ---- succession.c ---- */
 

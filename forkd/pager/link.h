@@ -92,6 +92,8 @@ int pager_upgrade(struct pager *p, struct pager_upgrade_result *ret, struct err 
 /** Waits until no session is being moved, at most @timeout_ms: guests must not be left without a pager. A coroutine
  *  call. */
 void pager_settle(struct pager *p, int timeout_ms);
+/** forkd is about to end, and the pager stays: nobody watches it any more. A coroutine call. */
+void pager_leave(struct pager *p);
 /** Ends the pager, if no VM needs it. -EBUSY, with how many do. A coroutine call. */
 int pager_stop(struct pager *p, struct err *e) attr_warn_unused;
 /** Ends the pager; guests must be gone. */

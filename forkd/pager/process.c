@@ -379,15 +379,24 @@ static void suspect(struct pager_process *o) {
 
 int pager_process_call(struct pager_process *o, const char *method, const struct mp_buf *params, const int *fds, size_t n_fds,
                        struct rpc_answer *ret, struct err *e) {
+        return pager_process_call_within(o, PAGER_CALL_TIMEOUT_MS, method, params, fds, n_fds, ret, e);
+}
+
+int pager_process_call_within(struct pager_process *o, unsigned timeout_ms, const char *method, const struct mp_buf *params,
+                              const int *fds, size_t n_fds, struct rpc_answer *ret, struct err *e) {
         int r;
 
         if (!pager_process_is_up(o))
                 return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
         o = pager_process_ref(o);
-        r = rpc_call_co(o->conn, method, params, fds, n_fds, PAGER_CALL_TIMEOUT_MS, ret, e);
-        if (r == -ETIMEDOUT)
+        r = rpc_call_co(o->conn, method, params, fds, n_fds, (int) timeout_ms, ret, e);
+        if (r == -ETIMEDOUT && timeout_ms >= PAGER_CALL_TIMEOUT_MS)
                 suspect(o);
         pager_process_unref(o);
+        if (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0) { /* to a client that means forkd */
+                (void) strcpy(e->code, ERR_PAGER);
+                r = e->r = -EPIPE;
+        }
         return r;
 }
 
@@ -403,14 +412,17 @@ void pager_process_end(struct pager_process *o) {
         r = pager_process_is_up(o) ? rpc_call_co(o->conn, "shutdown", NULL, NULL, 0, PAGER_CALL_TIMEOUT_MS, NULL, &e) : 0;
         if (r < 0 && r != -ECANCELED && r != -EPIPE)
                 log_warning("the pager (pid %d) refuses to end: %s", (int) o->pid, e.message);
-        if (o->pidfd < 0)
+        if (o->pidfd < 0) {
+                pager_unwatch(o);
                 return;
+        }
         if ((r < 0 && r != -ECANCELED && r != -EPIPE) || co_wait_fd(o->pidfd, EV_READ, PAGER_CALL_TIMEOUT_MS) < 0) {
                 pager_process_kill(o, "it does not end");
                 best_effort(co_wait_fd(o->pidfd, EV_READ, PAGER_CALL_TIMEOUT_MS));
         }
         best_effort(spawn_wait(o->pidfd, 0, NULL));
         let_go(o);
+        pager_unwatch(o);
 }
 
 void pager_shutdown(struct pager *p) {
@@ -503,10 +515,15 @@ const struct pager_counts *pager_counts(const struct pager *p) {
 }
 
 void pager_settle(struct pager *p, int timeout_ms) {
-        if (!p->replacing)
-                return;
-        if (co_sem_acquire(&p->turn, timeout_ms) < 0)
+        if (p->replacing && co_sem_acquire(&p->turn, timeout_ms) < 0)
                 log_error("the pager is still being replaced: guests may be left without one");
-        else
+        else if (p->replacing)
                 co_sem_release(&p->turn);
+}
+
+void pager_leave(struct pager *p) {
+        if (p->serving)
+                pager_unwatch(p->serving);
+        if (p->next)
+                pager_unwatch(p->next);
 }

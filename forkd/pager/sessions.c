@@ -47,28 +47,6 @@ bool pager_hold_complete(const struct vm *vm) {
         return vm->session && h->pid > 0 && !vm->vmm_exited && h->uffd >= 0 && h->memfd >= 0 && h->sock >= 0 && h->n_regions > 0;
 }
 
-/* Of a layout that does not fit nothing is held: its guest cannot be handed over. */
-static void read_regions(struct pager_hold *h, const msgpack_object *params) {
-        const msgpack_object *list = mp_get_array(params, "regions");
-
-        h->n_regions = 0;
-        if (!list || list->via.array.size > PAGER_HOLD_REGIONS)
-                return;
-        for (uint32_t i = 0; i < list->via.array.size; i++) {
-                const msgpack_object *o = &list->via.array.ptr[i];
-                struct pager_hold_region *g = &h->region[i];
-
-                if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size != 3)
-                        return;
-                for (unsigned k = 0; k < 3; k++)
-                        if (o->via.array.ptr[k].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
-                                return;
-                *g = (struct pager_hold_region){ o->via.array.ptr[0].via.u64, o->via.array.ptr[1].via.u64,
-                                                 o->via.array.ptr[2].via.u64 };
-        }
-        h->n_regions = list->via.array.size;
-}
-
 static void wake_attached(struct pager *p) {
         if (p->attached)
                 co_wake(TAKE_PTR(p->attached), 0);
@@ -102,7 +80,7 @@ void pager_on_message(struct rpc_msg *m, void *arg) {
                 if (m->n_fds == 1) {
                         (void) close_fd(vm->hold.uffd);
                         vm->hold.uffd = TAKE_FD(m->fds[0]);
-                        read_regions(&vm->hold, m->params);
+                        pager_hold_read_regions(&vm->hold, m->params);
                 }
                 wake_attached(o->p);
         } else if (strcmp(m->method, "session.failed") == 0) {
@@ -227,14 +205,12 @@ int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int working
         int r = open_once(p, vm, image_fd, workingset_fd, ret_memfd, ret_sock, e);
 
         /* The pager died while it was asked. Nothing of this VM lives yet, so a new one may as well serve it. */
-        if (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0) {
+        if (r == -EPIPE) {
                 vm->lost[0] = '\0'; /* what was lost with the old one was nothing */
                 r = open_once(p, vm, image_fd, workingset_fd, ret_memfd, ret_sock, e);
         }
-        if (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0) {
-                (void) strcpy(e->code, ERR_PAGER); /* to a client "unreachable" means forkd */
+        if (r == -EPIPE)
                 return err_prefix(e, "the pager died twice while it was opening the memory image of '%s'", vm->name);
-        }
         return r < 0 ? err_prefix(e, "opening the memory image of '%s'", vm->name) : 0;
 }
 
@@ -265,126 +241,7 @@ void pager_session_close(struct pager *p, struct vm *vm) {
         wake_attached(p);
 }
 
-/* ---- moving a session ---- */
-
-int pager_hold_fetch(struct pager_process *o, struct vm *vm, struct err *e) {
-        cleanup_rpc_answer struct rpc_answer a = { 0 };
-        cleanup_mp_buf struct mp_buf b = { 0 };
-        struct stat st;
-        char path[PATH_MAX];
-        int r;
-
-        mp_buf_init(&b);
-        pager_put_session(&b, vm, 0);
-        r = pager_process_call(o, "session.handles", &b, NULL, 0, &a, e);
-        if (r < 0)
-                return r;
-        if (a.n_fds != 3)
-                return err_set(e, ERR_PAGER, -EPROTO, "the pager gave %zu descriptors of a session, not three", a.n_fds);
-        r = vm_store_path(vm, "base.img", path, sizeof(path));
-        if (r == 0 && stat(path, &st) < 0)
-                r = -errno;
-        if (r < 0)
-                return err_errno(e, r, "looking at the memory image of '%s'", vm->name);
-        pager_hold_clear(&vm->hold);
-        vm->hold.pid = vm->pid;
-        vm->hold.memfd = TAKE_FD(a.fds[0]);
-        vm->hold.sock = TAKE_FD(a.fds[1]);
-        vm->hold.uffd = TAKE_FD(a.fds[2]);
-        vm->hold.image_dev = st.st_dev;
-        vm->hold.image_ino = st.st_ino;
-        read_regions(&vm->hold, &a.doc.root);
-        vm->hold.process = pager_process_ref(o);
-        return 0;
-}
-
-/* More than one message takes goes with others behind it, and the session is held until the last has come. */
-static int adopt_params(struct vm *vm, const struct mp_buf *unmapped, uint64_t n_unmapped, bool hold, struct mp_buf *b) {
-        const struct pager_hold *h = &vm->hold;
-
-        pager_put_session(b, vm, 6);
-        mp_kv_u64(b, "ram_bytes", vm->machine.mem_bytes);
-        mp_kv_i64(b, "vm_pid", h->pid);
-        mp_key(b, "regions");
-        mp_array(b, h->n_regions);
-        for (unsigned i = 0; i < h->n_regions; i++) {
-                mp_array(b, 3);
-                mp_u64(b, h->region[i].base);
-                mp_u64(b, h->region[i].size);
-                mp_u64(b, h->region[i].offset);
-        }
-        mp_key(b, "removed");
-        mp_array(b, n_unmapped);
-        mp_raw(b, unmapped->sb.data, unmapped->sb.size);
-        mp_kv_bool(b, "hold", hold);
-        mp_kv_u64(b, "fds", 4);
-        return b->failed ? -ENOMEM : 0;
-}
-
-static int mark_removed(struct pager_process *to, struct vm *vm, const struct mp_buf *removed, uint64_t n, struct err *e) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-
-        mp_buf_init(&b);
-        pager_put_session(&b, vm, 1);
-        mp_key(&b, "ranges");
-        mp_array(&b, n);
-        mp_raw(&b, removed->sb.data, removed->sb.size);
-        return pager_process_call(to, "session.mark_removed", &b, NULL, 0, NULL, e);
-}
-
-int pager_session_resume(struct pager_process *o, struct vm *vm, struct err *e) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-
-        mp_buf_init(&b);
-        pager_put_session(&b, vm, 0);
-        return pager_process_call(o, "session.resume", &b, NULL, 0, NULL, e);
-}
-
-int pager_session_give_back(struct pager_process *o, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
-                            struct err *e) {
-        cleanup_mp_buf struct mp_buf unmapped = { 0 };
-        uint64_t n;
-        int r;
-
-        mp_buf_init(&unmapped);
-        r = pager_unmapped(vm, &unmapped, &n);
-        if (r < 0)
-                return err_errno(e, r, "finding what '%s' has discarded", vm->name);
-        r = mark_removed(o, vm, &unmapped, n, e);
-        if (r == 0 && n_removed > 0)
-                r = mark_removed(o, vm, removed, n_removed, e);
-        return r == 0 ? pager_session_resume(o, vm, e) : r;
-}
-
-int pager_session_adopt(struct pager_process *to, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
-                        struct err *e) {
-        cleanup_mp_buf struct mp_buf b = { 0 }, unmapped = { 0 };
-        cleanup_fd int image = -1;
-        char path[PATH_MAX];
-        uint64_t n_unmapped;
-        int r;
-
-        mp_buf_init(&b);
-        mp_buf_init(&unmapped);
-        r = vm_store_path(vm, "base.img", path, sizeof(path));
-        if (r == 0 && (image = open(path, O_RDONLY | O_CLOEXEC)) < 0)
-                r = -errno;
-        if (r < 0)
-                return err_errno(e, r, "opening the memory image of '%s'", vm->name);
-        r = pager_unmapped(vm, &unmapped, &n_unmapped);
-        if (r == 0)
-                r = adopt_params(vm, &unmapped, n_unmapped, n_removed > 0, &b);
-        if (r < 0)
-                return err_errno(e, r, "finding what '%s' has discarded", vm->name);
-        r = pager_process_call(to, "session.adopt", &b, (int[]){ image, vm->hold.sock, vm->hold.memfd, vm->hold.uffd }, 4, NULL,
-                               e);
-        if (r == 0 && n_removed > 0) {
-                r = mark_removed(to, vm, removed, n_removed, e);
-                if (r == 0)
-                        r = pager_session_resume(to, vm, e);
-        }
-        return r;
-}
+/* ---- what it knows of a guest ---- */
 
 /* One answer's worth of ranges, from page @first on, appended to @out. *ret_next: where to go on, 0 at the end. */
 static int removed_part(struct pager_process *o, struct vm *vm, uint64_t first, struct mp_buf *out, uint64_t *ret_n,

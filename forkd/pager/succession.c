@@ -40,17 +40,22 @@ static void set_process(struct vm *vm, struct pager_process *o) {
 
 /* ---- the successor ---- */
 
+static bool is_orphan(void *arg, const struct vm *vm) {
+        return vm->session && !vm->hold.process && !vm->lost[0];
+}
+
 static struct vm *first_orphan(struct pager *p) {
         struct vm *vm;
 
         TAILQ_FOREACH (vm, &p->d->vms, entry)
-                if (vm->session && !vm->hold.process && !vm->lost[0])
+                if (is_orphan(NULL, vm))
                         return vm;
         return NULL;
 }
 
 /* 0 also when the guest could not be saved; -errno: this pager is gone. */
-static int save(struct pager *p, struct vm *vm, struct err *e) {
+static int save(void *arg, struct vm *vm, struct err *e) {
+        struct pager *p = arg;
         char reason[sizeof(vm->lost)];
         int r;
 
@@ -62,6 +67,8 @@ static int save(struct pager *p, struct vm *vm, struct err *e) {
                 kill_guest(vm, "pager-lost");
                 return 0;
         }
+        if (!pager_is_up(p))
+                return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
         set_process(vm, p->serving); /* from here on it is this one's to lose */
         r = pager_session_adopt(p->serving, vm, NULL, 0, e);
         if (r == 0 && vm->hold.process == p->serving) {
@@ -79,6 +86,7 @@ static int save(struct pager *p, struct vm *vm, struct err *e) {
 }
 
 void pager_succeed(struct pager *p) {
+        const struct pager_each orphans = { .wants = is_orphan, .fn = save, .arg = p };
         struct vm *vm;
         struct err e = { 0 };
 
@@ -91,7 +99,7 @@ void pager_succeed(struct pager *p) {
                 }
                 r = pager_bring_up(p, &e);
                 if (r == 0)
-                        r = save(p, vm, &e);
+                        r = pager_each(p->d, &orphans, &e);
                 if (r < 0) {
                         log_error("%s", e.message);
                         co_sleep(10); /* a program that cannot be started is not tried a thousand times a second */

@@ -47,7 +47,7 @@ static int session_method(struct pager_process *o, struct vm *vm, const char *me
 
         mp_buf_init(&b);
         pager_put_session(&b, vm, 0);
-        return pager_process_call(o, method, &b, NULL, 0, NULL, e);
+        return pager_process_call_within(o, vm->d->cfg.recover_ms, method, &b, NULL, 0, NULL, e);
 }
 
 /* ---- before ---- */
@@ -86,13 +86,33 @@ static int check_movable(struct pager *p, struct err *e) {
 
 /* ---- moving ---- */
 
-static bool is_in(const struct upgrade *u, const struct vm *vm, const struct pager_hold *image) {
-        return vm->session && vm->hold.process == u->from && !is_dying(vm) && vm->hold.image_dev == image->image_dev &&
-               vm->hold.image_ino == image->image_ino;
+/* What moves at the moment: all sessions of one image. */
+struct group {
+        struct upgrade *u;
+        uint64_t dev, ino;
+};
+
+static bool is_in(void *arg, const struct vm *vm) {
+        const struct group *g = arg;
+
+        return vm->session && vm->hold.process == g->u->from && !is_dying(vm) && vm->hold.image_dev == g->dev &&
+               vm->hold.image_ino == g->ino;
 }
 
-static int take_over(struct upgrade *u, struct vm *vm, struct err *e) {
+static int let_go(void *arg, struct vm *vm, struct err *e) {
+        const struct group *g = arg;
+        int r;
+
+        if (vm->hold.released_ns) /* an earlier forkd came so far */
+                return 0;
+        vm->hold.released_ns = now_ns();
+        r = session_method(g->u->from, vm, "session.release", e);
+        return r < 0 && is_dying(vm) ? 0 : r;
+}
+
+static int take_over(void *arg, struct vm *vm, struct err *e) {
         cleanup_mp_buf struct mp_buf removed = { 0 };
+        struct upgrade *u = ((struct group *) arg)->u;
         uint64_t n = 0;
         int r;
 
@@ -107,29 +127,17 @@ static int take_over(struct upgrade *u, struct vm *vm, struct err *e) {
         return 0;
 }
 
-/* All sessions of one image. */
-static int move_image(struct upgrade *u, const struct pager_hold *image, struct err *e) {
-        struct vm *vm;
-        int r = 0;
+static int move_image(struct group *g, struct err *e) {
+        int r = pager_each(g->u->p->d, &(struct pager_each){ is_in, let_go, g }, e);
 
-        TAILQ_FOREACH (vm, &u->p->d->vms, entry)
-                if (r == 0 && is_in(u, vm, image)) {
-                        vm->hold.released_ns = now_ns();
-                        r = session_method(u->from, vm, "session.release", e);
-                        if (r < 0 && is_dying(vm))
-                                r = 0;
-                }
-        TAILQ_FOREACH (vm, &u->p->d->vms, entry)
-                if (r == 0 && is_in(u, vm, image))
-                        r = take_over(u, vm, e);
-        return r;
+        return r < 0 ? r : pager_each(g->u->p->d, &(struct pager_each){ is_in, take_over, g }, e);
 }
 
 static int move_all(struct upgrade *u, struct err *e) {
         int r = 0;
 
         while (r == 0) {
-                struct pager_hold image;
+                struct group g = { .u = u };
                 struct vm *vm;
 
                 TAILQ_FOREACH (vm, &u->p->d->vms, entry)
@@ -137,8 +145,9 @@ static int move_all(struct upgrade *u, struct err *e) {
                                 break;
                 if (!vm)
                         return 0;
-                image = vm->hold;
-                r = move_image(u, &image, e);
+                g.dev = vm->hold.image_dev;
+                g.ino = vm->hold.image_ino;
+                r = move_image(&g, e);
                 if (r == 0 && !pager_process_is_up(u->to))
                         r = err_set(e, ERR_PAGER, -EPIPE, "the new pager has died");
         }
@@ -182,7 +191,7 @@ static void commit(struct upgrade *u) {
         p->serving = p->next;
         p->next = NULL;
         TAILQ_FOREACH (vm, &p->d->vms, entry)
-                if (vm->session && vm->hold.process == u->to && vm->hold.released_ns) {
+                if (vm->session && vm->hold.process == u->to) {
                         vm->hold.released_ns = 0;
                         recording_end(vm);
                         if (session_method(u->from, vm, "session.close", &e) < 0)
@@ -221,7 +230,7 @@ static void undo(struct upgrade *u) {
                 if (vm->session && vm->hold.process == u->to && session_method(u->to, vm, "session.release", &e) < 0)
                         log_debug("%s", e.message);
         TAILQ_FOREACH (vm, &p->d->vms, entry) {
-                if (!vm->session || !vm->hold.released_ns || is_dying(vm))
+                if (!vm->session || is_dying(vm) || (vm->hold.process == u->from && !vm->hold.released_ns))
                         continue;
                 vm->hold.released_ns = 0;
                 if (take_back(u, vm, &e) == 0)

@@ -9,17 +9,19 @@
  * A worker that waits for the disk is no hung one: the pager itself ends the sessions that wait for it too long
  * (PAGER_FAULT_SECONDS), and others go on. Only when it does not come to that it counts as hung.
  *
- * The deadline is counted in turns of our own loop that bring no answer, not by the clock: a host that was suspended, or
- * a forkd that had no CPU for long, loses one turn by it, and no guest. */
+ * The deadline is counted in turns of our own loop that bring no answer, not by the clock, and a turn that came late does
+ * not count: a host that was suspended, or a forkd that is busy or has no CPU, says nothing about the pager. */
 #include "forkd/pager/internal.h"
 
 #include <errno.h>
 #include <string.h>
 
+#include "common/io.h"
 #include "common/log.h"
 #include "pager/limits.h"
 
 #define BEATS 8 /* within the deadline */
+#define LATE 2  /* a turn that took so many times its time tells of us, not of the pager */
 #define STUCK_MS ((PAGER_FAULT_SECONDS + 10) * 1000)
 
 static bool has_sessions(const struct pager_process *o) {
@@ -68,8 +70,13 @@ static int beat(struct pager_process *o, int turn_ms, char *buf, size_t size, co
         r = rpc_co_begin(&call, o->conn, "heartbeat", NULL, NULL, 0, &e);
         if (r < 0)
                 return r;
-        for (unsigned turns = 0; turns < BEATS && !call.wait.done; turns++)
+        for (unsigned turns = 0, late = 0; turns < BEATS && !call.wait.done && !o->leaving;) {
+                uint64_t start = now_ns();
+
                 (void) co_wait(&call.wait, turn_ms);
+                if (ms_since(start) < LATE * turn_ms || ++late > BEATS * LATE)
+                        turns++;
+        }
         r = rpc_co_end(&call, 0, &a, &e);
         if (r == -ETIMEDOUT) {
                 (void) snprintf(buf, size, "it has not answered for %d ms", turn_ms * BEATS);
@@ -84,8 +91,10 @@ static int beat(struct pager_process *o, int turn_ms, char *buf, size_t size, co
 static void watch_main(void *arg) {
         struct pager_process *o = arg;
         int turn_ms = (int) (o->p->d->cfg.heartbeat_ms / BEATS);
+        struct co_wait pause = CO_WAIT_INIT;
         char buf[120];
 
+        o->pause = &pause;
         while (pager_process_is_up(o) && !o->leaving) {
                 const char *why = NULL;
                 int r = has_sessions(o) ? beat(o, turn_ms, buf, sizeof(buf), &why) : 0;
@@ -94,9 +103,12 @@ static void watch_main(void *arg) {
                         pager_process_hangs(o, why);
                 if (r < 0)
                         break; /* its end is noticed elsewhere */
-                co_sleep(turn_ms);
+                (void) co_wait(&pause, turn_ms);
         }
         o->watched = false;
+        o->pause = NULL;
+        if (o->unwatched)
+                co_wake(o->unwatched, 0);
         pager_process_unref(o);
 }
 
@@ -109,4 +121,17 @@ void pager_watch(struct pager_process *o) {
                 o->watched = false;
                 pager_process_unref(o);
         }
+}
+
+void pager_unwatch(struct pager_process *o) {
+        struct co_wait wait = CO_WAIT_INIT;
+
+        o->leaving = true;
+        if (!o->watched)
+                return;
+        o->unwatched = &wait;
+        if (o->pause)
+                co_wake(o->pause, 0);
+        (void) co_wait(&wait, (int) o->p->d->cfg.heartbeat_ms);
+        o->unwatched = NULL;
 }

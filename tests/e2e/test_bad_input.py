@@ -72,7 +72,6 @@ class BadInput(Case):
     def test_what_this_build_has_not(self):
         self.refused("run", "x", "--vmm", "firecracker", code="unsupported")
         self.refused("run", "x", "--net", "nat", code="unsupported")
-        self.refused("run", "x", "--on-pager-loss", "recover", code="unsupported")
 
     def test_wrong_state(self):
         self.refused("standby", "base", code="wrong-state", says=["standby"])

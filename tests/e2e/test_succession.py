@@ -15,8 +15,9 @@ from case import KEEPER, MIB, Case, main
 import mprpc
 
 HEARTBEAT_MS = 1000
-DATA_MIB = 40
-BUDGET_MIB = 16  # less than the data: reading them all always faults
+DATA_MIB = 20
+BAD_PAGER = pathlib.Path(__file__).resolve().parents[1] / "lib" / "badpager.py"
+BUDGET_MIB = 8  # less than the data: reading them all always faults
 CLONES = 3
 
 
@@ -144,14 +145,15 @@ class Succession(Case):
         good = self.programs / "bin" / "uffd-pager.good"
         program.rename(good)
         try:
-            for bad in ("#!/bin/sh\nexit 3\n", None):
-                if bad:
-                    program.write_text(bad)
-                    program.chmod(0o755)
-                else:
-                    program.unlink()
+            self.refused("pager", "upgrade", says=["upgrading the pager"])
+            modes = [f"exec {BAD_PAGER} {m}" for m in ("refuse", "die", "mute", "garbage", "late")]
+            for bad in ("exit 3", *modes):
+                program.write_text(f"#!/bin/sh\n{bad}\n")
+                program.chmod(0o755)
                 self.refused("pager", "upgrade", says=["upgrading the pager"])
-                self.assertEqual(self.pager()["pid"], old)
+                self.assertEqual(self.pager()["pid"], old, bad)
+                self.assertEqual(self.digest(names[0]), self.digest_of_all, bad)
+            program.unlink()
         finally:
             good.rename(program)
         self.assertEqual([p for p in self.lab.run_dir.glob("pager.*") if p.name.endswith(".next")], [])
