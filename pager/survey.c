@@ -28,6 +28,7 @@
 
 #define SAMPLES 4u
 #define HOLDS_TRIES 64u
+#define PEEK_BYTES 64u
 
 void pager_image_set_quiet(struct pager_image *img, bool quiet) {
         atomic_store(&img->quiet, quiet);
@@ -152,15 +153,25 @@ static uint64_t data_mask(const struct pager_image *img, uint64_t first, uint64_
         return mask;
 }
 
+/** Is the page all zero? 1, 0, or -errno. Most tell by their first bytes. */
+static int reads_zero(const struct pager_image *img, uint64_t page) {
+        static const uint8_t zero[PEEK_BYTES];
+        uint8_t there[SNAP_PAGE_SIZE];
+        int r = io_pread_full(img->memfd, there, PEEK_BYTES, page * PAGER_PAGE);
+
+        if (r < 0 || memcmp(there, zero, PEEK_BYTES) != 0)
+                return r;
+        r = io_pread_full(img->memfd, there, sizeof(there), page * PAGER_PAGE);
+        return r < 0 ? r : all_zero(there);
+}
+
 /** Looks at the pages in *@fresh, which we did not put there; those that are gone by now leave it. Under the claim. */
 static int look(struct pager_image *img, struct pager_scratch *s, uint64_t word, uint64_t *fresh) {
-        uint8_t there[SNAP_PAGE_SIZE];
-
         for (uint64_t left = *fresh; left; left &= left - 1) {
                 unsigned at = (unsigned) __builtin_ctzll(left);
-                int r = io_pread_full(img->memfd, there, sizeof(there), (word * 64 + at) * PAGER_PAGE);
+                int r = reads_zero(img, word * 64 + at);
 
-                if (r == 0 && all_zero(there))
+                if (r > 0)
                         r = compare(img, s, word * 64 + at);
                 /* Corrupt: a page that is stored and all zero is a stranger's, if nobody can tell otherwise. */
                 if (r == -EUCLEAN || r == -EBADMSG)
