@@ -151,7 +151,7 @@ static void adopt_agent(struct vm *vm) {
         struct err e = { 0 };
 
         recording_adopt(vm);
-        if (vm->state == VM_RUNNING && vm_agent_regain(vm, &e) < 0)
+        if (vm->state == VM_RUNNING && vm_agent_regain(vm, VM_REGAIN_TIMEOUT_MS, &e) < 0)
                 log_warning("%s (%s): taken back, but its agent does not answer: %s", vm->name, vm->id, e.message);
         if (vm_record_save(vm, &e) < 0)
                 log_error("%s", e.message);

@@ -12,7 +12,7 @@
 struct config {
         enum log_level log_level;
         unsigned max_vms;         /* [forkd] max_vms */
-        unsigned parallel_starts; /* [forkd] parallel_starts: VMM starts at once; 0: number of cores */
+        unsigned parallel_starts; /* [forkd] parallel_starts: VMM starts at once; 0: two for each core */
         unsigned parallel_saves;  /* [forkd] parallel_saves: snapshots taken at once; 0: number of cores */
         bool has_group;           /* [forkd] group: who besides root may use the control socket */
         gid_t group;

@@ -11,6 +11,9 @@
 #include "forkd/turns.h"
 
 #define MAX_SCANS 2 /* whole snapshots that are read at once: each keeps a CPU and the disk busy */
+/* A start waits a part of its time, so that one for each core leaves the cores idle; with all at once the last is there later,
+ * and half of them twice as late (docs/benchmarks.md, "A burst"). */
+#define STARTS_PER_CORE 2
 #define VCPUS_PER_CORE 64
 #define MIN_VCPUS 1024
 /* Beside VMs: clients, workers, files and sockets of the starts and snapshots under way, logs, store. */
@@ -65,7 +68,7 @@ int room_new(struct daemon *d) {
         const struct admission_host host = { .memory = memory, .pids = pids, .disk = disk, .touched = touched, .arg = d };
         unsigned cores = (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
         const unsigned places[HEAVY_KINDS] = {
-                [HEAVY_START] = d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts : cores,
+                [HEAVY_START] = d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts : STARTS_PER_CORE * cores,
                 [HEAVY_SAVE] = d->cfg.parallel_saves > 0 ? d->cfg.parallel_saves : cores,
                 [HEAVY_SCAN] = MAX_SCANS,
         };

@@ -10,6 +10,8 @@
 
 #define MAX_ARGS 4096
 #define MAX_CHUNK 65536
+/* The agent sends SIGTERM when the time is over, and SIGKILL two seconds later. */
+#define DEADLINE_GRACE_S 10
 #define MAX_GUEST_PATH 4095
 
 struct stream_call {
@@ -20,9 +22,12 @@ struct stream_call {
         uint32_t msgid;
         bool is_exec;
         struct guest_call *call;
+        struct event *deadline; /* of a command with a timeout; NULL */
 };
 
 static void call_free(struct stream_call *c) {
+        if (c->deadline)
+                event_free(c->deadline);
         TAILQ_REMOVE(&c->vm->calls, c, entry);
         account_stream_end(c->account);
         rpc_conn_unref(c->conn);
@@ -188,13 +193,36 @@ void streams_fail(struct vm *vm, const char *why) {
         }
 }
 
+/* The agent keeps a command's timeout. A guest whose agent does not is not waited for. */
+static void on_deadline(evutil_socket_t fd, short what, void *arg) {
+        struct stream_call *c = arg;
+        struct err e;
+
+        guest_call_cancel(c->call);
+        (void) err_set(&e, ERR_TIMEOUT, -ETIMEDOUT, "'%s': the agent has not ended the command in its time, and does not say why",
+                       c->vm->name);
+        (void) err_hint(&e, "a guest that is paused or too busy cannot; 'forkctl logs %s' may tell more", c->vm->name);
+        (void) rpc_reply_err(c->conn, c->msgid, &e);
+        call_free(c);
+}
+
+static int set_deadline(struct stream_call *c, double timeout_s) {
+        double s = timeout_s + DEADLINE_GRACE_S;
+        struct timeval tv = { .tv_sec = (time_t) s, .tv_usec = (suseconds_t) ((s - (double) (time_t) s) * 1e6) };
+
+        c->deadline = event_new(c->vm->d->base, -1, 0, on_deadline, c);
+        return c->deadline && event_add(c->deadline, &tv) == 0 ? 0 : -ENOMEM;
+}
+
 /* ---- the requests ---- */
 
 static bool agent_ready(const struct vm *vm) {
         return vm->link && guest_link_ready(vm->link);
 }
 
-static int ready_vm(struct request *rq, struct vm **ret, struct err *e) {
+/* @timeout_s: of what is to be done; 0: none. */
+static int ready_vm(struct request *rq, double timeout_s, struct vm **ret, struct err *e) {
+        int ms = timeout_s > 0 ? (int) MIN_OF(timeout_s * 1000 + 1, (double) VM_REGAIN_TIMEOUT_MS) : VM_REGAIN_TIMEOUT_MS;
         struct vm *vm;
         int r = rq_vm(rq, &vm, e);
 
@@ -214,7 +242,7 @@ static int ready_vm(struct request *rq, struct vm **ret, struct err *e) {
                 if (r < 0)
                         return r;
                 if (vm->state == VM_RUNNING && !agent_ready(vm))
-                        r = vm_agent_regain(vm, e);
+                        r = vm_agent_regain(vm, ms, e);
                 vm_op_end(vm);
                 if (r < 0)
                         return r;
@@ -343,7 +371,10 @@ int api_vm_exec(struct request *rq, struct mp_buf *out, struct err *e) {
         struct vm *vm;
         int r;
 
-        r = ready_vm(rq, &vm, e);
+        r = mp_get_double(&rq->doc.root, "timeout_s", &p.timeout_s);
+        if ((r < 0 && r != -ENOENT) || !(p.timeout_s >= 0 && p.timeout_s <= 1e9))
+                return err_set(e, ERR_INVALID, -EINVAL, "the timeout must be a number of seconds");
+        r = ready_vm(rq, p.timeout_s, &vm, e);
         if (r == 0)
                 r = get_argv(mp_get_array(&rq->doc.root, "argv"), &argv, e);
         if (r == 0)
@@ -360,16 +391,20 @@ int api_vm_exec(struct request *rq, struct mp_buf *out, struct err *e) {
                 r = rq_opt_str(rq, "cwd", "", cwd, sizeof(cwd), e);
         if (r < 0)
                 return r;
-        r = mp_get_double(&rq->doc.root, "timeout_s", &p.timeout_s);
-        if ((r < 0 && r != -ENOENT) || !(p.timeout_s >= 0 && p.timeout_s <= 1e9))
-                return err_set(e, ERR_INVALID, -EINVAL, "the timeout must be a number of seconds");
         p.argv = argv;
         p.env = env;
         p.cwd = cwd[0] ? cwd : NULL;
         p.rows = (uint16_t) MIN_OF(rows, 65535u);
         p.cols = (uint16_t) MIN_OF(cols, 65535u);
         r = call_new(rq, vm, true, &c, e);
-        return r < 0 ? r : call_begun(c, guest_exec(vm->link, &p, &handlers, c, &c->call, e));
+        if (r < 0)
+                return r;
+        r = p.timeout_s > 0 ? set_deadline(c, p.timeout_s) : 0;
+        if (r < 0)
+                (void) err_errno(e, r, "beginning a call");
+        else
+                r = guest_exec(vm->link, &p, &handlers, c, &c->call, e);
+        return call_begun(c, r);
 }
 
 static int guest_path(struct request *rq, char *path, size_t size, struct err *e) {
@@ -389,7 +424,7 @@ int api_vm_put(struct request *rq, struct mp_buf *out, struct err *e) {
         struct vm *vm;
         int r;
 
-        r = ready_vm(rq, &vm, e);
+        r = ready_vm(rq, 0, &vm, e);
         if (r == 0)
                 r = guest_path(rq, path, sizeof(path), e);
         if (r == 0)
@@ -411,7 +446,7 @@ int api_vm_get(struct request *rq, struct mp_buf *out, struct err *e) {
         struct vm *vm = NULL;
         int r;
 
-        r = ready_vm(rq, &vm, e);
+        r = ready_vm(rq, 0, &vm, e);
         if (r == 0)
                 r = guest_path(rq, path, sizeof(path), e);
         if (r == 0)

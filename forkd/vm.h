@@ -76,6 +76,7 @@ struct vm {
         bool session_known;              /* said a pager of an earlier forkd's (pager_mark_sessions) */
         char lost[256];                  /* why its memory is gone and it is being killed, else "" */
         bool io_error;                   /* the VMM has paused it, for a disk cannot be written */
+        enum wire_wake_kind wake_kind;   /* of the last wake-up */
         bool agent_lost;                 /* the agent's link broke while the VMM lives: to be made anew */
         bool vmm_exited;                 /* the process has ended; the operation under way, or vm_reap, cleans up */
         bool guest_shutdown;             /* the guest itself asked for its end */
@@ -158,9 +159,12 @@ int vm_link_open(struct vm *vm, struct err *e) attr_warn_unused;
 /** Tells the guest who it is (fresh entropy, time, hostname, machine-id), or with WIRE_WAKE_RECONNECT only that it is
  *  talked to anew; connects first when there is no fresh connection. The VMM may still be paused. */
 int vm_wake_queue(struct vm *vm, enum wire_wake_kind kind, struct err *e) attr_warn_unused;
+/** Waits for the acknowledgement, over connections that break (vm_agent.c). */
 int vm_wake_wait(struct vm *vm, struct err *e) attr_warn_unused;
-/** Gets in touch with the agent of a running guest again, whatever became of the last connection. */
-int vm_agent_regain(struct vm *vm, struct err *e) attr_warn_unused;
+/** Gets in touch with the agent of a running guest again, whatever became of the last connection: within @timeout_ms, but a
+ *  guest that has to be told who it is has the configured time. */
+int vm_agent_regain(struct vm *vm, int timeout_ms, struct err *e) attr_warn_unused;
+#define VM_REGAIN_TIMEOUT_MS 10000 /* for a guest that only has to answer */
 /** The same in the background, if a loss was noted (agent_lost) and nothing else is under way. */
 void vm_agent_regain_later(struct vm *vm);
 /** After a failure to come up: adds what the guest and its VMM said last, before their files go. */

@@ -20,9 +20,6 @@
 
 #define CONSOLE_MAX_BYTES (4 << 20) /* a guest may write for ever: beyond this only the newest stays */
 #define CONSOLE_KEEP_BYTES (1 << 20)
-#define LINK_TIMEOUT_MS 10000
-#define REGAIN_PAUSE_MS 10000
-#define REGAIN_TIMEOUT_MS 10000 /* a guest that only has to answer; one that wakes up has the configured time */
 
 /* ---- the VMM's events ---- */
 
@@ -210,113 +207,6 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
         if (r < 0)
                 return err_errno(e, r, "starting '%s': the VMM is gone", vm->name);
         return vm_record_save(vm, e);
-}
-
-/* ---- the agent ---- */
-
-static void regain(void *arg) {
-        struct vm *vm = arg;
-        struct err e;
-
-        if (vm_agent_regain(vm, &e) < 0)
-                log_warning("%s: the agent does not come back: %s", vm->name, e.message);
-        vm->regained_ns = now_ns();
-        vm_op_end(vm);
-}
-
-void vm_agent_regain_later(struct vm *vm) {
-        if (!vm->agent_lost || vm->busy || vm->state != VM_RUNNING || !vm->vmm || vm->vmm_exited || vm->d->stopping)
-                return;
-        vm->agent_lost = false; /* one attempt a loss; the next request that needs the agent is another */
-        /* A guest that breaks off again and again must not keep forkd busy with it. */
-        if (vm->regained_ns != 0 && ms_since(vm->regained_ns) < REGAIN_PAUSE_MS)
-                return;
-        vm_chore(vm, "reconnecting to the agent", regain);
-}
-
-/* The agent crashed and was respawned, or lost its place in the stream. When it was the VMM that hung up (-EPIPE), it
- * is about to end. */
-static void on_link_lost(int r, void *arg) {
-        struct vm *vm = arg;
-
-        log_info("%s (%s): the agent's connection was lost: %s", vm->name, vm->id, strerror(-r));
-        streams_fail(vm, "the connection to the agent was lost");
-        vm->agent_lost = r != -EPIPE;
-        vm_agent_regain_later(vm);
-}
-
-int vm_link_open(struct vm *vm, struct err *e) {
-        int r;
-
-        guest_link_free(TAKE_PTR(vm->link));
-        r = guest_link_new(vm->d->base, vm->ops->agent_socket(vm->vmm), &vm->link);
-        if (r < 0)
-                return err_errno(e, r, "connecting to the agent of '%s'", vm->name);
-        r = guest_link_connect(vm->link, LINK_TIMEOUT_MS, e);
-        if (r < 0)
-                return err_prefix(e, "connecting to the agent of '%s'", vm->name);
-        guest_link_set_on_lost(vm->link, on_link_lost, vm);
-        return 0;
-}
-
-static int queue_wake(struct vm *vm, const struct guest_identity *id, struct err *e) {
-        int r = vm->link ? guest_link_queue_wake(vm->link, id) : -ENOTCONN;
-
-        if (r == -ENOTCONN) {
-                r = vm_link_open(vm, e);
-                if (r < 0)
-                        return r;
-                r = guest_link_queue_wake(vm->link, id);
-        }
-        return r < 0 ? err_errno(e, r, "waking '%s'", vm->name) : 0;
-}
-
-int vm_wake_queue(struct vm *vm, enum wire_wake_kind kind, struct err *e) {
-        struct guest_identity id = { .kind = kind };
-        uint8_t machine_id[16];
-        int r;
-
-        if (kind != WIRE_WAKE_RECONNECT) {
-                (void) snprintf(id.hostname, sizeof(id.hostname), "%s", vm->name);
-                random_bytes(machine_id, sizeof(machine_id));
-                hex_encode(machine_id, sizeof(machine_id), id.machine_id);
-                random_bytes(id.entropy, sizeof(id.entropy));
-        }
-        r = queue_wake(vm, &id, e);
-        explicit_bzero(id.entropy, sizeof(id.entropy));
-        return r;
-}
-
-static int wait_ack(struct vm *vm, int timeout_ms, struct err *e) {
-        struct guest_ack ack;
-        int r;
-
-        r = guest_link_wait_ack(vm->link, timeout_ms, &ack, e);
-        if (r < 0)
-                return err_prefix(e, "waking '%s'", vm->name);
-        for (unsigned i = 0; i < ack.n_warnings; i++)
-                log_warning("%s: waking up: %s", vm->name, ack.warnings[i]);
-        vm->agent_lost = false;
-        return 0;
-}
-
-int vm_wake_wait(struct vm *vm, struct err *e) {
-        int r = wait_ack(vm, (int) vm->d->cfg.wake_timeout_s * 1000, e);
-
-        if (r == 0)
-                vm->needs_wake = false;
-        return r;
-}
-
-int vm_agent_regain(struct vm *vm, struct err *e) {
-        int r;
-
-        if (vm->needs_wake) {
-                r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, e);
-                return r < 0 ? r : vm_wake_wait(vm, e);
-        }
-        r = vm_wake_queue(vm, WIRE_WAKE_RECONNECT, e);
-        return r < 0 ? r : wait_ack(vm, REGAIN_TIMEOUT_MS, e);
 }
 
 /* The last line of text in a file, printable, for a message. */
