@@ -19,8 +19,16 @@ static int attr_printf(4, 5) wrong_state(struct vm *vm, const char *want, struct
         return e->r;
 }
 
+/* A VMM that did not answer in time may still do what it was told, later: it is told the opposite, too, and does both in their
+ * order. So the guest ends up as its state says. */
+static void take_back(struct vm *vm, int (*opposite)(struct vmm *v, struct err *e)) {
+        struct err e;
+
+        if (!vm->lost[0] && !vm->vmm_exited && opposite(vm->vmm, &e) < 0)
+                log_error("%s (%s): %s", vm->name, vm->id, e.message);
+}
+
 int vm_op_pause(struct vm *vm, struct err *e) {
-        struct err ignored;
         int r;
 
         if (vm->state == VM_PAUSED)
@@ -28,14 +36,15 @@ int vm_op_pause(struct vm *vm, struct err *e) {
         if (vm->state != VM_RUNNING)
                 return wrong_state(vm, "running", e, "only a running VM can be paused: see 'forkctl inspect %s'", vm->name);
         r = vm->ops->pause(vm->vmm, e);
-        if (r < 0)
+        if (r < 0) {
+                take_back(vm, vm->ops->resume);
                 return err_prefix(e, "pausing '%s'", vm->name);
+        }
         r = vm_set_state(vm, VM_PAUSED, e);
         if (r < 0 && !vm->lost[0] && !vm->vmm_exited) {
                 /* A pause that is not written down would not survive forkd: rather none. */
                 vm->state = VM_RUNNING;
-                if (vm->ops->resume(vm->vmm, &ignored) < 0)
-                        log_error("%s (%s): %s", vm->name, vm->id, ignored.message);
+                take_back(vm, vm->ops->resume);
         }
         return r;
 }
@@ -48,20 +57,20 @@ static bool agent_must_wake(const struct vm *vm) {
 
 static int resume_guest(struct vm *vm, struct err *e) {
         bool wake = agent_must_wake(vm);
-        struct err ignored;
         int r = 0;
 
         if (wake)
                 r = vm_wake_queue(vm, vm->needs_wake ? WIRE_WAKE_RESTORE : WIRE_WAKE_RECONNECT, e);
         if (r == 0)
                 r = vm->ops->resume(vm->vmm, e);
+        if (r < 0)
+                take_back(vm, vm->ops->pause);
         if (r < 0 || !wake)
                 return r;
         r = vm_wake_wait(vm, e);
         if (r < 0 && vm->needs_wake) {
                 /* A clone that does not know who it is must not run as the one it was copied from. */
-                if (!vm->vmm_exited && vm->ops->pause(vm->vmm, &ignored) < 0)
-                        log_error("%s (%s): %s", vm->name, vm->id, ignored.message);
+                take_back(vm, vm->ops->pause);
                 return r;
         }
         if (r < 0 && !vm->vmm_exited)

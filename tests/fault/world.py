@@ -42,7 +42,7 @@ def complaints(lab):
     bad += [f"{vms[i]['name']} has pid {pid}, its group has {groups.get(i)}" for i, pid in living.items() if pid not in groups.get(i, [])]
     bad += [f"group {i} has no living VM, but processes {pids}" for i, pids in groups.items() if i not in living]
     bad += [f"{v['name']} is {v['state']} with pid {v['pid']}" for v in vms.values() if (v["state"] in ("running", "paused")) != bool(v["pid"])]
-    known = {p for pids in groups.values() for p in pids} | {lab.forkd.pid, lab.ctl("pager", "status")["pid"]}
+    known = {p for pids in groups.values() for p in pids} | {lab.forkd.pid, lab.ctl("pager", "status").get("pid")}
     bad += [f"process {p} is nobody's" for p in lab.processes() if p not in known and parent_of(p) not in known and parent_of(p) != os.getpid()]
     for parent in (lab.state / "vms", lab.run_dir / "vms", lab.state / "store" / "vms"):
         bad += [f"{p} is of no VM" for p in parent.iterdir() if p.name not in vms]
