@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import sys
+import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
@@ -78,6 +79,15 @@ class Case(unittest.TestCase):
 
     def state(self, name):
         return self.lab.vm(name)["state"]
+
+
+def until(what, timeout=20):
+    """Polls for what no event tells a test: a state that forkd comes to by itself."""
+    end = time.monotonic() + timeout
+    while not what():
+        if time.monotonic() > end:
+            raise AssertionError("it did not come to pass")
+        time.sleep(0.02)
 
 
 def main():

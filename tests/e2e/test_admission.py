@@ -1,115 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""What a VMM holds stays its own until it has ended; what the host has to give is asked for before anything starts."""
+"""What the host has to give is asked for before anything starts; and the turns that clients take."""
 
 import os
 import pathlib
 import re
 import resource
 import signal
-import subprocess
-import sys
 import time
 
-from case import Case, main
+from case import Case, main, until
 from mprpc import Client, Error, open_fds
-
-# A debugger that lets go of nothing: a thread of a killed process stays until its tracer has heard of its end.
-TRACER = """
-import ctypes, os, signal, sys
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.ptrace(0x4206, int(sys.argv[1]), None, None) != 0:  # PTRACE_SEIZE
-    sys.exit(os.strerror(ctypes.get_errno()))
-print("holding", flush=True)
-sys.stdin.read()
-"""
-
-
-class Holding:
-    """A VMM that cannot end: one of its threads is traced by a process that never looks."""
-
-    def __init__(self, pid):
-        thread = max(int(t) for t in os.listdir(f"/proc/{pid}/task"))
-        self.child = subprocess.Popen([sys.executable, "-c", TRACER, str(thread)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        if self.child.stdout.readline() != b"holding\n":
-            self.let_go()
-            raise AssertionError("the thread cannot be traced")
-
-    def let_go(self):
-        self.child.kill()
-        self.child.wait()
-        self.child.stdin.close()
-        self.child.stdout.close()
-
-
-def until(what, timeout=20):
-    """Polls for what no event tells a test: a state that forkd comes to by itself."""
-    end = time.monotonic() + timeout
-    while not what():
-        if time.monotonic() > end:
-            raise AssertionError("it did not come to pass")
-        time.sleep(0.02)
-
-
-class Ends(Case):
-    lab_options = {"store": "1G"}
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.lab.ctl("run", "base", "--mem", "128M")
-        cls.lab.ctl("standby", "base", "--tag", "warm")
-
-    def hold(self, name):
-        pid = self.lab.vm(name)["pid"]
-        held = Holding(pid)
-        self.addCleanup(held.let_go)
-        return pid, held
-
-    def names(self):
-        return [v["name"] for v in self.lab.ctl("ps")]
-
-    def test_a_removed_vm_keeps_its_name_until_its_vmm_has_ended(self):
-        self.lab.ctl("fork", "warm", "stuck")
-        pid, held = self.hold("stuck")
-        self.refused("rm", "stuck", code="busy", says=[f"pid {pid}", "has not ended"])
-        self.refused("fork", "warm", "stuck", code="exists", says=[f"pid {pid}", "'stuck'", "removed VM"])
-        # Others are served as ever, and whoever looks is told.
-        self.lab.ctl("fork", "warm", "other")
-        self.lab.ctl("rm", "other")
-        self.assertIn(f"pid {pid}", self.lab.vm("stuck")["reason"])
-        self.refused("rm", "--all", code="busy", says=[f"pid {pid}"])
-        self.assertEqual(self.names(), ["stuck"])
-        held.let_go()
-        until(lambda: self.names() == [])
-        self.lab.ctl("fork", "warm", "stuck")
-        self.lab.ctl("rm", "stuck")
-
-    def test_a_vm_on_standby_is_not_restored_beside_its_own_vmm(self):
-        self.lab.ctl("fork", "warm", "sleeper")
-        pid, held = self.hold("sleeper")
-        self.lab.ctl("standby", "sleeper", "--tag", "asleep")
-        self.refused("restore", "sleeper", code="busy", says=[f"pid {pid}"])
-        # The next forkd comes to the same.
-        self.lab.terminate()
-        self.lab.start()
-        self.assertEqual(self.state("sleeper"), "standby")
-        self.refused("restore", "sleeper", code="busy", says=[f"pid {pid}"])
-        held.let_go()
-        until(lambda: self.lab.vm("sleeper")["pid"] is None)
-        self.lab.ctl("restore", "sleeper")
-        self.assertEqual(self.lab.text("sleeper", "echo back"), "back")
-        self.lab.ctl("rm", "sleeper")
-        self.lab.ctl("snapshot", "rm", "asleep")
-
-    def test_a_stop_tells_what_is_left(self):
-        self.lab.ctl("fork", "warm", "stopped")
-        pid, held = self.hold("stopped")
-        self.refused("stop", "stopped", code="busy", says=[f"pid {pid}"])
-        self.assertEqual(self.state("stopped"), "stopped")
-        held.let_go()
-        until(lambda: self.lab.vm("stopped")["pid"] is None)
-        self.assertFalse(self.lab.vm("stopped")["reason"])
-        self.lab.ctl("rm", "stopped")
 
 
 class Room(Case):
