@@ -233,6 +233,30 @@ static void last_line(const char *path, char *buf, size_t size) {
         (void) snprintf(buf, size, "%.*s", (int) (end - begin), tail + begin);
 }
 
+/* What the kernel and VMMs say of something that only one can have. */
+static bool smells_of_conflict(const char *text) {
+        static const char *const words[] = { "in use", "File exists", "resource busy", "another process" };
+
+        for (size_t i = 0; i < ARRAY_LEN(words); i++)
+                if (strcasestr(text, words[i]))
+                        return true;
+        return false;
+}
+
+/* Of this forkd's own it can only belong to a VM that lingers: all others hold what nobody else was given. */
+static void name_conflict(const struct vm *vm, struct err *e) {
+        const struct vm *o;
+        char why[160];
+
+        TAILQ_FOREACH (o, &vm->d->vms, entry)
+                if (vm_lingers(o)) {
+                        (void) err_hint(e, "what it needs may be held by '%s': %s", o->name,
+                                        vm_describe_end(o, why, sizeof(why)));
+                        return;
+                }
+        (void) err_hint(e, "what it needs is in use, by no VM of this forkd: see what else runs on this host");
+}
+
 void vm_explain(struct vm *vm, struct err *e) {
         char path[PATH_MAX], console[160] = "", log[160] = "";
 
@@ -241,6 +265,8 @@ void vm_explain(struct vm *vm, struct err *e) {
         if (vm_state_path(vm, "vmm.log", path, sizeof(path)) == 0)
                 last_line(path, log, sizeof(log));
         log_error("%s (%s): %s; console: '%s'; VMM's log: '%s'", vm->name, vm->id, e->message, console, log);
+        if (!e->hint[0] && (smells_of_conflict(e->message) || smells_of_conflict(log)))
+                name_conflict(vm, e);
         if (!e->hint[0] && (console[0] || log[0]))
                 (void) err_hint(e, "last words: of the guest '%s', of its VMM '%s'", console, log);
 }

@@ -96,6 +96,37 @@ class Ends(Case):
         self.assertFalse(self.lab.vm("stopped")["reason"])
         self.lab.ctl("rm", "stopped")
 
+    def test_a_conflict_names_who_lingers(self):
+        """A VMM that finds something in use: whose it may be is told."""
+        real = "/usr/bin/qemu-system-x86_64"
+        qemu = self.lab.dir / "qemu"
+        qemu.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec {real} --version\n'
+                        f'[ -e {self.lab.dir}/conflict ] || exec {real} "$@"\necho "bind: Address already in use" >&2\nexit 1\n')
+        qemu.chmod(0o755)
+        self.lab.dir.chmod(0o755)
+        self.lab.conf.write_text("[security]\njail = off\n")
+        self.restart(FORKD_QEMU=str(qemu))
+        try:
+            self.lab.ctl("fork", "warm", "old")
+            (self.lab.dir / "conflict").touch()
+            self.refused("fork", "warm", "new", code="vmm-failed", says=["already in use", "no VM of this forkd"])
+            pid, held = self.hold("old")
+            self.refused("stop", "old", code="busy")
+            e = self.refused("fork", "warm", "new", code="vmm-failed", says=["already in use", "held by 'old'", f"pid {pid}"])
+            self.assertTrue(e["hint"])
+            held.let_go()
+            until(lambda: self.lab.vm("old")["pid"] is None)
+            self.lab.ctl("rm", "old")
+        finally:
+            self.lab.conf.write_text("")
+            self.restart()
+
+    def restart(self, **env):
+        self.lab.terminate()
+        self.lab.env.pop("FORKD_QEMU", None)
+        self.lab.env.update(env)
+        self.lab.start()
+
 
 if __name__ == "__main__":
     main()
