@@ -152,11 +152,12 @@ class Worker(threading.Thread):
 
     def command(self, kind, name, script, arg=None, seen=None):
         c = self.call(kind, name, arg)
+        if self.client:
+            self.client.notes.clear()  # of one that was cut after it had said something
         doc = self.perform([c], "vm.exec", {"name": name, "argv": ["/bin/sh", "-c", script], "timeout_s": 60.0})
         if doc is None:
             return
         out = b"".join(n[1]["data"] for n in self.client.notes if n[0] == "stream.data")
-        self.client.notes.clear()
         if doc.get("exit_code") != 0:  # its guest was ended meanwhile
             c.result, c.why = "cut", str(doc)
         elif seen:
