@@ -11,10 +11,16 @@
 
 /* The process's, as its privileges are: kept for a time when it may not open it any more. */
 static int kept_device = -1;
+static bool no_device; /* it was looked for, and is not looked for again */
 
 void uffd_keep_device(void) {
-        if (kept_device < 0)
-                kept_device = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
+        cleanup_fd int dev = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC), fd = -1;
+
+        /* Something else may be in its place, in a container for instance. */
+        fd = dev >= 0 ? ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK) : -1;
+        if (fd >= 0 && kept_device < 0)
+                kept_device = TAKE_FD(dev);
+        no_device = kept_device < 0;
 }
 
 bool uffd_has_device(void) {
@@ -22,7 +28,7 @@ bool uffd_has_device(void) {
 }
 
 static int uffd_new(int *ret_fd) {
-        cleanup_fd int opened = kept_device >= 0 ? -1 : open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
+        cleanup_fd int opened = kept_device >= 0 || no_device ? -1 : open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
         int dev = kept_device >= 0 ? kept_device : opened;
         int fd = dev >= 0 ? ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK) : -1;
 

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -24,6 +25,7 @@
 #include "common/io.h"
 #include "common/spawn.h"
 #include "forkd/vmm/vmm_jail.h"
+#include "pager/uffd_compat.h"
 
 /* A VMM has a dozen descriptors, some more for each disk; threads: one for each vCPU, 64 for the disks, a few of its own. */
 #define MAX_FILES 1024u
@@ -106,6 +108,14 @@ static int open_disks(const struct vmm_start *s, struct qemu_launch *l, struct e
         return 0;
 }
 
+/* -1: there is none, or something else in its place. */
+static int open_uffd_device(void) {
+        cleanup_fd int dev = open(UFFD_DEVICE, O_RDWR | O_CLOEXEC), fd = -1;
+
+        fd = dev >= 0 ? ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK) : -1;
+        return fd >= 0 ? TAKE_FD(dev) : -1;
+}
+
 static int open_memory(struct vmm *v, const struct vmm_start *s, struct qemu_launch *l, struct err *e) {
         l->ram = memfd_create("forkd-ram", MFD_CLOEXEC);
         if (l->ram < 0 || ftruncate(l->ram, (off_t) s->machine->mem_bytes) < 0)
@@ -120,7 +130,7 @@ static int open_memory(struct vmm *v, const struct vmm_start *s, struct qemu_lau
                         return err_errno(e, -errno, "making %s", v->layout_path);
         }
         if (s->image_fd >= 0) /* without the device the library uses the system call */
-                l->uffd_dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+                l->uffd_dev = open_uffd_device();
         return 0;
 }
 
