@@ -374,6 +374,7 @@ static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
                          : v->uffd_dev >= 0 ? ARRAY_LEN(fds)
                                             : ARRAY_LEN(fds) - 1,
                 .cgroup_fd = -1,
+                .death_signal = SIGKILL, /* a test that fails leaves none behind */
         };
         assert_int_equal(spawn_process(&sp, &v->pid, &v->pidfd), 0);
         (void) close_fd(in[0]);
