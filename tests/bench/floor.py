@@ -133,7 +133,9 @@ def plain_argv(pid, memory, agent):
         i += 1 if value is None else 2
         if option in ("-sandbox", "-S", "-incoming", "-add-fd", "-mon") or value and value.startswith("socket,id=qmp"):
             continue
-        if value and value.startswith("memory-backend-file"):
+        if option == "-bios":
+            value = "qboot.rom"  # by name again, from QEMU's own directory
+        elif value and value.startswith("memory-backend-file"):
             value = memory
         elif value and value.startswith("file,id=console"):
             value = "null,id=console"
