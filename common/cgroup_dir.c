@@ -80,7 +80,8 @@ static char *find_group(char *text, const char *v1) {
         return NULL;
 }
 
-int cgroup_dir_parse(const char *root, const char *mounts, const char *groups, const char *v1, char **ret, size_t *ret_mount_len) {
+int cgroup_dir_parse(const char *root, const char *mounts, const char *groups, const char *v1, char **ret,
+                     size_t *ret_mount_len) {
         cleanup_free char *m = strdup(mounts), *g = strdup(groups);
         char *save, *mount_root = NULL, *mount = NULL, *path;
         size_t len;
