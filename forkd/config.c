@@ -47,7 +47,7 @@ static const struct setting {
         { "vm", "boot_timeout_s", offsetof(struct config, boot_timeout_s), 1, 3600 },
         { "vm", "wake_timeout_s", offsetof(struct config, wake_timeout_s), 1, 3600 },
         { "vm", "stop_timeout_s", offsetof(struct config, stop_timeout_s), 1, 3600 },
-        { "pager", "workers", offsetof(struct config, pager_workers), 0, 64 },
+        { "pager", "workers", offsetof(struct config, pager_workers), 0, PAGER_MAX_WORKERS },
         { "pager", "idle_image_seconds", offsetof(struct config, idle_image_seconds), 0, 86400 },
         { "pager", "heartbeat_ms", offsetof(struct config, heartbeat_ms), 200, 60000 },
         { "pager", "recover_ms", offsetof(struct config, recover_ms), 200, 60000 },

@@ -52,6 +52,17 @@ static void test_users_of_its_own(void **state) {
         assert_ok(load("[security]\nuid_base = 1000\n", &c, &e));
 }
 
+static void test_workers_as_many_as_the_pager_takes(void **state) {
+        struct config c;
+        struct err e;
+
+        config_defaults(&c);
+        assert_ok(load("[pager]\nworkers = 16\n", &c, &e));
+        assert_int_equal(c.pager_workers, 16);
+        assert_int_equal(load("[pager]\nworkers = 17\n", &c, &e), -EINVAL);
+        assert_non_null(strstr(e.message, "from 0 to 16"));
+}
+
 static void test_all_settings(void **state) {
         struct config c;
         struct err e;
@@ -209,8 +220,9 @@ static void test_files(void **state) {
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_defaults), T(test_users_of_its_own), T(test_all_settings),
-                T(test_refuses),  T(test_long_lines),       T(test_files),
+                T(test_defaults),     T(test_users_of_its_own), T(test_workers_as_many_as_the_pager_takes),
+                T(test_all_settings), T(test_refuses),          T(test_long_lines),
+                T(test_files),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
