@@ -98,6 +98,8 @@ int pager_process_call_within(struct pager_process *o, unsigned timeout_ms, cons
 void pager_on_message(struct rpc_msg *m, void *arg);
 /** {"session": id} and room for @more pairs. */
 void pager_put_session(struct mp_buf *b, const struct vm *vm, size_t more);
+/** An upgrade that waits for VMMs to attach, or for sessions to end, looks again. */
+void pager_wake_attached(struct pager *p);
 /** Has another process everything it needs to go on with this session? */
 bool pager_hold_complete(const struct vm *vm);
 /** What the guest discarded, asked of @o. */

@@ -47,7 +47,7 @@ bool pager_hold_complete(const struct vm *vm) {
         return vm->session && h->pid > 0 && !vm->vmm_exited && h->uffd >= 0 && h->memfd >= 0 && h->sock >= 0 && h->n_regions > 0;
 }
 
-static void wake_attached(struct pager *p) {
+void pager_wake_attached(struct pager *p) {
         if (p->attached)
                 co_wake(TAKE_PTR(p->attached), 0);
 }
@@ -82,7 +82,7 @@ void pager_on_message(struct rpc_msg *m, void *arg) {
                         vm->hold.uffd = TAKE_FD(m->fds[0]);
                         pager_hold_read_regions(&vm->hold, m->params);
                 }
-                wake_attached(o->p);
+                pager_wake_attached(o->p);
         } else if (strcmp(m->method, "session.failed") == 0) {
                 on_failed(vm, m->params);
         } else if (strcmp(m->method, "session.recorded") == 0) {
@@ -233,12 +233,16 @@ void pager_session_close(struct pager *p, struct vm *vm) {
         if (vm->session) {
                 mp_buf_init(&b);
                 pager_put_session(&b, vm, 0);
+                /* However long it takes: whoever moves sessions relies on it that this struct stays while it has one. */
+                while (wait_turn(p, is_replacing, &e) < 0)
+                        log_info("%s (%s): its session is closed when the pager has been replaced", vm->name, vm->id);
                 if (session_call(p, vm, "session.close", &b, NULL, 0, NULL, &e) < 0)
                         log_debug("closing the pager session of %s: %s", vm->name, e.message);
         }
         vm->session = false;
+        vm->session_known = false;
         pager_hold_clear(&vm->hold);
-        wake_attached(p);
+        pager_wake_attached(p);
 }
 
 /* ---- what it knows of a guest ---- */
@@ -390,6 +394,7 @@ static void mark_session(struct pager_process *o, struct vm *vm, const msgpack_o
                 log_warning("%s (%s) could not be handed to another pager: %s", vm->name, vm->id, e.message);
                 pager_hold_clear(&vm->hold);
                 vm->hold.process = pager_process_ref(o);
+                vm->hold.pid = vm->pid; /* it lives: nobody may end this pager below it */
         }
         vm->hold.released_ns = released ? now_ns() : 0;
 }

@@ -147,6 +147,7 @@ void pager_lost(struct pager *p, struct pager_process *o) {
         TAILQ_FOREACH (vm, &p->d->vms, entry)
                 if (vm->session && vm->hold.process == o)
                         orphans |= lose(p, o, vm);
+        pager_wake_attached(p); /* what an upgrade waits for will not come: it gives the turn back */
         if (!orphans || p->succeeding)
                 return;
         p->lost_ns = now_ns();

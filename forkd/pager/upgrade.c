@@ -34,7 +34,7 @@ struct upgrade {
 static void set_process(struct vm *vm, struct pager_process *o) {
         struct pager_process *old = vm->hold.process;
 
-        vm->hold.process = pager_process_ref(o);
+        vm->hold.process = o ? pager_process_ref(o) : NULL;
         pager_process_unref(old);
 }
 
@@ -53,7 +53,7 @@ static int session_method(struct pager_process *o, struct vm *vm, const char *me
 /* ---- before ---- */
 
 /* A VMM that starts has no memory yet that could be moved; those under way are waited for, new ones wait for us. */
-static int wait_attached(struct pager *p, struct err *e) {
+static int wait_attached(struct pager *p, const struct pager_process *from, struct err *e) {
         uint64_t start = now_ns();
 
         for (;;) {
@@ -61,8 +61,13 @@ static int wait_attached(struct pager *p, struct err *e) {
                 int left = ATTACH_TIMEOUT_MS - (int) ms_since(start);
                 struct vm *vm;
 
+                /* Its guests wait for a successor, for which our turn is needed. */
+                if (!pager_process_is_up(from))
+                        return err_set(e, ERR_PAGER, -EPIPE, "the pager has died");
+                /* One that an earlier forkd knew has attached, or never will. */
                 TAILQ_FOREACH (vm, &p->d->vms, entry)
-                        if (vm->session && !vm->lost[0] && !vm->vmm_exited && vm->hold.uffd < 0 && vm->hold.process == p->serving)
+                        if (vm->session && !vm->session_known && !vm->lost[0] && !vm->vmm_exited && vm->hold.uffd < 0 &&
+                            vm->hold.process == from)
                                 break;
                 if (!vm)
                         return 0;
@@ -199,6 +204,11 @@ static void commit(struct upgrade *u) {
                 }
 }
 
+static void drop_next(struct pager *p) {
+        pager_process_unref(TAKE_PTR(p->next));
+        pager_remove_next(p);
+}
+
 /* The old one goes on with what it had let go; what was discarded meanwhile it is told. */
 static int take_back(struct upgrade *u, struct vm *vm, struct err *e) {
         cleanup_mp_buf struct mp_buf removed = { 0 };
@@ -221,14 +231,22 @@ static int take_back(struct upgrade *u, struct vm *vm, struct err *e) {
 
 static void undo(struct upgrade *u) {
         struct pager *p = u->p;
-        struct pager_process *to = TAKE_PTR(p->next);
+        bool quiet = true;
         struct vm *vm;
         struct err e;
 
-        /* First nobody fills, then the old one looks at what there is. */
+        /* First nobody fills, then the old one looks at what there is. It stays `next` until the end: if it dies in between,
+         * its guests are not lost. */
+        u->to->leaving = true;
         TAILQ_FOREACH (vm, &p->d->vms, entry)
-                if (vm->session && vm->hold.process == u->to && session_method(u->to, vm, "session.release", &e) < 0)
+                if (vm->session && vm->hold.process == u->to && session_method(u->to, vm, "session.release", &e) < 0) {
                         log_debug("%s", e.message);
+                        quiet &= is_dying(vm);
+                }
+        if (!quiet) {
+                pager_process_kill(u->to, "it does not let go of what it has taken over");
+                pager_process_end(u->to);
+        }
         TAILQ_FOREACH (vm, &p->d->vms, entry) {
                 if (!vm->session || is_dying(vm) || (vm->hold.process == u->from && !vm->hold.released_ns))
                         continue;
@@ -238,11 +256,9 @@ static void undo(struct upgrade *u) {
                 log_error("%s (%s) cannot go back to its pager: %s", vm->name, vm->id, e.message);
                 vm_kill_lost(vm, "pager-lost: an upgrade failed, and could not be undone");
         }
-        to->leaving = true;
-        pager_process_kill(to, "it could not take over");
-        pager_process_end(to);
-        pager_process_unref(to);
-        pager_remove_next(p);
+        pager_process_kill(u->to, "it could not take over");
+        pager_process_end(u->to);
+        drop_next(p);
 }
 
 /* The old one has died in the middle: the new one has what it has, and may have the rest. */
@@ -251,6 +267,24 @@ static void inherit(struct upgrade *u) {
 
         settle_next(p);
         p->serving = TAKE_PTR(p->next);
+        p->lost_ns = now_ns();
+        pager_succeed(p);
+}
+
+/* Both have died. Whose policy is `recover` may get a third; those whose new pager died last, nobody has decided about. */
+static void lose_both(struct upgrade *u) {
+        struct pager *p = u->p;
+        struct vm *vm;
+
+        TAILQ_FOREACH (vm, &p->d->vms, entry)
+                if (vm->session && !vm->lost[0] && (!vm->hold.process || vm->hold.process == u->to) &&
+                    strcmp(vm->on_pager_loss, "recover") != 0)
+                        vm_kill_lost(vm, "pager-lost");
+        pager_process_end(u->to); /* its guests are waited for by nobody else: */
+        TAILQ_FOREACH (vm, &p->d->vms, entry)
+                if (vm->session && vm->hold.process == u->to)
+                        set_process(vm, NULL);
+        drop_next(p);
         p->lost_ns = now_ns();
         pager_succeed(p);
 }
@@ -281,7 +315,7 @@ static int move(struct upgrade *u, struct err *e) {
         struct pager *p = u->p;
         int r;
 
-        u->to = p->next;
+        u->to = pager_process_ref(p->next);
         r = move_all(u, e);
         if (r == 0) {
                 commit(u);
@@ -290,6 +324,9 @@ static int move(struct upgrade *u, struct err *e) {
         } else if (pager_process_is_up(u->to)) {
                 (void) err_prefix(e, "the old pager died while its sessions were moved, the new one serves");
                 inherit(u);
+        } else {
+                (void) err_prefix(e, "both pagers died while sessions were moved");
+                lose_both(u);
         }
         return r;
 }
@@ -346,14 +383,14 @@ int pager_upgrade(struct pager *p, struct pager_upgrade_result *ret, struct err 
         }
         u.from = pager_process_ref(p->serving);
         p->closed = true;
-        r = wait_attached(p, e);
+        r = wait_attached(p, u.from, e);
         if (r == 0)
                 r = run(&u, e);
         if (r == 0) {
                 ret->old_pid = u.from->pid;
-                ret->new_pid = p->serving->pid;
+                ret->new_pid = u.to->pid; /* it may have died since */
                 (void) strcpy(ret->old_version, u.from->version);
-                (void) strcpy(ret->new_version, p->serving->version);
+                (void) strcpy(ret->new_version, u.to->version);
                 tell(&u, ret);
                 ret->total_ms = ms_since(start);
                 p->counts.upgrades++;
@@ -368,6 +405,7 @@ int pager_upgrade(struct pager *p, struct pager_upgrade_result *ret, struct err 
         if (r == 0)
                 drain(&u);
         pager_process_unref(u.from);
+        pager_process_unref(u.to);
         return r < 0 ? err_prefix(e, "upgrading the pager") : 0;
 }
 
@@ -387,6 +425,15 @@ static void take_all_back(struct pager *p) {
         }
 }
 
+static void abandon(struct pager *p) {
+        struct upgrade u = { .p = p, .from = p->serving, .to = pager_process_ref(p->next) };
+
+        p->replacing++;
+        undo(&u);
+        p->replacing--;
+        pager_process_unref(u.to);
+}
+
 void pager_finish_upgrade(struct pager *p) {
         struct pager_upgrade_result result;
         struct err e;
@@ -400,6 +447,8 @@ void pager_finish_upgrade(struct pager *p) {
         if (pager_is_up(p)) {
                 if (pager_upgrade(p, &result, &e) < 0)
                         log_error("%s", e.message);
+                if (p->next) /* it did not come to moving anything; what had been let go is served again */
+                        abandon(p);
                 return;
         }
         settle_next(p);

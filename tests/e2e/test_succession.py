@@ -2,6 +2,7 @@
 """The pager goes and its guests stay: killed, stopped, replaced by plan, below real guests that read their memory meanwhile."""
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import select
@@ -10,7 +11,7 @@ import signal
 import tempfile
 import time
 
-from case import KEEPER, MIB, Case, main
+from case import KEEPER, MIB, Case, Refused, main
 
 import mprpc
 
@@ -163,6 +164,51 @@ class Succession(Case):
         self.lab.ctl("pager", "stop")
         self.assertFalse(self.pager()["up"])
         self.refused("pager", "upgrade", code="wrong-state", says=["no pager runs"])
+
+    def bad_upgrade(self, mode):
+        """An upgrade to a bad pager, with the good one beside it; the good one is there again afterwards."""
+        program = self.programs / "bin" / "uffd-pager"
+        good = program.with_suffix(".good")
+        program.rename(good)
+        program.write_text(f'#!/bin/sh\nexec {BAD_PAGER} {mode} {program} "$@"\n')
+        program.chmod(0o755)
+        try:
+            with contextlib.suppress(Refused):
+                self.lab.ctl("pager", "upgrade")
+        finally:
+            if good.exists():
+                good.rename(program)
+
+    def test_4a_the_new_one_talks_nonsense_half_way(self):
+        """Also the guest that it has taken over already goes back, and does not die with it."""
+        self.lab.ctl("fork", "origin", "h", "--count", str(CLONES), "--on-pager-loss", "kill")
+        names = [f"h-{i + 1}" for i in range(CLONES)]
+        old = self.pager()["pid"]
+        self.bad_upgrade("half")
+        self.assertEqual(self.pager()["pid"], old)
+        self.assertEqual([self.state(n) for n in names], ["running"] * CLONES)
+        self.assertEqual([self.digest(n) for n in names], [self.digest_of_all] * CLONES)
+        self.end(names)
+
+    def test_4b_both_die(self):
+        """No guest is left without a pager: each goes as it has asked for."""
+        self.lab.ctl("fork", "origin", "i", "--count", str(CLONES), "--on-pager-loss", "kill")
+        names = [f"i-{i + 1}" for i in range(CLONES)]
+        self.bad_upgrade("both")
+        for n in names:
+            wait_for("its end", lambda n=n: self.state(n) == "failed")
+        self.end(names)
+
+    def test_4c_the_new_one_dies_in_its_place(self):
+        """While the old one is told to forget its sessions: forkd lives, and the guests get a third."""
+        names = self.fresh_clones("j")
+        forkd = self.lab.forkd
+        old = self.pager()["pid"]
+        self.bad_upgrade("after")
+        self.assertIsNone(forkd.poll(), "forkd has ended")
+        self.assertEqual([self.digest(n) for n in names], [self.digest_of_all] * CLONES)
+        self.assertNotEqual(self.pager()["pid"], old)
+        self.end(names)
 
     def test_5_forkd_is_killed_in_an_upgrade(self):
         """Whatever the moment, the next forkd finds one pager or two, and every guest goes on."""

@@ -7,15 +7,22 @@ die       ends when it is asked to adopt
 mute      never answers that
 garbage   answers it with bytes that are no message
 late      adopts (it says) the first session, and ends at the second
+half      adopts (it says) the first session, and answers the second with bytes that are no message
+both      adopts (it says) the first session, and when forkd has taken note of that, the old pager ends, and then this one
+after     adopts all of three (it says), and ends when it has taken the old one's place, which does not answer then. The good
+          program is back on the disk by then.
 """
 
 import array
 import fcntl
 import os
 import pathlib
+import select
+import signal
 import socket
 import struct
 import sys
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import mprpc  # noqa: E402
@@ -30,10 +37,40 @@ def flight():
     return fd
 
 
+def option(name):
+    return sys.argv[sys.argv.index(name) + 1]
+
+
+def old_pager():
+    """Its pid stands in the file beside our socket."""
+    return int(pathlib.Path(option("--control").removesuffix(".sock.next") + ".pid").read_text().split()[0])
+
+
+def end_of(pid):
+    fd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    select.select([fd], [], [], 30)
+    os.close(fd)
+
+
+def end_in_its_place(old, conn):
+    """When our socket has the old one's name: another process lets the old one go on when we have ended, and forkd has
+    been told."""
+    while os.path.exists(option("--control")):
+        time.sleep(0.001)
+    me = os.pidfd_open(os.getpid())
+    if os.fork() == 0:
+        conn.close()
+        select.select([me], [], [], 30)
+        time.sleep(0.3)
+        os.kill(old, signal.SIGCONT)
+    os._exit(9)
+
+
 def serve(mode):
     listener = socket.socket(fileno=3)
     conn, _ = listener.accept()
-    buf, adopted = b"", 0
+    buf, adopted, old = b"", 0, 0
     while True:
         data, anc, _, _ = conn.recvmsg(65536, socket.CMSG_SPACE(16 * 4))
         for level, kind, raw in anc:
@@ -56,6 +93,9 @@ def serve(mode):
             elif method == "flight":
                 result, fds = {"fds": 1}, [flight()]
             elif method == "heartbeat":
+                if mode == "both":  # asked only of one that has a session
+                    end_of(old_pager())
+                    os._exit(9)
                 result = {"workers": [], "oldest_fault_ms": 0}
             elif method == "session.adopt":
                 adopted += 1
@@ -63,12 +103,21 @@ def serve(mode):
                     os._exit(9)
                 if mode == "mute":
                     continue
-                if mode == "garbage":
+                if mode == "both" and adopted > 1:
+                    continue
+                if mode == "after" and adopted == 3:
+                    program = pathlib.Path(sys.argv[2])
+                    program.with_suffix(".good").rename(program)
+                    old = old_pager()
+                    os.kill(old, signal.SIGSTOP)
+                if mode == "garbage" or (mode == "half" and adopted == 2):
                     conn.sendall(b"\xc1" * 64)
                     continue
                 if mode == "refuse":
                     error, result = {"code": "invalid", "message": "no, thank you", "hint": ""}, None
             socket.send_fds(conn, [mprpc.pack([1, msgid, error, result])], fds)
+            if old:
+                end_in_its_place(old, conn)
 
 
 if __name__ == "__main__":
