@@ -308,11 +308,10 @@ static int pause_vm(struct taking *t, struct err *e) {
         t->t_pause = now_ns();
         if (t->vm->state == VM_PAUSED)
                 return 0;
-        r = t->vm->ops->pause(t->vm->vmm, e);
-        if (r < 0)
-                return err_prefix(e, "pausing '%s'", t->vm->name);
+        /* Also one that did not answer in time may do so later: undo tells it to go on. */
         t->paused_by_us = true;
-        return 0;
+        r = t->vm->ops->pause(t->vm->vmm, e);
+        return r < 0 ? err_prefix(e, "pausing '%s'", t->vm->name) : 0;
 }
 
 /* The guest goes on, after a failure or because it shall. */
