@@ -73,6 +73,7 @@ const struct vmm_events vm_vmm_events = { .on_exit = on_exit_event, .on_guest_ev
  * VMM die and ends; vm_op_end then does what is left. A VMM that is just being started has no handle yet, but a
  * cgroup, and vm_launch looks for the reason when it has. */
 void vm_kill_lost(struct vm *vm, const char *reason) {
+        cleanup_fd int pidfd = -1;
         struct err e;
 
         (void) snprintf(vm->lost, sizeof(vm->lost), "%s", reason);
@@ -82,6 +83,9 @@ void vm_kill_lost(struct vm *vm, const char *reason) {
                 best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
         else if (cgroup_kill(vm->d->instance, vm->id, &e) < 0)
                 log_debug("%s", e.message);
+        /* Where there are no cgroups. One that an earlier forkd started may not be taken back yet, and must not be. */
+        if (!vm->vmm && vm->pid > 0 && vm->start_time != 0 && spawn_pidfd_open(vm->pid, vm->start_time, &pidfd) == 0)
+                best_effort(spawn_kill(pidfd, SIGKILL));
 }
 
 /* ---- coming up ---- */
