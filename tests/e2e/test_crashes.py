@@ -441,21 +441,9 @@ class Crashes(Case):
 
     # ---- workers ----
 
-    def workers(self):
-        found = []
-        for p in pathlib.Path("/proc").iterdir():
-            if p.name.isdigit():
-                try:
-                    fields = (p / "stat").read_text().rsplit(")", 1)[1].split()
-                    if int(fields[1]) == self.lab.forkd.pid and b"--worker" in (p / "cmdline").read_bytes():
-                        found.append(int(p.name))
-                except OSError:
-                    pass
-        return found
-
     def test_workers_die_at_every_moment_of_a_standby(self):
         def all_workers():
-            for w in self.workers():
+            for w in self.lab.workers():
                 kill(w)
         self.lab.ctl("fork", "base", "w")
         before = {s["id"] for s in self.lab.ctl("snapshot", "ls")}

@@ -3,7 +3,6 @@
 waited for; nobody else waits with it; what was stopped goes on as if nothing had been."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import threading
@@ -56,21 +55,9 @@ class Signals(FaultCase):
 
     # ---- a worker ----
 
-    def workers(self):
-        found = []
-        for p in pathlib.Path("/proc").iterdir():
-            if p.name.isdigit():
-                try:
-                    fields = (p / "stat").read_text().rsplit(")", 1)[1].split()
-                    if int(fields[1]) == self.lab.forkd.pid and b"--worker" in (p / "cmdline").read_bytes():
-                        found.append(int(p.name))
-                except OSError:
-                    pass
-        return found
-
     def standby_with_stopped_workers(self, name):
         """Stops every worker there is, then asks for a standby: (thread, what it came to, the pidfds)."""
-        fds = [self.stopped(p) for p in self.workers()]
+        fds = [self.stopped(p) for p in self.lab.workers()]
         self.assertTrue(fds, "forkd keeps no worker ready")
         outcome = []
 

@@ -5,7 +5,6 @@ Everything that a Lab starts is known by its own process id or directory and is 
 block, also after a failure. `leftovers()` then tells what is still there that should not be.
 """
 
-import base64
 import json
 import os
 import pathlib
@@ -208,6 +207,19 @@ class Lab:
     def lives(self):
         return [p for p in self.processes()]
 
+    def workers(self):
+        """The process ids of this forkd's workers."""
+        found = []
+        for p in pathlib.Path("/proc").iterdir():
+            if p.name.isdigit():
+                try:
+                    fields = (p / "stat").read_text().rsplit(")", 1)[1].split()
+                    if int(fields[1]) == self.forkd.pid and b"--worker" in (p / "cmdline").read_bytes():
+                        found.append(int(p.name))
+                except OSError:
+                    pass
+        return found
+
     def kill_remains(self):
         for pid in self.processes():
             try:
@@ -261,8 +273,3 @@ def guest_ram_mappings(pid):
         elif line.endswith(" kB"):
             current[first[:-1]] = int(line.split()[1]) * 1024
     return [m for m in maps if "memfd:forkd-image" in m["name"] and "p" in m["perms"]]
-
-
-def decode_stream(line):
-    """The bytes of one line of `exec --json`."""
-    return base64.b64decode(line["data_base64"]) if "data_base64" in line else line["data"].encode()

@@ -118,23 +118,6 @@ TEST(names_that_are_paths) {
         check(fd == -1);
 }
 
-TEST(a_group_that_was_killed_can_be_used_again) {
-        int procs = -1, again = -1, pidfd;
-
-        check_ok(cgroup_create(instance, "a", &procs, &t->e));
-        pidfd = spawn_sleeper(t, procs);
-        check_ok(cgroup_create(instance, "a", &again, &t->e));
-        check(spawn_wait(pidfd, 5000, NULL) == 0);
-        (void) close(pidfd);
-        (void) close(procs);
-        pidfd = spawn_sleeper(t, again);
-        check(spawn_wait(pidfd, 200, NULL) == -ETIMEDOUT);
-        (void) close(again);
-        check_ok(cgroup_remove(instance, "a", &t->e));
-        check(spawn_wait(pidfd, 5000, NULL) == 0);
-        (void) close(pidfd);
-}
-
 TEST(who_joins_leaves_the_others_alone) {
         int first = -1, second = -1, pidfd;
 
@@ -156,7 +139,6 @@ int main(void) {
                 T(create_and_remove),
                 T(removal_kills_all),
                 T(what_an_earlier_life_left_is_killed),
-                T(a_group_that_was_killed_can_be_used_again),
                 T(who_joins_leaves_the_others_alone),
                 T(killing_one_leaves_the_other),
                 T(names_that_are_paths),
