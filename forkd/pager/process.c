@@ -56,6 +56,8 @@ static void let_go(struct pager_process *o) {
                 event_free(TAKE_PTR(o->death));
         o->pidfd = close_fd(o->pidfd);
         drop_conn(o);
+        if (o->pause) /* nobody's heart to watch */
+                co_wake(o->pause, 0);
 }
 
 void pager_process_unref(struct pager_process *o) {

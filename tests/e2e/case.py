@@ -12,7 +12,7 @@ import time
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
-from forkdlab import MIB, Lab, Refused  # noqa: E402,F401
+from forkdlab import MIB, Lab, Refused, sanitized  # noqa: E402,F401
 
 KEEPER = """
 mkfifo /run/ask /run/answer

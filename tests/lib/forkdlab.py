@@ -26,6 +26,12 @@ def bin_dir():
     return pathlib.Path(os.environ.get("FORKD_BIN_DIR", ROOT / "build" / "bin"))
 
 
+def sanitized():
+    """Are the programs under test built with a sanitizer, whose memory says nothing about theirs?"""
+    data = (bin_dir() / "forkd").read_bytes()
+    return b"__asan_init" in data or b"__tsan_init" in data
+
+
 class Refused(Exception):
     """forkctl said no: .code is its exit code, .error the error object."""
 
