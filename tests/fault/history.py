@@ -79,7 +79,7 @@ CHANGES = ("create", "standby", "restore", "pause", "resume", "stop", "rm")
 SAVES = ("source", "snapshot", "standby")
 HOLDS = {*CHANGES, *SAVES}
 # A command in the guest that is cut by what others do with the VM ends with one of these.
-CUT = ("agent-failed", "canceled", "vmm-failed", "cut")
+CUT = ("agent-failed", "canceled", "vmm-failed", "timeout", "cut")
 
 
 def after(s, c, orphans):

@@ -154,7 +154,7 @@ class Worker(threading.Thread):
         c = self.call(kind, name, arg)
         if self.client:
             self.client.notes.clear()  # of one that was cut after it had said something
-        doc = self.perform([c], "vm.exec", {"name": name, "argv": ["/bin/sh", "-c", script], "timeout_s": 60.0})
+        doc = self.perform([c], "vm.exec", {"name": name, "argv": ["/bin/sh", "-c", script], "timeout_s": 15.0})
         if doc is None:
             return
         out = b"".join(n[1]["data"] for n in self.client.notes if n[0] == "stream.data")
