@@ -90,10 +90,22 @@ void pager_process_kill(struct pager_process *o, const char *why) {
         best_effort(spawn_kill(o->pidfd, SIGKILL)); /* on_death does the rest */
 }
 
+/* By a signal, or a debugger: as /proc/<pid>/stat has it. */
+static bool is_stopped(pid_t pid) {
+        cleanup_free char *text = NULL;
+        char path[40];
+        const char *p;
+
+        (void) snprintf(path, sizeof(path), "/proc/%d/stat", (int) pid);
+        if (io_read_file(AT_FDCWD, path, 4096, &text, NULL) < 0 || !(p = strrchr(text, ')')) || p[1] != ' ')
+                return false;
+        return p[2] == 'T' || p[2] == 't';
+}
+
 void pager_process_hangs(struct pager_process *o, const char *why) {
         if (o->pidfd < 0)
                 return;
-        o->hung = true;
+        o->hung = !is_stopped(o->pid); /* who is stopped from outside does not hang at the fault at hand */
         o->p->counts.hangs++;
         events_add(o->p->d->events, "pager.hangs", NULL, "pager %d: %s", (int) o->pid, why);
         pager_process_kill(o, why);

@@ -145,6 +145,18 @@ static void test_mute(void **state) {
         assert_true(process->hung);
 }
 
+/* Stopped from outside: it goes, but what it had in hand is not to blame. */
+static void test_stopped(void **state) {
+        siginfo_t info;
+
+        assert_ok(spawn_kill(process->pidfd, SIGSTOP));
+        assert_int_equal(waitid(P_PIDFD, (id_t) process->pidfd, &info, WSTOPPED | WNOWAIT), 0);
+        heart.mute = true;
+        assert_true(beats_or_death(UINT32_MAX));
+        assert_true(was_killed());
+        assert_false(process->hung);
+}
+
 static void test_hung_worker(void **state) {
         heart.age_ms = DEADLINE_MS + 1;
         assert_true(beats_or_death(UINT32_MAX));
@@ -349,6 +361,7 @@ int main(void) {
 #define T(t) cmocka_unit_test_setup_teardown(t, setup, teardown)
                 T(test_healthy),
                 T(test_mute),
+                T(test_stopped),
                 T(test_hung_worker),
                 T(test_stuck_in_a_read),
                 T(test_serves_nobody),
