@@ -359,18 +359,9 @@ static void test_unmapped_real(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
 #define T(t) cmocka_unit_test_setup_teardown(t, setup, teardown)
-                T(test_healthy),
-                T(test_mute),
-                T(test_stopped),
-                T(test_hung_worker),
-                T(test_stuck_in_a_read),
-                T(test_serves_nobody),
-                T(test_garbage),
-                T(test_idle),
-                T(test_suspects),
-                T(test_mad_recorder),
-                T(test_unmapped),
-                T(test_unmapped_refuses),
+                T(test_healthy),         T(test_mute),          T(test_stopped),  T(test_hung_worker),
+                T(test_stuck_in_a_read), T(test_serves_nobody), T(test_garbage),  T(test_idle),
+                T(test_suspects),        T(test_mad_recorder),  T(test_unmapped), T(test_unmapped_refuses),
                 T(test_unmapped_real),
         };
 
