@@ -117,13 +117,18 @@ static bool is_closed(const struct pager *p) {
         return p->closed || p->replacing || !pager_is_up(p);
 }
 
-/* Asks whoever serves @vm. */
+/* Asks whoever serves @vm; who does not hold the VM may find it gone after the wait. */
 static int session_call(struct pager *p, struct vm *vm, const char *method, const struct mp_buf *params, const int *fds,
                         size_t n_fds, struct rpc_answer *ret, struct err *e) {
-        int r = wait_turn(p, is_replacing, e);
+        id_str id;
+        int r;
 
+        memcpy(id, vm->id, sizeof(id));
+        r = wait_turn(p, is_replacing, e);
         if (r < 0)
                 return r;
+        if (vm_by_id(p->d, id) != vm || !vm->session)
+                return err_set(e, ERR_PAGER, -ESRCH, "VM %s has no session any more", id);
         if (!vm->hold.process)
                 return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
         return pager_process_call(vm->hold.process, method, params, fds, n_fds, ret, e);
