@@ -31,7 +31,7 @@
 bool orphans_claimed(const struct vm *vm) {
         cleanup_fd int pidfd = -1;
 
-        if (vm->busy || vm->vmm)
+        if (vm->busy || vm->vmm || vm_lingers(vm))
                 return true;
         if (vm->removing || (vm->state != VM_RUNNING && vm->state != VM_PAUSED) || vm->pid <= 0 || vm->start_time == 0)
                 return false;

@@ -91,6 +91,9 @@ class Ends(Case):
         pid, held = self.hold("stopped")
         self.refused("stop", "stopped", code="busy", says=[f"pid {pid}"])
         self.assertEqual(self.state("stopped"), "stopped")
+        # What it still holds belongs to somebody.
+        for fix in ([], ["--fix"]):
+            self.assertEqual(self.lab.ctl("doctor", "--orphans", "--state-dir", str(self.lab.state), *fix)["orphans"], [])
         held.let_go()
         until(lambda: self.lab.vm("stopped")["pid"] is None)
         self.assertFalse(self.lab.vm("stopped")["reason"])
