@@ -1,14 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /* Theory of operation. Namespaces are kept by descriptors, not by processes: a child makes them, waits until forkd has
- * opened them under /proc, and ends. It is a plain fork of forkd, which has no threads. */
+ * opened them under /proc, and ends. It is a plain fork of forkd, which has no threads. Should forkd die meanwhile it must not
+ * outlive it with forkd's descriptors: the lock of the state directory, sockets, memory of guests. */
 #include "forkd/vmm/vmm_jail.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -94,9 +98,22 @@ static int make_plan(struct plan *p, const char *program, const char *more, gid_
         return 0;
 }
 
+static void close_all_but(int a, int b) {
+        unsigned low = (unsigned) MIN_OF(a, b), high = (unsigned) MAX_OF(a, b);
+
+        if (low > 3)
+                (void) syscall(SYS_close_range, 3u, low - 1, 0u);
+        if (high > low + 1)
+                (void) syscall(SYS_close_range, low + 1, high - 1, 0u);
+        (void) syscall(SYS_close_range, high + 1, ~0u, 0u);
+}
+
 static void __attribute__((noreturn)) child(const struct plan *p, const char *where, int report_fd, int wait_fd) {
         struct report report = { .step = "leaving the host's namespaces" };
 
+        if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+                _exit(1);
+        close_all_but(report_fd, wait_fd); /* its end also tells of a parent that died before the signal was armed */
         report.r = unshare(CLONE_NEWNS | CLONE_NEWNET) < 0 ? -errno : newroot_enter(where, p->entries, p->n, report.step);
         if (io_write_full(report_fd, &report, sizeof(report)) == 0)
                 (void) !read(wait_fd, &(char){ 0 }, 1); /* its end */
