@@ -266,7 +266,7 @@ static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
 
         TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->vmm)
-                        vm_trim_console(vm);
+                        vm_trim_logs(vm);
         tell_status(d);
 }
 

@@ -169,8 +169,8 @@ int vm_agent_regain(struct vm *vm, int timeout_ms, struct err *e) attr_warn_unus
 void vm_agent_regain_later(struct vm *vm);
 /** After a failure to come up: adds what the guest and its VMM said last, before their files go. */
 void vm_explain(struct vm *vm, struct err *e);
-/** Cuts the console's log when the guest has written too much; called every few seconds. */
-void vm_trim_console(struct vm *vm);
+/** Cuts the console's log when the guest has written too much, and its VMM's; called every few seconds. */
+void vm_trim_logs(const struct vm *vm);
 /** Notes that the VMM has paused the guest by itself. A coroutine call, when nothing else is under way. */
 void vm_check_io_error(struct vm *vm);
 /** Kills a guest that lost its memory, from anywhere: state failed with @reason, at once or when the operation under

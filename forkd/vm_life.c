@@ -18,8 +18,8 @@
 #include "forkd/vmm/cgroup.h"
 #include "setup/assets.h"
 
-#define CONSOLE_MAX_BYTES (4 << 20) /* a guest may write for ever: beyond this only the newest stays */
-#define CONSOLE_KEEP_BYTES (1 << 20)
+#define LOG_MAX_BYTES (4 << 20) /* a guest, or its VMM, may write for ever: beyond this only the newest stays */
+#define LOG_KEEP_BYTES (1 << 20)
 
 /* ---- the VMM's events ---- */
 
@@ -106,25 +106,30 @@ static int open_console(struct vm *vm, int *ret_fd, struct err *e) {
         return 0;
 }
 
-/* Its newest megabyte stays. What the guest writes between the read and the cut is lost: it is flooding us. */
-void vm_trim_console(struct vm *vm) {
+/* Its newest megabyte stays. What is written between the read and the cut is lost: somebody is flooding us. */
+static void trim_log(const struct vm *vm, const char *file) {
         cleanup_free char *tail = NULL;
         cleanup_fd int fd = -1;
         char path[PATH_MAX];
         struct stat st;
         ssize_t n;
 
-        if (vm_state_path(vm, "console.log", path, sizeof(path)) < 0)
+        if (vm_state_path(vm, file, path, sizeof(path)) < 0)
                 return;
         fd = open(path, O_RDWR | O_APPEND | O_CLOEXEC | O_NOFOLLOW);
-        if (fd < 0 || fstat(fd, &st) < 0 || st.st_size <= CONSOLE_MAX_BYTES)
+        if (fd < 0 || fstat(fd, &st) < 0 || st.st_size <= LOG_MAX_BYTES)
                 return;
-        tail = malloc(CONSOLE_KEEP_BYTES);
+        tail = malloc(LOG_KEEP_BYTES);
         if (!tail)
                 return;
-        n = pread(fd, tail, CONSOLE_KEEP_BYTES, st.st_size - CONSOLE_KEEP_BYTES);
+        n = pread(fd, tail, LOG_KEEP_BYTES, st.st_size - LOG_KEEP_BYTES);
         if (ftruncate(fd, 0) < 0 || (n > 0 && io_write_full(fd, tail, (size_t) n) < 0))
-                log_warning("%s: cannot trim the console's log", vm->name);
+                log_warning("%s: cannot trim %s", vm->name, file);
+}
+
+void vm_trim_logs(const struct vm *vm) {
+        trim_log(vm, "console.log");
+        trim_log(vm, "vmm.log");
 }
 
 static int make_run_dir(struct vm *vm, char *path, size_t size, struct err *e) {

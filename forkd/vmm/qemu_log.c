@@ -68,7 +68,9 @@ char *qemu_log_reason(const char *path, uint64_t start, char *buf, size_t size) 
         ssize_t n;
 
         buf[0] = '\0';
-        if (fd < 0 || end <= start)
+        if (end < start) /* it was cut meanwhile: all that is left is of this life, or was near it */
+                start = 0;
+        if (fd < 0 || end == start)
                 return buf;
         if (end - start > LOG_TAIL)
                 start = end - LOG_TAIL;
