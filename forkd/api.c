@@ -85,7 +85,11 @@ static int api_events(struct request *rq, struct mp_buf *out, struct err *e) {
                 r = rq_opt_u64(rq, "wait_ms", 0, &wait_ms, e);
         if (r < 0)
                 return r;
-        r = events_read(rq->d->events, after, (unsigned) MIN_OF(wait_ms, (uint64_t) EVENTS_MAX_WAIT_MS), out);
+        r = events_read(rq->d->events, after, (unsigned) MIN_OF(wait_ms, (uint64_t) EVENTS_MAX_WAIT_MS),
+                        caller_is_root(rq->caller) ? NULL : rq->account, out);
+        if (r == -EUSERS)
+                return err_set(e, ERR_LIMIT, r, "%u requests of the user %u wait for events already", EVENTS_MAX_USER_WAITERS,
+                               (unsigned) rq->caller->uid);
         if (r == -EBUSY)
                 return err_set(e, ERR_LIMIT, r, "%u clients wait for events already", EVENTS_MAX_WAITERS);
         return r < 0 ? err_errno(e, r, "reading the events") : 0;

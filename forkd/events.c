@@ -22,6 +22,7 @@ struct entry {
 
 struct waiter {
         TAILQ_ENTRY(waiter) entry;
+        const void *user;
         struct co_wait wait;
 };
 
@@ -89,13 +90,24 @@ static void put(struct mp_buf *b, const struct entry *e) {
         mp_kv_str(b, "text", e->text);
 }
 
-static int wait_for_one(struct events *ev, uint64_t after, unsigned wait_ms) {
-        struct waiter w = { .wait = CO_WAIT_INIT };
+static unsigned count_of(const struct events *ev, const void *user) {
+        const struct waiter *w;
+        unsigned n = 0;
+
+        TAILQ_FOREACH (w, &ev->waiters, entry)
+                n += w->user == user;
+        return n;
+}
+
+static int wait_for_one(struct events *ev, uint64_t after, unsigned wait_ms, const void *user) {
+        struct waiter w = { .user = user, .wait = CO_WAIT_INIT };
 
         if ((ev->newest > 0 && ev->newest != after) || wait_ms == 0 || ev->closed)
                 return 0;
         if (ev->n_waiters >= EVENTS_MAX_WAITERS)
                 return -EBUSY;
+        if (user && count_of(ev, user) >= EVENTS_MAX_USER_WAITERS)
+                return -EUSERS;
         TAILQ_INSERT_TAIL(&ev->waiters, &w, entry);
         ev->n_waiters++;
         (void) co_wait(&w.wait, (int) wait_ms);
@@ -104,9 +116,9 @@ static int wait_for_one(struct events *ev, uint64_t after, unsigned wait_ms) {
         return 0;
 }
 
-int events_read(struct events *ev, uint64_t after, unsigned wait_ms, struct mp_buf *out) {
+int events_read(struct events *ev, uint64_t after, unsigned wait_ms, const void *user, struct mp_buf *out) {
         uint64_t first, oldest;
-        int r = wait_for_one(ev, after, MIN_OF(wait_ms, (unsigned) EVENTS_MAX_WAIT_MS));
+        int r = wait_for_one(ev, after, MIN_OF(wait_ms, (unsigned) EVENTS_MAX_WAIT_MS), user);
 
         if (r < 0)
                 return r;

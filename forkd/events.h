@@ -14,6 +14,7 @@
 #define EVENTS_KEPT 1024
 #define EVENTS_MAX_WAIT_MS 60000
 #define EVENTS_MAX_WAITERS 256
+#define EVENTS_MAX_USER_WAITERS 32 /* of one user */
 
 struct events;
 struct vm;
@@ -28,7 +29,8 @@ void events_add(struct events *ev, const char *kind, const struct vm *vm, const 
 /** The number of the newest event, 0: there was none. */
 uint64_t events_newest(const struct events *ev);
 /** Appends {events: […], next, missed} to @out: what came after number @after. Waits at most @wait_ms while there is nothing. A
- *  coroutine call. -EBUSY: too many wait already; -ENOMEM. */
-int events_read(struct events *ev, uint64_t after, unsigned wait_ms, struct mp_buf *out) attr_warn_unused;
+ *  coroutine call. @user: whose share of the waiters it is, any pointer; NULL: root, who has no share. -EUSERS: too many of the
+ *  user's wait already; -EBUSY: too many of all; -ENOMEM. */
+int events_read(struct events *ev, uint64_t after, unsigned wait_ms, const void *user, struct mp_buf *out) attr_warn_unused;
 /** Whoever waits is answered now, and nobody waits any more. */
 void events_close(struct events *ev);

@@ -27,6 +27,7 @@ static int teardown(void **state) {
 struct reader {
         uint64_t after;
         unsigned wait_ms;
+        const void *user;
         int r;
         bool done;
         uint64_t next, missed, n, first;
@@ -40,7 +41,7 @@ static void read_main(void *arg) {
         const msgpack_object *list;
 
         mp_buf_init(&b);
-        rd->r = events_read(ev, rd->after, rd->wait_ms, &b);
+        rd->r = events_read(ev, rd->after, rd->wait_ms, rd->user, &b);
         rd->done = true;
         if (rd->r < 0)
                 return;
@@ -114,6 +115,33 @@ static void test_wait(void **state) {
         }
 }
 
+static void test_shares(void **state) {
+        struct reader greedy[EVENTS_MAX_USER_WAITERS + 1] = { 0 }, other = { .wait_ms = 60000, .user = &other };
+
+        for (unsigned i = 0; i < ARRAY_LEN(greedy); i++) {
+                greedy[i].wait_ms = 60000;
+                greedy[i].user = greedy;
+                assert_ok(co_start(base, read_main, &greedy[i]));
+        }
+        assert_false(greedy[EVENTS_MAX_USER_WAITERS - 1].done);
+        assert_true(greedy[EVENTS_MAX_USER_WAITERS].done);
+        assert_int_equal(greedy[EVENTS_MAX_USER_WAITERS].r, -EUSERS);
+        assert_ok(co_start(base, read_main, &other));
+        assert_false(other.done);
+        events_add(ev, "vm.state", NULL, "now");
+        while (co_alive() > 0)
+                assert_int_equal(event_base_loop(base, EVLOOP_ONCE), 0);
+        assert_int_equal(other.n, 1);
+        assert_int_equal(greedy[0].n, 1);
+        /* those places are free again */
+        greedy[0].done = false;
+        assert_ok(co_start(base, read_main, &greedy[0]));
+        events_close(ev);
+        while (co_alive() > 0)
+                assert_int_equal(event_base_loop(base, EVLOOP_ONCE), 0);
+        assert_int_equal(greedy[0].r, 0);
+}
+
 static void test_nothing_comes(void **state) {
         struct reader timed = { .wait_ms = 20 }, closed = { .wait_ms = 60000 };
 
@@ -136,6 +164,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_order, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_more_than_are_kept, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_wait, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_shares, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_nothing_comes, setup, teardown),
         };
 
