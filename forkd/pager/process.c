@@ -163,15 +163,15 @@ static void on_death(evutil_socket_t fd, short what, void *arg) {
 static int fetch_flight(struct pager_process *o, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         struct stat st;
+        int r, seals;
         void *map;
-        int r;
 
         r = rpc_call_co(o->conn, "flight", NULL, NULL, 0, HELLO_TIMEOUT_MS, &a, e);
         if (r < 0)
                 return r;
         /* One that is smaller than its map would be SIGBUS for us. */
-        if (a.n_fds != 1 || fstat(a.fds[0], &st) < 0 || st.st_size < (off_t) PAGER_FLIGHT_BYTES ||
-            !(fcntl(a.fds[0], F_GET_SEALS) & F_SEAL_SHRINK))
+        seals = a.n_fds == 1 ? fcntl(a.fds[0], F_GET_SEALS) : -1; /* -1: no memfd at all */
+        if (seals < 0 || !(seals & F_SEAL_SHRINK) || fstat(a.fds[0], &st) < 0 || st.st_size < (off_t) PAGER_FLIGHT_BYTES)
                 return err_set(e, ERR_PAGER, -EPROTO, "the pager's flight recorder is none");
         map = mmap(NULL, PAGER_FLIGHT_BYTES, PROT_READ, MAP_SHARED, a.fds[0], 0);
         if (map == MAP_FAILED)

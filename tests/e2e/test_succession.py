@@ -147,7 +147,7 @@ class Succession(Case):
         program.rename(good)
         try:
             self.refused("pager", "upgrade", says=["upgrading the pager"])
-            modes = [f"exec {BAD_PAGER} {m}" for m in ("refuse", "die", "mute", "garbage", "late")]
+            modes = [f"exec {BAD_PAGER} {m}" for m in ("refuse", "die", "mute", "garbage", "late", "file")]
             for bad in ("exit 3", *modes):
                 program.write_text(f"#!/bin/sh\n{bad}\n")
                 program.chmod(0o755)

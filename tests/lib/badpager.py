@@ -6,6 +6,7 @@ refuse    answers session.adopt with an error
 die       ends when it is asked to adopt
 mute      never answers that
 garbage   answers it with bytes that are no message
+file      its flight recorder is a file that it could make shorter below forkd's feet
 late      adopts (it says) the first session, and ends at the second
 half      adopts (it says) the first session, and answers the second with bytes that are no message
 both      adopts (it says) the first session, and when forkd has taken note of that, the old pager ends, and then this one
@@ -22,6 +23,7 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -30,10 +32,14 @@ import mprpc  # noqa: E402
 SEALS = 0x1 | 0x2 | 0x4  # F_SEAL_SEAL, SHRINK, GROW
 
 
-def flight():
-    fd = os.memfd_create("flight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def flight(mode):
+    as_file = mode == "file"
+    fd = tempfile.mkstemp()[0] if as_file else os.memfd_create("flight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(fd, struct.pack("<IHH", 0x4c464b46, 1, 0).ljust(4096, b"\0"))
-    fcntl.fcntl(fd, 1033, SEALS)  # F_ADD_SEALS
+    if as_file:
+        os.unlink(os.readlink(f"/proc/self/fd/{fd}"))
+    else:
+        fcntl.fcntl(fd, 1033, SEALS)  # F_ADD_SEALS
     return fd
 
 
@@ -91,7 +97,7 @@ def serve(mode):
             if method == "hello":
                 result = {"pid": os.getpid(), "version": "bad", "protocol": 1}
             elif method == "flight":
-                result, fds = {"fds": 1}, [flight()]
+                result, fds = {"fds": 1}, [flight(mode)]
             elif method == "heartbeat":
                 if mode == "both":  # asked only of one that has a session
                     end_of(old_pager())
