@@ -5,6 +5,7 @@ Everything that a Lab starts is known by its own process id or directory and is 
 block, also after a failure. `leftovers()` then tells what is still there that should not be.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -30,6 +31,14 @@ def sanitized():
     """Are the programs under test built with a sanitizer, whose memory says nothing about theirs?"""
     data = (bin_dir() / "forkd").read_bytes()
     return b"__asan_init" in data or b"__tsan_init" in data
+
+
+@functools.cache
+def confinable():
+    """Can this host confine VMMs? In a plain chroot it cannot: its root is no mount."""
+    p = subprocess.run([bin_dir() / "forkctl", "--json", "doctor"], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    checks = {c["name"]: c for c in json.loads(p.stdout or "{}").get("checks", [])}
+    return "jail" not in checks or checks["jail"]["status"] == "ok"
 
 
 class Refused(Exception):
@@ -66,6 +75,9 @@ class Lab:
         self.state, self.run_dir = self.dir / "state", self.dir / "run"
         self.socket = self.run_dir / "forkd.sock"
         self.conf = self.dir / "forkd.conf"
+        if os.geteuid() == 0 and "jail" not in self.config and not confinable():
+            print("VMMs cannot be confined here (forkctl doctor tells why): they run without a jail", file=sys.stderr)
+            self.config += "\n[security]\njail = off\n"
         self.conf.write_text(self.config)
         self.log_path = self.dir / "forkd.log"
         try:
