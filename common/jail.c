@@ -45,6 +45,10 @@ int jail_enter(const struct jail *j, const char **ret_step) {
         *ret_step = "joining the mount namespace";
         if (j->mnt_ns >= 0 && setns(j->mnt_ns, CLONE_NEWNS) < 0)
                 return -errno;
+        /* Joining leads to the namespace's own root. If its maker was in a chroot that is the whole host. */
+        *ret_step = "entering the root directory";
+        if (j->mnt_ns >= 0 && (fchdir(j->root_fd) < 0 || chroot(".") < 0))
+                return -errno;
         if (!j->own)
                 return 0;
         /* Where systemd's ProtectHostname= forbids it, it goes by the host's name. */

@@ -26,6 +26,7 @@ struct jail {
         size_t n_groups;
         uint64_t caps;      /* 1 << CAP_…: what it keeps, over exec, too */
         int mnt_ns, net_ns; /* namespaces to join; -1: the caller's */
+        int root_fd;        /* the root directory in mnt_ns, where there is one: in a chroot it is not the namespace's own */
         bool own;           /* pid, IPC and UTS namespaces of its own, and a copy of mnt_ns with a /proc of its own */
         const struct jail_limit *limits;
         size_t n_limits;

@@ -30,7 +30,9 @@ static int try_it(char step[SPAWN_STEP_LEN]) {
                 (void) snprintf(step, SPAWN_STEP_LEN, "%.79s", e.message);
                 return r;
         }
-        jail = (struct jail){ .uid = ANY_UID, .mnt_ns = j->mnt_ns, .net_ns = j->net_ns, .own = true, .filter = j->filter };
+        jail = (struct jail){
+                .uid = ANY_UID, .mnt_ns = j->mnt_ns, .net_ns = j->net_ns, .root_fd = j->root_fd, .own = true, .filter = j->filter
+        };
         r = spawn_process(&(struct spawn_params){ .argv = argv,
                                                   .cgroup_fd = -1,
                                                   .no_new_privs = true,

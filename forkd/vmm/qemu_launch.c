@@ -234,7 +234,12 @@ static bool uffd_is_free(void) {
 
 static void fill_jail(struct jail *j, const struct vmm_start *s, const struct qemu_launch *l) {
         *j = (struct jail){
-                .uid = s->uid, .mnt_ns = s->jail->mnt_ns, .net_ns = s->jail->net_ns, .own = true, .filter = s->jail->filter
+                .uid = s->uid,
+                .mnt_ns = s->jail->mnt_ns,
+                .net_ns = s->jail->net_ns,
+                .root_fd = s->jail->root_fd,
+                .own = true,
+                .filter = s->jail->filter,
         };
         if (s->machine->accel == VMM_ACCEL_KVM)
                 j->groups[j->n_groups++] = s->jail->kvm_group;

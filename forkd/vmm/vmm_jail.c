@@ -120,12 +120,12 @@ static void __attribute__((noreturn)) child(const struct plan *p, const char *wh
         _exit(0);
 }
 
-static int open_ns(pid_t pid, const char *name) {
+static int open_of(pid_t pid, const char *name, int flags) {
         char path[64];
         int fd;
 
-        (void) snprintf(path, sizeof(path), "/proc/%d/ns/%s", (int) pid, name);
-        fd = open(path, O_RDONLY | O_CLOEXEC);
+        (void) snprintf(path, sizeof(path), "/proc/%d/%s", (int) pid, name);
+        fd = open(path, flags | O_CLOEXEC);
         return fd < 0 ? -errno : fd;
 }
 
@@ -157,10 +157,11 @@ static int run_child(const struct plan *p, const char *where, struct vmm_jail *j
         else if (report.r < 0)
                 r = err_errno(e, report.r, "making the VMMs' root directory: %.*s", JAIL_STEP_LEN - 1, report.step);
         if (r == 0) {
-                j->mnt_ns = open_ns(pid, "mnt");
-                j->net_ns = open_ns(pid, "net");
-                if (j->mnt_ns < 0 || j->net_ns < 0)
-                        r = err_errno(e, MIN_OF(j->mnt_ns, j->net_ns), "opening the VMMs' namespaces");
+                j->mnt_ns = open_of(pid, "ns/mnt", O_RDONLY);
+                j->net_ns = open_of(pid, "ns/net", O_RDONLY);
+                j->root_fd = open_of(pid, "root", O_PATH | O_DIRECTORY);
+                if (j->mnt_ns < 0 || j->net_ns < 0 || j->root_fd < 0)
+                        r = err_errno(e, MIN_OF(j->mnt_ns, MIN_OF(j->net_ns, j->root_fd)), "opening the VMMs' namespaces");
         }
         wait_wr = close_fd(wait_wr);
         while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
@@ -180,7 +181,7 @@ int vmm_jail_new(const char *where, const char *program, const char *more, gid_t
         j = calloc(1, sizeof(*j));
         if (!j)
                 return err_errno(e, -ENOMEM, "making the VMMs' root directory");
-        *j = (struct vmm_jail){ .mnt_ns = -1, .net_ns = -1, .kvm_group = kvm_group };
+        *j = (struct vmm_jail){ .mnt_ns = -1, .net_ns = -1, .root_fd = -1, .kvm_group = kvm_group };
         r = vmm_filter_new(&j->filter);
         r = r < 0 ? err_errno(e, r, "making the VMMs' filter of system calls") : run_child(&plan, where, j, e);
         if (r < 0) {
@@ -196,6 +197,7 @@ void vmm_jail_free(struct vmm_jail *j) {
                 return;
         (void) close_fd(j->mnt_ns);
         (void) close_fd(j->net_ns);
+        (void) close_fd(j->root_fd);
         vmm_filter_free(j->filter);
         free(j);
 }

@@ -13,7 +13,7 @@
 #include "common/jail.h"
 
 struct vmm_jail {
-        int mnt_ns, net_ns;
+        int mnt_ns, net_ns, root_fd;
         gid_t kvm_group;           /* whose members may open /dev/kvm in there */
         struct sock_fprog *filter; /* what no VMM calls is refused, beside its own filter (vmm_filter.c) */
 };
