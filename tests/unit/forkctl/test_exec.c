@@ -116,7 +116,8 @@ static void take_note(struct guest *g, const struct rpc_msg *m) {
         } else if (strcmp(m->method, "stream.credit") == 0) {
                 assert_int_equal(mp_get_u64(m->params, "bytes", &v), 0);
                 g->credit += v;
-                assert_true(g->credit <= STREAM_WINDOW);
+                /* What a careless guest sent too much may be taken, and given back, before it is noticed. */
+                assert_true(g->careless || g->credit <= STREAM_WINDOW);
                 send_pattern(g);
         } else if (strcmp(m->method, "stream.resize") == 0) {
                 assert_int_equal(mp_get_u64(m->params, "rows", &v), 0);
