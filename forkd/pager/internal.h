@@ -100,6 +100,10 @@ void pager_on_message(struct rpc_msg *m, void *arg);
 void pager_put_session(struct mp_buf *b, const struct vm *vm, size_t more);
 /** An upgrade that waits for VMMs to attach, or for sessions to end, looks again. */
 void pager_wake_attached(struct pager *p);
+/** From now on @o (NULL: nobody) serves @vm. */
+void pager_hold_set_process(struct vm *vm, struct pager_process *o);
+/** Does any VM live on @o? */
+bool pager_has_sessions(const struct pager_process *o);
 /** Has another process everything it needs to go on with this session? */
 bool pager_hold_complete(const struct vm *vm);
 /** What the guest discarded, asked of @o. */
@@ -113,8 +117,9 @@ int pager_hold_fetch(struct pager_process *o, struct vm *vm, struct err *e) attr
  *  NULL) was discarded. */
 int pager_session_adopt(struct pager_process *to, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
                         struct err *e) attr_warn_unused;
-/** @o goes on with a session that it has released, or adopted and held. */
-int pager_session_resume(struct pager_process *o, struct vm *vm, struct err *e) attr_warn_unused;
+/** A call that names the session and nothing else, and whose answer is empty. */
+int pager_session_tell(struct pager_process *o, struct vm *vm, const char *method, unsigned timeout_ms,
+                       struct err *e) attr_warn_unused;
 /** @o, which has released the session, goes on with it, and is told what was discarded since: what the VMM's mappings tell,
  *  and @removed. */
 int pager_session_give_back(struct pager_process *o, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,

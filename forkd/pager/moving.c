@@ -97,12 +97,17 @@ static int mark_removed(struct pager_process *to, struct vm *vm, const struct mp
         return pager_process_call(to, "session.mark_removed", &b, NULL, 0, NULL, e);
 }
 
-int pager_session_resume(struct pager_process *o, struct vm *vm, struct err *e) {
+int pager_session_tell(struct pager_process *o, struct vm *vm, const char *method, unsigned timeout_ms, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
 
         mp_buf_init(&b);
         pager_put_session(&b, vm, 0);
-        return pager_process_call(o, "session.resume", &b, NULL, 0, NULL, e);
+        return pager_process_call_within(o, timeout_ms, method, &b, NULL, 0, NULL, e);
+}
+
+/* It goes on with a session that it has released, or adopted and held. */
+static int resume(struct pager_process *o, struct vm *vm, struct err *e) {
+        return pager_session_tell(o, vm, "session.resume", PAGER_CALL_TIMEOUT_MS, e);
 }
 
 int pager_session_give_back(struct pager_process *o, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
@@ -118,7 +123,7 @@ int pager_session_give_back(struct pager_process *o, struct vm *vm, const struct
         r = mark_removed(o, vm, &unmapped, n, e);
         if (r == 0 && n_removed > 0)
                 r = mark_removed(o, vm, removed, n_removed, e);
-        return r == 0 ? pager_session_resume(o, vm, e) : r;
+        return r == 0 ? resume(o, vm, e) : r;
 }
 
 int pager_session_adopt(struct pager_process *to, struct vm *vm, const struct mp_buf *removed, uint64_t n_removed,
@@ -147,7 +152,7 @@ int pager_session_adopt(struct pager_process *to, struct vm *vm, const struct mp
         if (r == 0 && n_removed > 0) {
                 r = mark_removed(to, vm, removed, n_removed, e);
                 if (r == 0)
-                        r = pager_session_resume(to, vm, e);
+                        r = resume(to, vm, e);
         }
         return r;
 }

@@ -41,6 +41,22 @@ void pager_hold_clear(struct pager_hold *h) {
         pager_hold_init(h);
 }
 
+void pager_hold_set_process(struct vm *vm, struct pager_process *o) {
+        struct pager_process *old = vm->hold.process;
+
+        vm->hold.process = o ? pager_process_ref(o) : NULL;
+        pager_process_unref(old);
+}
+
+bool pager_has_sessions(const struct pager_process *o) {
+        const struct vm *vm;
+
+        TAILQ_FOREACH (vm, &o->p->d->vms, entry)
+                if (vm->session && vm->hold.process == o)
+                        return true;
+        return false;
+}
+
 bool pager_hold_complete(const struct vm *vm) {
         const struct pager_hold *h = &vm->hold;
 
@@ -117,9 +133,8 @@ static bool is_closed(const struct pager *p) {
         return p->closed || p->replacing || !pager_is_up(p);
 }
 
-/* Asks whoever serves @vm; who does not hold the VM may find it gone after the wait. */
-static int session_call(struct pager *p, struct vm *vm, const char *method, const struct mp_buf *params, const int *fds,
-                        size_t n_fds, struct rpc_answer *ret, struct err *e) {
+/* Who serves @vm, when nobody is being replaced; who does not hold the VM may find it gone after the wait. */
+static int who_serves(struct pager *p, struct vm *vm, struct pager_process **ret, struct err *e) {
         id_str id;
         int r;
 
@@ -131,7 +146,16 @@ static int session_call(struct pager *p, struct vm *vm, const char *method, cons
                 return err_set(e, ERR_PAGER, -ESRCH, "VM %s has no session any more", id);
         if (!vm->hold.process)
                 return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
-        return pager_process_call(vm->hold.process, method, params, fds, n_fds, ret, e);
+        *ret = vm->hold.process;
+        return 0;
+}
+
+static int session_call(struct pager *p, struct vm *vm, const char *method, const struct mp_buf *params, const int *fds,
+                        size_t n_fds, struct rpc_answer *ret, struct err *e) {
+        struct pager_process *o;
+        int r = who_serves(p, vm, &o, e);
+
+        return r < 0 ? r : pager_process_call(o, method, params, fds, n_fds, ret, e);
 }
 
 static int pager_ensure(struct pager *p, struct err *e) {
@@ -292,13 +316,10 @@ int pager_removed_of(struct pager_process *o, struct vm *vm, struct mp_buf *ret,
 }
 
 int pager_session_removed(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) {
-        int r = wait_turn(p, is_replacing, e);
+        struct pager_process *o;
+        int r = who_serves(p, vm, &o, e);
 
-        if (r < 0)
-                return r;
-        if (!vm->hold.process)
-                return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
-        return pager_removed_of(vm->hold.process, vm, ret, ret_n, e);
+        return r < 0 ? r : pager_removed_of(o, vm, ret, ret_n, e);
 }
 
 int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, bool *ret_complete,

@@ -31,13 +31,6 @@ static bool is_condemned(const struct vm *vm) {
         return pager_condemned(vm->d->pager, vm->hold.image_dev, vm->hold.image_ino, NULL);
 }
 
-static void set_process(struct vm *vm, struct pager_process *o) {
-        struct pager_process *old = vm->hold.process;
-
-        vm->hold.process = o ? pager_process_ref(o) : NULL;
-        pager_process_unref(old);
-}
-
 /* ---- the successor ---- */
 
 static bool is_orphan(void *arg, const struct vm *vm) {
@@ -69,7 +62,7 @@ static int save(void *arg, struct vm *vm, struct err *e) {
         }
         if (!pager_is_up(p))
                 return err_set(e, ERR_PAGER, -EPIPE, "the pager is gone");
-        set_process(vm, p->serving); /* from here on it is this one's to lose */
+        pager_hold_set_process(vm, p->serving); /* from here on it is this one's to lose */
         r = pager_session_adopt(p->serving, vm, NULL, 0, e);
         if (r == 0 && vm->hold.process == p->serving) {
                 recording_end(vm);
@@ -125,7 +118,7 @@ static void succeed_main(void *arg) {
 /* What becomes of one guest. True: it needs a successor. */
 static bool lose(struct pager *p, struct pager_process *o, struct vm *vm) {
         if (o == p->next) { /* a failed upgrade: the one before goes on (upgrade.c) */
-                set_process(vm, NULL);
+                pager_hold_set_process(vm, NULL);
                 return false;
         }
         if (is_condemned(vm)) {
@@ -136,7 +129,7 @@ static bool lose(struct pager *p, struct pager_process *o, struct vm *vm) {
                 kill_guest(vm, "pager-lost");
                 return false;
         }
-        set_process(vm, NULL);
+        pager_hold_set_process(vm, NULL);
         return true;
 }
 

@@ -31,23 +31,13 @@ struct upgrade {
         unsigned n, moved;
 };
 
-static void set_process(struct vm *vm, struct pager_process *o) {
-        struct pager_process *old = vm->hold.process;
-
-        vm->hold.process = o ? pager_process_ref(o) : NULL;
-        pager_process_unref(old);
-}
-
 static bool is_dying(const struct vm *vm) {
         return vm->lost[0] || vm->vmm_exited || vm_lingers(vm) || vm->hold.pid <= 0;
 }
 
-static int session_method(struct pager_process *o, struct vm *vm, const char *method, struct err *e) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-
-        mp_buf_init(&b);
-        pager_put_session(&b, vm, 0);
-        return pager_process_call_within(o, vm->d->cfg.recover_ms, method, &b, NULL, 0, NULL, e);
+/* Guests wait meanwhile. */
+static int tell_session(struct pager_process *o, struct vm *vm, const char *method, struct err *e) {
+        return pager_session_tell(o, vm, method, vm->d->cfg.recover_ms, e);
 }
 
 /* ---- before ---- */
@@ -111,7 +101,7 @@ static int let_go(void *arg, struct vm *vm, struct err *e) {
         if (vm->hold.released_ns) /* an earlier forkd came so far */
                 return 0;
         vm->hold.released_ns = now_ns();
-        r = session_method(g->u->from, vm, "session.release", e);
+        r = tell_session(g->u->from, vm, "session.release", e);
         return r < 0 && is_dying(vm) ? 0 : r;
 }
 
@@ -127,7 +117,7 @@ static int take_over(void *arg, struct vm *vm, struct err *e) {
                 r = pager_session_adopt(u->to, vm, &removed, n, e);
         if (r < 0)
                 return is_dying(vm) ? 0 : err_prefix(e, "moving the session of '%s'", vm->name);
-        set_process(vm, u->to);
+        pager_hold_set_process(vm, u->to);
         u->pause_ms[u->moved++] = ms_since(vm->hold.released_ns);
         return 0;
 }
@@ -199,7 +189,7 @@ static void commit(struct upgrade *u) {
                 if (vm->session && vm->hold.process == u->to) {
                         vm->hold.released_ns = 0;
                         recording_end(vm);
-                        if (session_method(u->from, vm, "session.close", &e) < 0)
+                        if (tell_session(u->from, vm, "session.close", &e) < 0)
                                 log_debug("%s", e.message);
                 }
 }
@@ -217,7 +207,7 @@ static int take_back(struct upgrade *u, struct vm *vm, struct err *e) {
 
         mp_buf_init(&removed);
         if (vm->hold.process == u->to) {
-                r = session_method(u->to, vm, "session.release", e);
+                r = tell_session(u->to, vm, "session.release", e);
                 if (r == 0)
                         r = pager_removed_of(u->to, vm, &removed, &n, e);
                 if (r < 0)
@@ -225,7 +215,7 @@ static int take_back(struct upgrade *u, struct vm *vm, struct err *e) {
         }
         r = pager_session_give_back(u->from, vm, &removed, n, e);
         if (r == 0)
-                set_process(vm, u->from);
+                pager_hold_set_process(vm, u->from);
         return r;
 }
 
@@ -239,7 +229,7 @@ static void undo(struct upgrade *u) {
          * its guests are not lost. */
         u->to->leaving = true;
         TAILQ_FOREACH (vm, &p->d->vms, entry)
-                if (vm->session && vm->hold.process == u->to && session_method(u->to, vm, "session.release", &e) < 0) {
+                if (vm->session && vm->hold.process == u->to && tell_session(u->to, vm, "session.release", &e) < 0) {
                         log_debug("%s", e.message);
                         quiet &= is_dying(vm);
                 }
@@ -283,7 +273,7 @@ static void lose_both(struct upgrade *u) {
         pager_process_end(u->to); /* its guests are waited for by nobody else: */
         TAILQ_FOREACH (vm, &p->d->vms, entry)
                 if (vm->session && vm->hold.process == u->to)
-                        set_process(vm, NULL);
+                        pager_hold_set_process(vm, NULL);
         drop_next(p);
         p->lost_ns = now_ns();
         pager_succeed(p);
@@ -296,12 +286,8 @@ static void drain(struct upgrade *u) {
         for (;;) {
                 struct co_wait wait = CO_WAIT_INIT;
                 int left = DRAIN_TIMEOUT_MS - (int) ms_since(start);
-                struct vm *vm;
 
-                TAILQ_FOREACH (vm, &u->p->d->vms, entry)
-                        if (vm->session && vm->hold.process == u->from)
-                                break;
-                if (!vm || left <= 0)
+                if (left <= 0 || !pager_has_sessions(u->from))
                         break;
                 u->p->attached = &wait;
                 if (co_wait(&wait, left) < 0)

@@ -24,15 +24,6 @@
 #define LATE 2  /* a turn that took so many times its time tells of us, not of the pager */
 #define STUCK_MS ((PAGER_FAULT_SECONDS + 10) * 1000)
 
-static bool has_sessions(const struct pager_process *o) {
-        const struct vm *vm;
-
-        TAILQ_FOREACH (vm, &o->p->d->vms, entry)
-                if (vm->session && vm->hold.process == o)
-                        return true;
-        return false;
-}
-
 /* Why it must be taken for hung, or NULL. */
 static const char *judge(const msgpack_object *beat, uint64_t deadline_ms, char *buf, size_t size) {
         const msgpack_object *workers = mp_get_array(beat, "workers");
@@ -97,7 +88,7 @@ static void watch_main(void *arg) {
         o->pause = &pause;
         while (pager_process_is_up(o) && !o->leaving) {
                 const char *why = NULL;
-                int r = has_sessions(o) ? beat(o, turn_ms, buf, sizeof(buf), &why) : 0;
+                int r = pager_has_sessions(o) ? beat(o, turn_ms, buf, sizeof(buf), &why) : 0;
 
                 if (r < 0 && why && !o->leaving)
                         pager_process_hangs(o, why);
