@@ -187,6 +187,16 @@ static int empty_group(int dirfd, const char *path) {
         return r < 0 ? r : wait_empty(dirfd, path);
 }
 
+/* Whatever lives in the group is killed, and the group is no more. None is no error. */
+static int clear_group(const char *path) {
+        cleanup_fd int dirfd = open_group(path);
+        int r = dirfd < 0 ? dirfd : empty_group(dirfd, path);
+
+        if (r == 0 && rmdir(path) < 0)
+                r = -errno;
+        return r == -ENOENT ? 0 : r;
+}
+
 static int open_made_group(const char *base, const char *path, int *ret_fd, struct err *e) {
         cleanup_fd int dirfd = -1;
         int r = 0;
@@ -212,27 +222,15 @@ static int open_made_group(const char *base, const char *path, int *ret_fd, stru
 
 int cgroup_create(const char *instance, const char *id, int *ret_fd, struct err *e) {
         char base[PATH_MAX], path[PATH_MAX];
-        cleanup_fd int dirfd = -1;
         int r;
 
         r = group_paths(instance, id, base, path, e);
         if (r < 0)
                 return r;
-        dirfd = open_group(path);
-        if (dirfd >= 0)
-                r = empty_group(dirfd, path);
-        dirfd = close_fd(dirfd);
         /* In a group that was ever killed by cgroup.kill no process can be born: kernels up to 6.18 at least compare its count
          * of kills with that of the parent's group, and kill the child. So it is made anew. */
-        if (r == 0 && rmdir(path) < 0 && errno != ENOENT)
-                r = -errno;
-        if (r < 0)
-                return err_errno(e, r, "emptying the cgroup %s", path);
-        r = open_made_group(base, path, &dirfd, e);
-        if (r < 0)
-                return r;
-        *ret_fd = TAKE_FD(dirfd);
-        return 0;
+        r = clear_group(path);
+        return r < 0 ? err_errno(e, r, "emptying the cgroup %s", path) : open_made_group(base, path, ret_fd, e);
 }
 
 int cgroup_join(const char *instance, const char *name, int *ret_fd, struct err *e) {
@@ -259,21 +257,14 @@ int cgroup_kill(const char *instance, const char *id, struct err *e) {
 
 int cgroup_remove(const char *instance, const char *id, struct err *e) {
         char base[PATH_MAX], path[PATH_MAX];
-        cleanup_fd int dirfd = -1;
         int r;
 
         r = group_paths(instance, id, base, path, e);
         if (r < 0)
                 return r;
-        dirfd = open_group(path);
-        if (dirfd >= 0)
-                r = empty_group(dirfd, path);
-        else
-                r = dirfd;
-        if (r < 0 && r != -ENOENT)
-                return err_errno(e, r, "emptying the cgroup %s", path);
-        if (rmdir(path) < 0 && errno != ENOENT)
-                return err_errno(e, -errno, "removing the cgroup %s", path);
+        r = clear_group(path);
+        if (r < 0)
+                return err_errno(e, r, "removing the cgroup %s", path);
         /* Not empty is what it usually is: another VM lives in it. */
         (void) rmdir(base);
         return 0;
