@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "common/io.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 /* ---- params ---- */
 

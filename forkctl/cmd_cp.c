@@ -16,7 +16,7 @@
 #include "common/ids.h"
 #include "common/io.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/progress.h"
 #include "forkctl/stream.h"
 #include "forkctl/table.h"

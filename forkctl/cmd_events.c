@@ -7,7 +7,7 @@
 
 #include "forkctl/client.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/table.h"
 
 #define WAIT_MS 30000 /* an answer at least so often, so that a forkd that went away is noticed */

@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/stream.h"
 #include "forkctl/tty.h"
 

@@ -8,7 +8,7 @@
 #include "common/io.h"
 #include "forkctl/client.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/progress.h"
 #include "forkctl/table.h"
 #include "setup/doctor.h"

@@ -10,7 +10,7 @@
 #include "common/io.h"
 #include "forkctl/client.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 #define LOG_CHUNK (1u << 20)         /* asked for at once */
 #define LOG_MAX_DOCUMENT (64u << 20) /* of --json without -f, which has to hold it all */

@@ -11,7 +11,7 @@
 #include "common/spawn.h"
 #include "forkctl/client.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/table.h"
 #include "setup/setup.h"
 

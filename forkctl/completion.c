@@ -10,7 +10,7 @@
 
 #include "forkctl/client.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 static const char *kind_name(enum complete kind) {
         switch (kind) {

@@ -11,7 +11,7 @@
 #include "forkctl/client.h"
 #include "forkctl/command.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/table.h"
 
 static int exit_code(const struct ctl *c, const struct command *cmd) {

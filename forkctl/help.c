@@ -5,7 +5,7 @@
 
 #include "forkctl/client.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/table.h"
 
 #define HELP_INDENT 30

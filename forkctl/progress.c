@@ -7,7 +7,7 @@
 
 #include "common/io.h"
 #include "forkctl/client.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/table.h"
 
 #define TICK_US 120000    /* a spinner that turns eight times a second */

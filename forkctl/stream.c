@@ -20,7 +20,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "forkctl/json.h"
+#include "common/json.h"
 
 #define WRITES_PER_TURN 64 /* then the loop gets a chance to look at the other descriptors */
 

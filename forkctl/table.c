@@ -7,7 +7,7 @@
 #include <time.h>
 
 #include "common/ids.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 #define CELL_MAX 1024
 #define SECTION_FROM 4 /* a nested map of more fields becomes a section */

@@ -12,7 +12,7 @@
 #include "common/ids.h"
 #include "forkctl/client.h"
 #include "forkctl/commands.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/table.h"
 
 #define TREE_MAX_NESTED 400 /* JSON readers give up at about 1000 levels; each generation takes two */

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/table.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

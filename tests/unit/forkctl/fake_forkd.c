@@ -16,7 +16,7 @@
 
 #include "common/io.h"
 #include "common/spawn.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 /* ---- JSON as MessagePack ---- */
 

@@ -13,7 +13,7 @@
 
 #include "common/io.h"
 #include "fake_forkd.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 struct call {
         const char *argv[10];

@@ -14,7 +14,7 @@
 
 #include "common/io.h"
 #include "fake_forkd.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/stream.h"
 
 /* The guest's file, read or written. */

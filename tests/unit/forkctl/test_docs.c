@@ -12,7 +12,7 @@
 #include "common/io.h"
 #include "fake_forkd.h"
 #include "forkctl/command.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 /* ---- the manual page: one .SS a command, options written \-\-name ---- */
 

@@ -15,7 +15,7 @@
 
 #include "common/io.h"
 #include "fake_forkd.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/stream.h"
 
 /* What the fake does with an exec: writes pieces as credit allows, takes stdin, then answers. */

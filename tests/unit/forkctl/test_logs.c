@@ -10,7 +10,7 @@
 #include <cmocka.h>
 
 #include "fake_forkd.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 /* A console of @size bytes, handed out @piece at a time; it grows by @grow after each request, and the VM is
  * removed after @requests of them (0: never). */

@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 
-#include "forkctl/json.h"
+#include "common/json.h"
 #include "forkctl/table.h"
 
 static void printed_is(struct table *t, const char *want) {

@@ -7,7 +7,7 @@
 #include <cmocka.h>
 
 #include "fake_forkd.h"
-#include "forkctl/json.h"
+#include "common/json.h"
 
 #define SNAP(id, parent) \
         "{\"id\":\"" id "\",\"parent\":" parent ",\"source\":\"web\",\"stored_bytes\":1024,\"created\":1700000000}"

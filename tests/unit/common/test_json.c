@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "forkctl/json.h"
+#include "common/json.h"
 
 static void test_utf8(void **state) {
         static const char *const good[] = { "", "a", "ü", "€", "😀", "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf", "\xee\x80\x80" };

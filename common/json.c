@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "forkctl/json.h"
+#include "common/json.h"
 
 #include <errno.h>
 #include <math.h>
