@@ -3,12 +3,17 @@
  * another job: a VMM is about to need it. Then images whose memory another pager has filled are surveyed: until that is
  * done they are not reclaimed from. Filling a whole image is for later clones. These two give way to demand, by
  * letting a little time pass before each step while a fault worker is busy, so they slow down but never stop for
- * good. The thread has the workers' priority: a worker that wants the very frame that it decodes waits for it. */
+ * good. The thread has the workers' priority: a worker that wants the very frame that it decodes waits for it.
+ *
+ * It sleeps in reads of an eventfd, not at a condition: whoever watches the pager from the scheduler takes sleep at a futex
+ * for waiting at a lock (bpf/), and want of work is none. Nothing is lost so: what the thread does between its last
+ * read and the next one begins, or ends, with a look at the queues. */
 #include "pager/fill.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
-#include <time.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "common/io.h"
@@ -23,9 +28,9 @@
 enum { REPLAYS, SURVEYS, WHOLE, N_QUEUES };
 
 struct pager_filler {
-        pthread_t thread;
+        struct pager_thread thread;
+        int wake_fd;          /* an eventfd: a job has come, or the end */
         pthread_mutex_t lock; /* guards what follows */
-        pthread_cond_t changed;
         bool stop;
         TAILQ_HEAD(queue, pager_fill_job) queue[N_QUEUES];
         _Atomic unsigned n[N_QUEUES]; /* how many are in each; also read without the lock */
@@ -44,22 +49,25 @@ static bool stopping(struct pager_filler *f) {
         return stop;
 }
 
+static void wake(struct pager_filler *f) {
+        (void) eventfd_write(f->wake_fd, 1);
+}
+
+static void sleep_until_woken(struct pager_filler *f) {
+        eventfd_t n;
+
+        (void) eventfd_read(f->wake_fd, &n);
+}
+
 /** Lets demand faults go first. */
 static void give_way(struct pager_filler *f) {
-        struct timespec until;
+        static const struct timespec a_while = { .tv_nsec = GIVE_WAY_NS };
+        struct pollfd woken = { .fd = f->wake_fd, .events = POLLIN };
 
         if (atomic_load_explicit(&f->load->busy, memory_order_relaxed) == 0)
                 return;
-        (void) clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += GIVE_WAY_NS;
-        if (until.tv_nsec >= 1000000000) {
-                until.tv_nsec -= 1000000000;
-                until.tv_sec++;
-        }
-        (void) pthread_mutex_lock(&f->lock);
-        if (!f->stop && TAILQ_EMPTY(&f->queue[REPLAYS]))
-                (void) pthread_cond_timedwait(&f->changed, &f->lock, &until);
-        (void) pthread_mutex_unlock(&f->lock);
+        if (ppoll(&woken, 1, &a_while, NULL) > 0)
+                sleep_until_woken(f); /* which it has been */
 }
 
 static void finish(struct pager_filler *f, struct pager_fill_job *job, int result) {
@@ -172,19 +180,17 @@ static void run(struct pager_filler *f, struct pager_fill_job *job) {
 static void *filler_main(void *arg) {
         struct pager_filler *f = arg;
 
-        (void) pthread_mutex_lock(&f->lock);
-        while (!f->stop) {
-                struct pager_fill_job *job = take(f, N_QUEUES);
+        while (!stopping(f)) {
+                struct pager_fill_job *job;
 
-                if (!job) {
-                        (void) pthread_cond_wait(&f->changed, &f->lock);
-                        continue;
-                }
-                (void) pthread_mutex_unlock(&f->lock);
-                run(f, job);
                 (void) pthread_mutex_lock(&f->lock);
+                job = take(f, N_QUEUES);
+                (void) pthread_mutex_unlock(&f->lock);
+                if (job)
+                        run(f, job);
+                else
+                        sleep_until_woken(f);
         }
-        (void) pthread_mutex_unlock(&f->lock);
         return NULL;
 }
 
@@ -194,14 +200,13 @@ static void filler_destroy(struct pager_filler *f) {
         while ((job = take(f, N_QUEUES)))
                 pager_fill_job_done(job);
         pager_scratch_clear(&f->scratch);
-        (void) pthread_cond_destroy(&f->changed);
+        (void) close_fd(f->wake_fd);
         (void) pthread_mutex_destroy(&f->lock);
         free(f);
 }
 
 int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, struct pager_filler **ret) {
         struct pager_filler *f = calloc(1, sizeof(*f));
-        pthread_condattr_t attr;
         int r;
 
         if (!f)
@@ -211,11 +216,8 @@ int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, 
         for (unsigned q = 0; q < N_QUEUES; q++)
                 TAILQ_INIT(&f->queue[q]);
         (void) pthread_mutex_init(&f->lock, NULL);
-        (void) pthread_condattr_init(&attr);
-        (void) pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-        (void) pthread_cond_init(&f->changed, &attr);
-        (void) pthread_condattr_destroy(&attr);
-        r = pager_scratch_init(&f->scratch);
+        f->wake_fd = eventfd(0, EFD_CLOEXEC);
+        r = f->wake_fd < 0 ? -errno : pager_scratch_init(&f->scratch);
         if (r == 0)
                 r = pager_thread_start(filler_main, f, "fill-0", &f->thread);
         if (r < 0) {
@@ -231,9 +233,9 @@ void pager_filler_free(struct pager_filler *f) {
                 return;
         (void) pthread_mutex_lock(&f->lock);
         f->stop = true;
-        (void) pthread_cond_broadcast(&f->changed);
         (void) pthread_mutex_unlock(&f->lock);
-        (void) pthread_join(f->thread, NULL);
+        wake(f);
+        pager_thread_join(&f->thread);
         filler_destroy(f);
 }
 
@@ -247,8 +249,12 @@ void pager_filler_start(struct pager_filler *f, struct pager_fill_job *job) {
         (void) pthread_mutex_lock(&f->lock);
         TAILQ_INSERT_TAIL(&f->queue[queue_of(job)], job, entry);
         (void) atomic_fetch_add_explicit(&f->n[queue_of(job)], 1, memory_order_relaxed);
-        (void) pthread_cond_broadcast(&f->changed);
         (void) pthread_mutex_unlock(&f->lock);
+        wake(f);
+}
+
+const struct pager_thread *pager_filler_thread(const struct pager_filler *f) {
+        return &f->thread;
 }
 
 void pager_fill_job_done(struct pager_fill_job *job) {

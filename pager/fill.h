@@ -11,6 +11,7 @@ struct pager_ahead;
 struct pager_filler;
 struct pager_image;
 struct pager_load;
+struct pager_thread;
 
 /** Part of the object that it is about: an image, to be filled as a whole or surveyed, or a working set. */
 struct pager_fill_job {
@@ -28,6 +29,9 @@ struct pager_fill_job {
 int pager_filler_new(struct pager_mailbox *to_control, struct pager_load *load, struct pager_filler **ret) attr_warn_unused;
 /** Stops it; jobs that are queued are dropped without a letter. NULL is fine. */
 void pager_filler_free(struct pager_filler *f);
+
+/** Lives as long as the filler. */
+const struct pager_thread *pager_filler_thread(const struct pager_filler *f);
 
 /** Control thread: runs @job, at once if it is about a working set: somebody's VMM starts; a survey before images are filled. It holds references to
  *  its objects, which go to the receiver of the letter. Does nothing while it is running. */

@@ -46,7 +46,7 @@
 #define STUCK_MS 10                  /* nothing could be had, all is claimed: later */
 
 struct pager_reclaim {
-        pthread_t thread;
+        struct pager_thread thread;
         bool started;
         int wake_fd;
         _Atomic bool woken, stop, limit_stale;
@@ -323,9 +323,13 @@ void pager_reclaim_free(struct pager_reclaim *r) {
                 return;
         atomic_store(&r->stop, true);
         (void) eventfd_write(r->wake_fd, 1);
-        (void) pthread_join(r->thread, NULL);
+        pager_thread_join(&r->thread);
         free_dead(r);
         destroy(r);
+}
+
+const struct pager_thread *pager_reclaim_thread(const struct pager_reclaim *r) {
+        return &r->thread;
 }
 
 void pager_reclaim_get_stats(const struct pager_reclaim *r, struct pager_reclaim_stats *ret) {

@@ -7,6 +7,7 @@
 #include "pager/image.h"
 
 struct pager_reclaim;
+struct pager_thread;
 
 struct pager_reclaim_config {
         uint64_t budget;  /* bytes; 0: a quarter of the memory there is */
@@ -18,6 +19,9 @@ struct pager_reclaim_config {
 int pager_reclaim_new(const struct pager_reclaim_config *cfg, struct pager_reclaim **ret) attr_warn_unused;
 /** All images must have been removed, or buried. NULL is fine. */
 void pager_reclaim_free(struct pager_reclaim *r);
+
+/** Lives as long as @r. */
+const struct pager_thread *pager_reclaim_thread(const struct pager_reclaim *r);
 
 /** What an image has of it. @r may be NULL in an image that nobody watches. */
 struct pager_resident {

@@ -4,6 +4,7 @@
 #include "pager/ahead.h"
 #include "pager/pager_internal.h"
 #include "pager/record.h"
+#include "pager/thread.h"
 
 struct sums {
         uint64_t reclaimed_pages, refaults;
@@ -177,15 +178,38 @@ static void put_totals(struct pager *p, struct mp_buf *b, struct sums *sums) {
         put_hist(b, "service", &sums->service, true);
 }
 
+static void put_thread(struct mp_buf *b, const char *role, const char *name, pid_t tid) {
+        mp_map(b, 3);
+        mp_kv_str(b, "name", name);
+        mp_kv_str(b, "role", role);
+        mp_kv_i64(b, "tid", tid);
+}
+
+static void put_threads(const struct pager *p, struct mp_buf *b) {
+        const struct pager_thread *fill = pager_filler_thread(p->filler), *reclaim = pager_reclaim_thread(p->reclaim);
+
+        mp_array(b, p->n_workers + 3);
+        put_thread(b, "control", "control", gettid()); /* ours */
+        for (unsigned i = 0; i < p->n_workers; i++) {
+                const struct pager_thread *t = pager_worker_thread(p->workers[i]);
+
+                put_thread(b, "fault", t->name, t->tid);
+        }
+        put_thread(b, "fill", fill->name, fill->tid);
+        put_thread(b, "other", reclaim->name, reclaim->tid);
+}
+
 void pager_status(struct pager *p, struct mp_buf *b) {
         struct sums sums = { 0 };
 
-        mp_map(b, 8);
+        mp_map(b, 9);
         mp_kv_i64(b, "pid", getpid());
         mp_kv_str(b, "version", p->cfg.version);
         mp_kv_double(b, "uptime_ms", ms_since(p->started_ns));
         mp_kv_u64(b, "workers", p->n_workers);
         mp_kv_bool(b, "draining", p->draining);
+        mp_key(b, "threads");
+        put_threads(p, b);
         mp_key(b, "sessions");
         mp_array(b, p->n_sessions);
         for (const struct pager_session *s = p->sessions; s; s = s->next)

@@ -29,7 +29,7 @@
 #define EPOLL_BATCH 32
 
 struct pager_worker {
-        pthread_t thread;
+        struct pager_thread thread;
         unsigned index;
         int epoll_fd;
         struct pager_mailbox mailbox;
@@ -357,7 +357,7 @@ void pager_worker_free(struct pager_worker *w) {
         if (!w)
                 return;
         pager_mailbox_post(&w->mailbox, &w->stop_letter, LETTER_STOP, NULL);
-        (void) pthread_join(w->thread, NULL);
+        pager_thread_join(&w->thread);
         worker_destroy(w);
 }
 
@@ -409,6 +409,10 @@ bool pager_worker_reading(const struct pager_worker *w) {
 
 unsigned pager_worker_sessions(const struct pager_worker *w) {
         return atomic_load_explicit(&w->n_sessions, memory_order_relaxed);
+}
+
+const struct pager_thread *pager_worker_thread(const struct pager_worker *w) {
+        return &w->thread;
 }
 
 unsigned pager_worker_index(const struct pager_worker *w) {

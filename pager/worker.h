@@ -4,6 +4,7 @@
 
 #include "pager/fault.h"
 
+struct pager_thread;
 struct pager_worker;
 
 /** What workers tell the filling thread: how many of them are at work. */
@@ -35,6 +36,8 @@ uint64_t pager_worker_silent_ns(const struct pager_worker *w);
 /** Is it in a read of an image's file, or waiting for a thread that may be? */
 bool pager_worker_reading(const struct pager_worker *w);
 unsigned pager_worker_sessions(const struct pager_worker *w);
+/** Lives as long as the worker. */
+const struct pager_thread *pager_worker_thread(const struct pager_worker *w);
 unsigned pager_worker_index(const struct pager_worker *w);
 
 /** How long it has been at work on what it does now, 0 when it waits. Grows when a worker hangs. */
