@@ -2,7 +2,7 @@
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
 
-foreach(dep IN ITEMS libevent:libevent_core msgpack:msgpack lz4:liblz4 zstd:libzstd xxhash:libxxhash
+foreach(dep IN ITEMS libbpf:libbpf libevent:libevent_core msgpack:msgpack lz4:liblz4 zstd:libzstd xxhash:libxxhash
                      jansson:jansson inih:inih libseccomp:libseccomp)
   string(REPLACE ":" ";" pair ${dep})
   list(GET pair 0 name)

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+#pragma once
+
+#include <bpf/libbpf.h>
+
+#include "bpf/learn.h"
+#include "bpf/probes.h"
+
+#include "probes.skel.h"
+
+struct probes {
+        struct probes_bpf *skel;
+        int threads_fd, processes_fd;
+        struct probes_status status;
+        struct probes_watch **watch;         /* by the low half of the number */
+        uint32_t last;                       /* place that was given away last */
+        uint32_t generation;                 /* the high half of the next number */
+        struct probes_thread_entry *entries; /* what one read of the map takes */
+        uint32_t *keys;
+};
+
+struct probes_watch {
+        struct probes *p;
+        uint64_t number; /* never used again */
+        pid_t pid;
+        void *data;
+};
+
+/** Opens, loads and attaches the programs for @method, which are those of @p from then on. -errno, with the step in @why. */
+int probes_load(struct probes *p, enum probes_method method, const struct learn_bounds *bounds, char *why,
+                size_t size) attr_warn_unused;

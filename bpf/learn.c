@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+#include "bpf/learn.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "bpf/probes_maps.h"
+#include "bpf/trial.h"
+#include "common/io.h"
+
+#include "learn.skel.h"
+
+#define SLEEP_TIMEOUT_MS 1000
+#define MAX_FUNCTION (1u << 20) /* bytes: none is as large */
+
+static inline void cleanup_learnp(struct learn_bpf **s) {
+        learn_bpf__destroy(*s);
+}
+static inline void cleanup_trialp(struct trial **t) {
+        trial_free(*t);
+}
+
+int learn_parse(const char *text, uint64_t address, const char *prefix, uint64_t *ret_start, uint64_t *ret_end) {
+        size_t n = strlen(prefix);
+        uint64_t offset, size;
+        const char *plus;
+        char *end;
+
+        if (strncmp(text, prefix, n) != 0)
+                return -EINVAL;
+        plus = strchr(text + n, '+');
+        if (!plus || (plus != text + n && text[n] != '.' && text[n] != '_'))
+                return -EINVAL;
+        offset = strtoull(plus + 1, &end, 16);
+        if (end == plus + 1 || *end != '/')
+                return -EINVAL;
+        size = strtoull(end + 1, &end, 16);
+        if (offset > size || size > MAX_FUNCTION || address < offset)
+                return -EINVAL;
+        *ret_start = address - offset;
+        *ret_end = *ret_start + size + 1; /* the address that a call at the very end returns to is the first behind it */
+        return 0;
+}
+
+/** Waits until the thread has slept @times. The programs can tell nobody, so it is looked at. */
+static int wait_for_sleep(const struct learn_bpf *s, uint32_t times) {
+        const struct timespec turn = { .tv_nsec = 200000 };
+        uint64_t begin = now_ns();
+
+        while (__atomic_load_n(&s->bss->taken, __ATOMIC_ACQUIRE) < times) {
+                if (ms_since(begin) > SLEEP_TIMEOUT_MS)
+                        return -ETIMEDOUT;
+                (void) nanosleep(&turn, NULL);
+        }
+        return 0;
+}
+
+/** The bounds of the innermost or the outermost function whose name begins with one of @prefixes. */
+static int find(const struct learn_bpf *s, const char *const prefixes[], bool outermost, uint64_t *ret_start, uint64_t *ret_end) {
+        uint32_t frames = s->bss->frames < PROBES_STACK ? s->bss->frames : PROBES_STACK;
+        int r = -ENOENT;
+
+        for (uint32_t i = 0; i < frames && (r < 0 || outermost); i++) {
+                char text[sizeof(s->bss->name[0])];
+
+                memcpy(text, s->bss->name[i], sizeof(text));
+                text[sizeof(text) - 1] = '\0';
+                for (size_t k = 0; prefixes[k]; k++)
+                        if (learn_parse(text, s->bss->address[i], prefixes[k], ret_start, ret_end) == 0)
+                                r = 0;
+        }
+        return r;
+}
+
+static int failed(int r, const char *what, char *why, size_t size) {
+        (void) snprintf(why, size, "%s: %s", what, strerror(-r));
+        return r;
+}
+
+int learn_sleeps(struct learn_bounds *ret, char *why, size_t size) {
+        static const char *const fault[] = { "handle_userfault", NULL };
+        static const char *const futex[] = { "__x64_sys_futex", "__arm64_sys_futex", "do_futex",
+                                             "futex_wait",      "__futex_wait",      NULL };
+        attr_cleanup(cleanup_learnp) struct learn_bpf *s = NULL;
+        attr_cleanup(cleanup_trialp) struct trial *t = NULL;
+        uint32_t taken;
+        int r;
+
+        *ret = (struct learn_bounds){ 0 };
+        r = trial_new(&t);
+        if (r < 0)
+                return failed(r, "a userfaultfd of our own", why, size);
+        s = learn_bpf__open();
+        if (!s)
+                return failed(-errno, "opening the BPF programs", why, size);
+        s->rodata->target = (uint32_t) trial_tid(t);
+        r = learn_bpf__load(s);
+        if (r == 0)
+                r = learn_bpf__attach(s);
+        if (r < 0)
+                return failed(r, "loading a BPF program for the scheduler's switch", why, size);
+        r = trial_fault(t);
+        if (r == 0)
+                r = wait_for_sleep(s, 1);
+        if (r == 0)
+                r = find(s, fault, false, &ret->fault_start, &ret->fault_end);
+        if (r < 0)
+                return failed(r, "finding handle_userfault in the stack of a thread that waits there", why, size);
+        taken = s->bss->taken;
+        r = trial_answer(t);
+        if (r == 0)
+                r = wait_for_sleep(s, taken + 1);
+        if (r == 0)
+                r = find(s, futex, true, &ret->futex_start, &ret->futex_end);
+        return r < 0 ? failed(r, "finding a futex wait in the stack of a thread that waits there", why, size) : 0;
+}

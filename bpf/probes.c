@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation. A watch has a number that is never used again, of which the low half is its place in a table. The
+ * programs copy it into every thread's entry, and a read gives an entry only to the watch with that number: so what is left of
+ * an earlier process with the same pid finds nobody.
+ *
+ * All entries are read at once, which is one system call and a copy of what is there; then the processes, one each. */
+#include "bpf/probes.h"
+
+#include <bpf/bpf.h>
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bpf/internal.h"
+#include "common/io.h"
+
+#define WCHAN_MAX 64
+#define STAT_MAX 1024
+
+void probes_add(struct probes_sample *sum, const struct probes_sample *s) {
+        for (unsigned i = 0; i < PROBES_N_STATES; i++)
+                sum->ns[i] += s->ns[i];
+        sum->preempted += s->preempted;
+        sum->slept += s->slept;
+        sum->exits += s->exits;
+        sum->halts += s->halts;
+        sum->waits += s->waits;
+        sum->wait_ns += s->wait_ns;
+        if (s->longest_ns > sum->longest_ns)
+                sum->longest_ns = s->longest_ns;
+        for (unsigned i = 0; i < PROBES_BUCKETS; i++)
+                sum->wait[i] += s->wait[i];
+}
+
+uint64_t probes_bucket_end_ns(unsigned i) {
+        return i + 1 < PROBES_BUCKETS ? 1ull << (PROBES_FIRST_LOG2 + i) : UINT64_MAX;
+}
+
+void probes_get_status(const struct probes *p, struct probes_status *ret) {
+        *ret = p->status;
+        ret->overflows = __atomic_load_n(&p->skel->bss->overflows, __ATOMIC_RELAXED);
+        ret->recycled = __atomic_load_n(&p->skel->bss->recycled, __ATOMIC_RELAXED);
+        ret->missed = __atomic_load_n(&p->skel->bss->missed, __ATOMIC_RELAXED);
+}
+
+/* ---- watches ---- */
+
+static struct probes_watch *watch_of(const struct probes *p, uint64_t number) {
+        uint32_t place = (uint32_t) number;
+        struct probes_watch *w = place < p->status.max_processes ? p->watch[place] : NULL;
+
+        return w && w->number == number ? w : NULL;
+}
+
+static int new_watch(struct probes *p, struct probes_watch **ret) {
+        struct probes_watch *w;
+
+        if (p->status.processes >= p->status.max_processes)
+                return -ENOSPC;
+        while (p->watch[p->last])
+                p->last = (p->last + 1) % p->status.max_processes;
+        w = calloc(1, sizeof(*w));
+        if (!w)
+                return -ENOMEM;
+        w->p = p;
+        w->number = (uint64_t) ++p->generation << 32 | p->last;
+        p->watch[p->last] = w;
+        p->status.processes++;
+        *ret = w;
+        return 0;
+}
+
+static bool has_ended(int pidfd) {
+        struct pollfd pfd = { .fd = pidfd, .events = POLLIN };
+
+        return poll(&pfd, 1, 0) != 0;
+}
+
+/** What a thread does that is there already, as far as /proc tells: it may not move for long. */
+static enum probes_state state_of(int task_fd, const char *tid) {
+        char path[64], data[STAT_MAX], *end;
+        cleanup_fd int fd = -1;
+        ssize_t n;
+
+        (void) snprintf(path, sizeof(path), "%s/wchan", tid);
+        fd = openat(task_fd, path, O_RDONLY | O_CLOEXEC);
+        n = fd < 0 ? 0 : read(fd, data, WCHAN_MAX);
+        if (n > 0 && memmem(data, (size_t) n, "userfault", strlen("userfault")))
+                return PROBES_MEMORY;
+        (void) snprintf(path, sizeof(path), "%s/stat", tid);
+        fd = close_fd(fd);
+        fd = openat(task_fd, path, O_RDONLY | O_CLOEXEC);
+        n = fd < 0 ? 0 : read(fd, data, sizeof(data) - 1);
+        if (n <= 0)
+                return PROBES_UNKNOWN;
+        data[n] = '\0';
+        end = strrchr(data, ')'); /* the name before it may be anything */
+        if (!end || strlen(end) < 3)
+                return PROBES_UNKNOWN;
+        return end[2] == 'R' ? PROBES_ONCPU : end[2] == 'S' ? PROBES_IDLE : PROBES_UNKNOWN;
+}
+
+/** Calls @fn for each thread of process @pid that there is. */
+static void each_task(struct probes_watch *w, void (*fn)(struct probes_watch *w, int task_fd, const char *name, uint32_t tid)) {
+        char path[64];
+        struct dirent *d;
+        DIR *dir;
+
+        (void) snprintf(path, sizeof(path), "/proc/%d/task", (int) w->pid);
+        dir = opendir(path);
+        if (!dir)
+                return;
+        while ((d = readdir(dir)))
+                if (isdigit((unsigned char) d->d_name[0]))
+                        fn(w, dirfd(dir), d->d_name, (uint32_t) strtoul(d->d_name, NULL, 10));
+        (void) closedir(dir);
+}
+
+/* One that the programs have seen meanwhile is theirs. */
+static void seed(struct probes_watch *w, int task_fd, const char *name, uint32_t tid) {
+        struct probes_thread_entry t = { .watch = w->number, .tgid = (uint32_t) w->pid };
+
+        t.state = (uint32_t) state_of(task_fd, name);
+        if (t.state == PROBES_UNKNOWN)
+                return;
+        t.since = now_ns();
+        if (t.state == PROBES_MEMORY)
+                t.wait_since = t.since;
+        best_effort(bpf_map_update_elem(w->p->threads_fd, &tid, &t, BPF_NOEXIST));
+}
+
+static void forget(struct probes_watch *w, int task_fd, const char *name, uint32_t tid) {
+        best_effort(bpf_map_delete_elem(w->p->threads_fd, &tid));
+}
+
+int probes_watch(struct probes *p, int pidfd, pid_t pid, void *data, struct probes_watch **ret) {
+        struct probes_process value = { 0 };
+        uint32_t key = (uint32_t) pid;
+        struct probes_watch *w;
+        int r;
+
+        r = new_watch(p, &w);
+        if (r < 0)
+                return r;
+        w->pid = pid;
+        w->data = data;
+        value.watch = w->number;
+        r = bpf_map_update_elem(p->processes_fd, &key, &value, BPF_ANY) < 0 ? -errno : 0;
+        /* Alive after that: whoever the programs have met with this number is this process. */
+        if (r == 0 && has_ended(pidfd))
+                r = -ESRCH;
+        if (r < 0) {
+                probes_unwatch(w);
+                return r == -E2BIG ? -ENOSPC : r;
+        }
+        each_task(w, seed);
+        *ret = w;
+        return 0;
+}
+
+void probes_unwatch(struct probes_watch *w) {
+        struct probes_process value;
+        struct probes *p;
+        uint32_t key;
+
+        if (!w)
+                return;
+        p = w->p;
+        key = (uint32_t) w->pid;
+        /* Another watch may have the number by now. */
+        if (bpf_map_lookup_elem(p->processes_fd, &key, &value) == 0 && value.watch == w->number) {
+                best_effort(bpf_map_delete_elem(p->processes_fd, &key));
+                each_task(w, forget);
+        }
+        p->watch[(uint32_t) w->number] = NULL;
+        p->status.processes--;
+        free(w);
+}
+
+void *probes_watch_data(const struct probes_watch *w) {
+        return w->data;
+}
+
+/* ---- reading ---- */
+
+static void tell(const struct probes *p, uint32_t tid, const struct probes_thread_entry *t, uint64_t now, probes_each_fn *each,
+                 void *arg) {
+        struct probes_watch *w = watch_of(p, t->watch);
+        struct probes_thread thread = { .tid = (pid_t) tid };
+
+        if (!w)
+                return;
+        thread.state = t->state < PROBES_N_STATES ? (enum probes_state) t->state : PROBES_UNKNOWN;
+        thread.since_ns = t->since;
+        thread.wait_since_ns = t->wait_since;
+        thread.sum = t->sum;
+        memcpy(thread.comm, t->comm, sizeof(thread.comm));
+        thread.comm[sizeof(thread.comm) - 1] = '\0';
+        /* What it does now is not counted before it ends. */
+        if (t->since && now > t->since)
+                thread.sum.ns[thread.state] += now - t->since;
+        each(arg, w, &thread, NULL);
+}
+
+/** All entries of threads, as many as have a place. -ENOSPC: a bucket of the map holds more than are asked for, which cannot be. */
+static int read_threads(struct probes *p, uint32_t *ret_n) {
+        uint32_t n = p->status.max_threads, batch;
+
+        /* With room for all of them there is one batch, and the end comes with it. */
+        if (bpf_map_lookup_batch(p->threads_fd, NULL, &batch, p->keys, p->entries, &n, NULL) < 0 && errno != ENOENT)
+                return -errno;
+        *ret_n = n;
+        return 0;
+}
+
+int probes_read(struct probes *p, probes_each_fn *each, void *arg) {
+        uint64_t now;
+        uint32_t n = 0;
+        int r;
+
+        r = read_threads(p, &n);
+        if (r < 0)
+                return r;
+        now = now_ns();
+        p->status.threads = n;
+        for (uint32_t i = 0; i < n; i++)
+                tell(p, p->keys[i], &p->entries[i], now, each, arg);
+        for (unsigned i = 0; i < p->status.max_processes; i++) {
+                struct probes_watch *w = p->watch[i];
+                struct probes_process value;
+                uint32_t key;
+
+                if (!w)
+                        continue;
+                key = (uint32_t) w->pid;
+                if (bpf_map_lookup_elem(p->processes_fd, &key, &value) < 0 || value.watch != w->number)
+                        continue; /* its number is another's: it has ended, and was not told to be forgotten */
+                each(arg, w, NULL, &value.ended);
+        }
+        return 0;
+}

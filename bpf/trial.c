@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: MIT */
+#include "bpf/trial.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common/io.h"
+
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+
+#define PAGE 4096u
+#define STACK (64u << 10)
+#define FAULT_TIMEOUT_MS 1000
+
+struct trial {
+        int uffd, go;
+        char *page;
+        bool started;
+        pthread_t thread;
+        _Atomic pid_t tid;
+        _Atomic uint32_t over; /* the futex */
+};
+
+static void *trial_main(void *arg) {
+        struct trial *t = arg;
+        uint64_t n;
+
+        atomic_store(&t->tid, (pid_t) syscall(SYS_gettid));
+        if (read(t->go, &n, sizeof(n)) != sizeof(n))
+                return NULL;
+        if (!atomic_load(&t->over))
+                *(volatile char *) t->page = 1;
+        while (!atomic_load(&t->over))
+                (void) syscall(SYS_futex, &t->over, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+        return NULL;
+}
+
+static int start_thread(struct trial *t) {
+        pthread_attr_t attr;
+        sigset_t all, old;
+        int r = -pthread_attr_init(&attr);
+
+        if (r < 0)
+                return r;
+        r = -pthread_attr_setstacksize(&attr, STACK > PTHREAD_STACK_MIN ? STACK : PTHREAD_STACK_MIN);
+        /* Signals are for the threads that know what to do with them, and would end a wait. */
+        (void) sigfillset(&all);
+        (void) pthread_sigmask(SIG_SETMASK, &all, &old);
+        if (r == 0)
+                r = -pthread_create(&t->thread, &attr, trial_main, t);
+        (void) pthread_sigmask(SIG_SETMASK, &old, NULL);
+        (void) pthread_attr_destroy(&attr);
+        t->started = r == 0;
+        while (r == 0 && atomic_load(&t->tid) == 0)
+                (void) sched_yield();
+        return r;
+}
+
+static int open_page(struct trial *t) {
+        struct uffdio_api api = { .api = UFFD_API };
+        struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+        void *page;
+
+        t->uffd = (int) syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+        if (t->uffd < 0 || ioctl(t->uffd, UFFDIO_API, &api) < 0)
+                return -errno;
+        page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (page == MAP_FAILED)
+                return -errno;
+        t->page = page;
+        reg.range.start = (uintptr_t) page;
+        reg.range.len = PAGE;
+        return ioctl(t->uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+}
+
+int trial_new(struct trial **ret) {
+        struct trial *t = calloc(1, sizeof(*t));
+        int r;
+
+        if (!t)
+                return -ENOMEM;
+        t->uffd = t->go = -1;
+        r = open_page(t);
+        if (r == 0) {
+                t->go = eventfd(0, EFD_CLOEXEC);
+                r = t->go < 0 ? -errno : start_thread(t);
+        }
+        if (r < 0) {
+                trial_free(t);
+                return r;
+        }
+        *ret = t;
+        return 0;
+}
+
+static int go(struct trial *t) {
+        uint64_t one = 1;
+
+        return write(t->go, &one, sizeof(one)) == sizeof(one) ? 0 : -errno;
+}
+
+void trial_free(struct trial *t) {
+        if (!t)
+                return;
+        atomic_store(&t->over, 1);
+        if (t->started)
+                (void) go(t);
+        (void) syscall(SYS_futex, &t->over, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+        (void) close_fd(t->uffd); /* a fault that waits is answered with zeros */
+        if (t->started)
+                (void) pthread_join(t->thread, NULL);
+        (void) close_fd(t->go);
+        if (t->page)
+                (void) munmap(t->page, PAGE);
+        free(t);
+}
+
+pid_t trial_tid(const struct trial *t) {
+        return atomic_load(&t->tid);
+}
+
+int trial_fault(struct trial *t) {
+        struct pollfd pfd = { .fd = t->uffd, .events = POLLIN };
+        struct uffd_msg msg;
+        int r = go(t);
+
+        if (r < 0)
+                return r;
+        do
+                r = poll(&pfd, 1, FAULT_TIMEOUT_MS);
+        while (r < 0 && errno == EINTR);
+        if (r <= 0)
+                return r < 0 ? -errno : -ETIMEDOUT;
+        return read(t->uffd, &msg, sizeof(msg)) == sizeof(msg) && msg.event == UFFD_EVENT_PAGEFAULT ? 0 : -EIO;
+}
+
+int trial_answer(struct trial *t) {
+        struct uffdio_zeropage zero = { .range = { .start = (uintptr_t) t->page, .len = PAGE } };
+
+        return ioctl(t->uffd, UFFDIO_ZEROPAGE, &zero) < 0 ? -errno : 0;
+}
