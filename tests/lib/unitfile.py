@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import resource
+import socket
 import struct
 import subprocess
 
@@ -61,13 +62,15 @@ def filter_of(unit):
     denied = [numbers[n] for n in expand([first[1:], *rest]) if n in numbers]
     if unit.get("LockPersonality") == "yes":
         denied.append(numbers["personality"])
-    assert unit.words("RestrictAddressFamilies") == ["AF_UNIX"]
+    families = [int(getattr(socket, name)) for name in unit.words("RestrictAddressFamilies")]
     code = [(LD, 0, 0, 4), (JEQ, 1, 0, AUDIT_ARCH_X86_64), (RET, 0, 0, ERRNO | errno.EPERM), (LD, 0, 0, 0)]
     for n in denied:
         code += [(JEQ, 0, 1, n), (RET, 0, 0, ERRNO | errno.EPERM)]
     for name in ("socket", "socketpair"):
-        # if it is this one: its first argument, which is AF_UNIX or forbidden
-        code += [(JEQ, 0, 4, numbers[name]), (LD, 0, 0, 16), (JEQ, 1, 0, 1), (RET, 0, 0, ERRNO | errno.EAFNOSUPPORT), (RET, 0, 0, ALLOW)]
+        # if it is this one: its first argument, which is one of those or forbidden
+        n = len(families)
+        code += [(JEQ, 0, n + 3, numbers[name]), (LD, 0, 0, 16), *((JEQ, n - i, 0, f) for i, f in enumerate(families)),
+                 (RET, 0, 0, ERRNO | errno.EAFNOSUPPORT), (RET, 0, 0, ALLOW)]
     if unit.get("RestrictSUIDSGID") == "yes":
         for name, arg in (("chmod", 1), ("fchmod", 1), ("fchmodat", 2), ("mkdir", 1), ("mkdirat", 2), ("mknod", 1), ("mknodat", 2)):
             code += [(JEQ, 0, 4, numbers[name]), (LD, 0, 0, 16 + 8 * arg), (JSET, 0, 1, 0o6000), (RET, 0, 0, ERRNO | errno.EPERM),
