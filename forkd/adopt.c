@@ -22,6 +22,7 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/journal.h"
+#include "forkd/monitor/monitor.h"
 #include "forkd/orphans.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
@@ -115,6 +116,7 @@ static int adopt_vmm(struct vm *vm, struct err *e) {
                 best_effort(spawn_kill(pidfd, SIGKILL));
                 return err_prefix(e, "it could not be taken back");
         }
+        monitor_vm_born(vm->d->monitor, vm, pidfd, vm->pid);
         (void) TAKE_FD(pidfd);
         return 0;
 }

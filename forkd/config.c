@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "bpf/probes.h"
 #include "common/ids.h"
 #include "pager/limits.h"
 
@@ -27,6 +28,9 @@ void config_defaults(struct config *c) {
                 .recover_ms = 3000,
                 .workingset = true,
                 .record_seconds = 10,
+                .probes = CONFIG_PROBES_AUTO,
+                .window_ms = 5000,
+                .keep_ended_seconds = 300,
                 .jail = true,
                 .memory_overcommit = 1,
                 .disk_reserve = 64u << 20,
@@ -52,6 +56,8 @@ static const struct setting {
         { "pager", "heartbeat_ms", offsetof(struct config, heartbeat_ms), 200, 60000 },
         { "pager", "recover_ms", offsetof(struct config, recover_ms), 200, 60000 },
         { "pager", "record_seconds", offsetof(struct config, record_seconds), 0, 3600 },
+        { "monitor", "window_ms", offsetof(struct config, window_ms), 500, 600000 },
+        { "monitor", "keep_ended_seconds", offsetof(struct config, keep_ended_seconds), 0, 86400 },
         { "security", "uid_base", offsetof(struct config, uid_base), 0, UINT32_MAX - 131072u },
 };
 
@@ -177,6 +183,21 @@ static int set_visible(struct load *l, const char *value) {
         return 1;
 }
 
+/** [monitor] probes: whether there are any, or how waits for memory are seen by them. */
+static int set_probes(struct load *l, const char *value) {
+        if (strcmp(value, "auto") == 0 || strcmp(value, "off") == 0) {
+                l->c->probes = value[0] == 'a' ? CONFIG_PROBES_AUTO : CONFIG_PROBES_OFF;
+                return 1;
+        }
+        for (int i = PROBES_NONE + 1; i < PROBES_N_METHODS; i++)
+                if (strcmp(value, probes_method_name((enum probes_method) i)) == 0) {
+                        l->c->probes = i;
+                        return 1;
+                }
+        set_problem(l, "[monitor] probes is auto, off, fentry, kprobe or sched_switch");
+        return 0;
+}
+
 /** [limits] memory, disk_reserve: any size. */
 static int set_size(struct load *l, const char *name, const char *value, uint64_t *ret) {
         if (size_parse(value, ret) == 0)
@@ -214,6 +235,8 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
                 return set_budget(l, value);
         if (strcmp(section, "forkd") == 0 && strcmp(name, "group") == 0)
                 return set_group(l, value);
+        if (strcmp(section, "monitor") == 0 && strcmp(name, "probes") == 0)
+                return set_probes(l, value);
         if (strcmp(section, "security") == 0 && strcmp(name, "visible") == 0)
                 return set_visible(l, value);
         if (strcmp(section, "limits") == 0 && strcmp(name, "memory") == 0)

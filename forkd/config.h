@@ -9,6 +9,9 @@
 #include "common/err.h"
 #include "common/log.h"
 
+#define CONFIG_PROBES_AUTO (-1) /* the best method that works */
+#define CONFIG_PROBES_OFF 1000
+
 struct config {
         enum log_level log_level;
         unsigned max_vms;         /* [forkd] max_vms */
@@ -32,6 +35,9 @@ struct config {
         unsigned recover_ms;          /* [pager] recover_ms: a guest that has no pager for longer is ended */
         bool workingset;              /* [pager] workingset: what restores need first is learned, and fetched first */
         unsigned record_seconds;      /* [pager] record_seconds: learned so long after a restore; 0: not at all */
+        int probes;                   /* [monitor] probes: an enum probes_method, or one of the next two */
+        unsigned window_ms;           /* [monitor] window_ms: a vCPU is judged by what it did for so long */
+        unsigned keep_ended_seconds;  /* [monitor] keep_ended_seconds: the numbers of a VM that is no more */
         bool jail;                    /* [security] jail: VMMs and the pager are users of their own and see almost nothing */
         unsigned uid_base;            /* [security] uid_base: the first of these users; 0: see forkd/jail.h */
         char visible[512];            /* [security] visible: paths that VMMs see besides, separated by colons */

@@ -27,6 +27,7 @@
 #include "forkd/identity.h"
 #include "forkd/notify.h"
 #include "forkd/journal.h"
+#include "forkd/monitor/monitor.h"
 #include "forkd/pager/link.h"
 #include "forkd/vmm/vmm_jail.h"
 #include "forkd/room.h"
@@ -267,6 +268,7 @@ static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
         TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->vmm)
                         vm_trim_logs(vm);
+        monitor_housekeeping(d->monitor);
         tell_status(d);
 }
 
@@ -319,11 +321,14 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
                 r = events_new(&d->events);
         if (r == 0)
                 r = pager_new(d, &d->pager);
+        if (r == 0)
+                r = monitor_new(d, &d->monitor);
         return r < 0 ? err_errno(e, r, "starting") : 0;
 }
 
 static void daemon_clear(struct daemon *d) {
         api_free(d->api);
+        monitor_free(TAKE_PTR(d->monitor));
         vm_release_all(d);
         journal_free(d);
         pager_free(d->pager);

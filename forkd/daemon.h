@@ -34,6 +34,7 @@ struct notify;
 struct journal_found;
 struct vmm_jail;
 struct events;
+struct monitor;
 struct pager;
 struct shutdown_wait;
 struct turns;
@@ -67,6 +68,7 @@ struct daemon {
         uint32_t next_uid;             /* where the search for a VMM's user begins */
 
         struct pager *pager;
+        struct monitor *monitor; /* of VMMs and the pager, by the kernel's word */
         struct events *events;
         struct worker_pool *workers;
         struct host *host;           /* what it has to give */

@@ -13,6 +13,7 @@
 #include "common/log.h"
 #include "forkd/daemon.h"
 #include "forkd/events.h"
+#include "forkd/monitor/monitor.h"
 
 #define CHORE_TIMEOUT_MS 15000
 
@@ -220,6 +221,7 @@ void vm_delete(struct vm *vm, bool files) {
         if (vm->idle_waiter)
                 co_wake(vm->idle_waiter, 0);
         wake_waiters(vm, -ENOENT);
+        monitor_vm_forget(vm->d->monitor, vm);
         TAILQ_REMOVE(&vm->d->vms, vm, entry);
         vm->d->n_vms--;
         vm_free(vm);

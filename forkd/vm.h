@@ -25,6 +25,7 @@
 struct caller;
 struct daemon;
 struct journal_entry;
+struct monitor_vm;
 struct stream_call;
 struct vm_waiter;
 
@@ -70,6 +71,7 @@ struct vm {
         /* ---- living parts, gone when forkd goes ---- */
         const struct vmm_ops *ops;
         struct vmm *vmm;
+        struct monitor_vm *monitored; /* the monitor's notes on it, and the monitor's to set; NULL: none */
         struct guest_link *link;
         bool session;                    /* the pager serves it */
         bool recording;                  /* its session records for the working set of @snapshot */

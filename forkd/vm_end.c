@@ -17,6 +17,7 @@
 #include "common/spawn.h"
 #include "forkd/daemon.h"
 #include "forkd/jail.h"
+#include "forkd/monitor/monitor.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/room.h"
@@ -70,6 +71,7 @@ static void release(struct vm *vm) {
         struct err e;
 
         stop_watching(vm);
+        monitor_vm_gone(vm->d->monitor, vm);
         vm->pid = 0;
         vm->start_time = 0;
         /* Also kills a VMM that an earlier forkd started but did not come to note. */
@@ -187,6 +189,7 @@ bool vm_teardown(struct vm *vm) {
 
         streams_fail(vm, "the VM was ended");
         guest_link_free(TAKE_PTR(vm->link));
+        monitor_vm_ending(vm->d->monitor, vm);
         r = end_any(vm, &pidfd);
         vm->vmm_exited = vm->guest_shutdown = vm->agent_lost = vm->io_error = false;
         vm->lost[0] = '\0';

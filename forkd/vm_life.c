@@ -11,6 +11,7 @@
 #include "common/spawn.h"
 #include "forkd/daemon.h"
 #include "forkd/jail.h"
+#include "forkd/monitor/monitor.h"
 #include "forkd/pager/link.h"
 #include "forkd/recording.h"
 #include "forkd/streams.h"
@@ -154,6 +155,7 @@ static int on_spawn(int pidfd, void *arg, struct err *e) {
         vm->pid = vm->claim.pid = pid;
         if (spawn_start_time(pid, &vm->start_time) < 0)
                 vm->start_time = 0;
+        monitor_vm_born(vm->d->monitor, vm, pidfd, pid);
         r = vm->session ? pager_session_expect(vm->d->pager, vm, pidfd, e) : 0;
         return r < 0 && spawn_pidfd_pid(pidfd, &pid) == -ESRCH ? 0 : r;
 }

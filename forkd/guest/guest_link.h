@@ -87,6 +87,12 @@ bool guest_link_ready(const struct guest_link *l);
 /** Round trip to the agent. One at a time per coroutine, any number of coroutines. */
 int guest_link_ping(struct guest_link *l, int timeout_ms, double *ret_ms, struct err *e) attr_warn_unused;
 
+/** Asks the agent for a sign of life and waits for nothing: what it says, this answer or anything else, shows in guest_link_heard_ns.
+ *  One is under way at a time; on a link that is not ready nothing is sent. */
+void guest_link_poke(struct guest_link *l);
+/** When the last valid frame of the agent came, CLOCK_MONOTONIC in ns; 0: none has. */
+uint64_t guest_link_heard_ns(const struct guest_link *l);
+
 /* ---- calls: exec, put, get ---- */
 
 /** How a call ended. */

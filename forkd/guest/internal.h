@@ -58,7 +58,8 @@ struct guest_link {
         struct wire_wake wake;
         struct wire_ack ack;
         struct guest_ping *pings;
-        uint64_t next_ping;
+        uint64_t next_ping, poke; /* `poke`: the ping that nobody waits for and that was not answered yet; 0: there is none */
+        uint64_t heard_ns;
 
         struct guest_call *calls;
         unsigned n_calls;

@@ -242,6 +242,8 @@ static void on_ack(struct guest_link *l, const struct wire_msg *m) {
 }
 
 static void on_pong(struct guest_link *l, const struct wire_msg *m) {
+        if (m->ping == l->poke)
+                l->poke = 0;
         for (struct guest_ping **pp = &l->pings; *pp; pp = &(*pp)->next)
                 if ((*pp)->n == m->ping) {
                         struct guest_ping *p = *pp;
@@ -293,6 +295,8 @@ static void on_frame(struct guest_link *l, const struct wire_frame *f) {
                 r = on_message(l, &m);
         if (r < 0 && !hello)
                 link_fail(l, -EPROTO);
+        else if (!hello)
+                l->heard_ns = now_ns();
 }
 
 static void on_readable(evutil_socket_t fd, short what, void *arg) {
@@ -482,6 +486,18 @@ int guest_link_wait_ack(struct guest_link *l, int timeout_ms, struct guest_ack *
         if (ret)
                 ack_convert(&l->ack, ret);
         return 0;
+}
+
+void guest_link_poke(struct guest_link *l) {
+        uint64_t n = l->next_ping + 1;
+
+        if (l->poke != 0 || !guest_link_ready(l) || link_send(l, &(struct wire_msg){ .type = WIRE_PING, .ping = n }) < 0)
+                return;
+        l->next_ping = l->poke = n;
+}
+
+uint64_t guest_link_heard_ns(const struct guest_link *l) {
+        return l->heard_ns;
 }
 
 int guest_link_ping(struct guest_link *l, int timeout_ms, double *ret_ms, struct err *e) {

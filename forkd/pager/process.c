@@ -27,6 +27,7 @@
 #include "common/spawn.h"
 #include "forkd/events.h"
 #include "forkd/jail.h"
+#include "forkd/monitor/monitor.h"
 #include "forkd/pidfile.h"
 #include "forkd/vmm/cgroup.h"
 #include "pager/flight.h"
@@ -52,6 +53,7 @@ static void drop_conn(struct pager_process *o) {
 
 /* It has ended, or is not ours to watch any more. */
 static void let_go(struct pager_process *o) {
+        monitor_pager_gone(o->p->d->monitor, o);
         if (o->death)
                 event_free(TAKE_PTR(o->death));
         o->pidfd = close_fd(o->pidfd);
@@ -215,6 +217,7 @@ static int greet(struct pager_process *o, int fd, const char *path, struct err *
         if (!o->death || event_add(o->death, NULL) < 0)
                 return err_errno(e, -ENOMEM, "watching the pager");
         pager_watch(o);
+        monitor_pager_born(o->p->d->monitor, o);
         return 0;
 }
 

@@ -366,6 +366,7 @@ const struct vmm_ops vmm_qemu = {
         .agent_socket = qemu_agent_socket,
         .is_running = qemu_is_running,
         .ram_regions = qemu_ram_regions,
+        .thread_vcpu = qemu_thread_vcpu,
         .pid = qemu_pid,
         .pidfd = qemu_pidfd,
         .kill = qemu_kill,

@@ -52,6 +52,11 @@ struct vmm {
         uint64_t log_start; /* where this process's own lines begin in the log */
 };
 
+/* ---- qemu_args.c ---- */
+
+/** See thread_vcpu of struct vmm_ops. */
+int qemu_thread_vcpu(const char *comm);
+
 /* ---- qemu.c ---- */
 
 /** Turns a failed QMP step into what the caller gets to see: "@what: reason". When QEMU has died (or hung

@@ -18,6 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "forkd/vmm/qemu.h"
+
 /* Translated code of a booting Debian guest is 40 MiB, that of a clone that answers requests a tenth. It is
  * only memory once it is used; when it is full QEMU throws all of it away and starts again. */
 #define TB_SIZE_BASE_MB 64u
@@ -106,6 +108,20 @@ void qemu_args_machine(struct qemu_args *a, const struct vmm_machine *m, const c
         qemu_args_add(a, "-no-reboot", NULL);
 }
 
+/* With debug-threads; older QEMUs name none without. */
+int qemu_thread_vcpu(const char *comm) {
+        unsigned vcpu = 0;
+        const char *c;
+
+        if (strncmp(comm, "ALL CPUs/", 9) == 0) /* one thread for all, where TCG can do no better */
+                return 0;
+        if (strncmp(comm, "CPU ", 4) != 0 || comm[4] < '0' || comm[4] > '9')
+                return -1;
+        for (c = comm + 4; *c >= '0' && *c <= '9'; c++)
+                vcpu = vcpu * 10 + (unsigned) (*c - '0');
+        return *c == '/' && c - comm <= 7 ? (int) vcpu : -1;
+}
+
 static void add_disks(struct qemu_args *a, const struct vmm_start *s) {
         for (unsigned i = 0; i < s->machine->n_disks; i++) {
                 char node[16], file[32];
@@ -155,6 +171,7 @@ int qemu_args_build(const char *qemu, bool firmware, const struct vmm_start *s, 
          * helpers of network back ends, none of which we use. */
         qemu_args_add(&a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         qemu_args_add(&a, "-msg", "timestamp=on");
+        qemu_args_add(&a, "-name", "debug-threads=on"); /* each vCPU's thread is told by its name */
         (void) snprintf(fw, sizeof(fw), QEMU_OWN_FD, QEMU_FD_FIRMWARE);
         qemu_args_machine(&a, s->machine, firmware ? fw : NULL, "ram");
         add_memory(&a, s->machine);

@@ -103,6 +103,10 @@ struct vmm_ops {
          *  {host address, size, guest-RAM offset}. */
         int (*ram_regions)(struct vmm *v, struct vmm_region *ret, size_t max, size_t *ret_n, struct err *e);
 
+        /** Which vCPU a thread of the VMM runs, by the name that the VMM gives it; -1: none. Not to be trusted: any thread may
+         *  call itself anything. */
+        int (*thread_vcpu)(const char *comm);
+
         pid_t (*pid)(struct vmm *v);
         int (*pidfd)(struct vmm *v);
         /** SIGKILL and wait until reaped (a coroutine), at most 5 s. on_exit is not called for it. */
