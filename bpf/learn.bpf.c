@@ -13,7 +13,6 @@ const volatile uint32_t target = 0; /* tid */
 uint64_t address[PROBES_STACK];
 char name[PROBES_STACK][NAME]; /* "handle_userfault+0x1b2/0x5e0" */
 uint32_t frames = 0;
-uint32_t taken = 0; /* times that it has slept */
 
 SEC("tp_btf/sched_switch")
 int BPF_PROG(learn, bool preempt, struct task_struct *prev, struct task_struct *next) {
@@ -21,13 +20,13 @@ int BPF_PROG(learn, bool preempt, struct task_struct *prev, struct task_struct *
 
         if ((uint32_t) prev->pid != target || preempt || prev->__state == 0)
                 return 0;
+        frames = 0; /* nobody reads what is half written */
         n = bpf_get_stack(ctx, address, sizeof(address), 0);
-        frames = n > 0 ? (uint32_t) n / sizeof(uint64_t) : 0;
         for (uint32_t i = 0; i < PROBES_STACK; i++) {
-                if (i >= frames)
+                if ((long) (i * sizeof(uint64_t)) >= n)
                         break;
                 BPF_SNPRINTF(name[i], NAME, "%pS", (void *) address[i]);
         }
-        __sync_fetch_and_add(&taken, 1);
+        frames = n > 0 ? (uint32_t) n / sizeof(uint64_t) : 0;
         return 0;
 }

@@ -46,22 +46,9 @@ int learn_parse(const char *text, uint64_t address, const char *prefix, uint64_t
         return 0;
 }
 
-/** Waits until the thread has slept @times. The programs can tell nobody, so it is looked at. */
-static int wait_for_sleep(const struct learn_bpf *s, uint32_t times) {
-        const struct timespec turn = { .tv_nsec = 200000 };
-        uint64_t begin = now_ns();
-
-        while (__atomic_load_n(&s->bss->taken, __ATOMIC_ACQUIRE) < times) {
-                if (ms_since(begin) > SLEEP_TIMEOUT_MS)
-                        return -ETIMEDOUT;
-                (void) nanosleep(&turn, NULL);
-        }
-        return 0;
-}
-
 /** The bounds of the innermost or the outermost function whose name begins with one of @prefixes. */
 static int find(const struct learn_bpf *s, const char *const prefixes[], bool outermost, uint64_t *ret_start, uint64_t *ret_end) {
-        uint32_t frames = s->bss->frames < PROBES_STACK ? s->bss->frames : PROBES_STACK;
+        uint32_t n = __atomic_load_n(&s->bss->frames, __ATOMIC_ACQUIRE), frames = n < PROBES_STACK ? n : PROBES_STACK;
         int r = -ENOENT;
 
         for (uint32_t i = 0; i < frames && (r < 0 || outermost); i++) {
@@ -76,6 +63,18 @@ static int find(const struct learn_bpf *s, const char *const prefixes[], bool ou
         return r;
 }
 
+/** Waits until the thread sleeps there: it may sleep elsewhere on its way. The programs can tell nobody, so it is looked at. */
+static int await(const struct learn_bpf *s, const char *const prefixes[], bool outermost, uint64_t *ret_start,
+                 uint64_t *ret_end) {
+        const struct timespec turn = { .tv_nsec = 200000 };
+        uint64_t begin = now_ns();
+        int r;
+
+        while ((r = find(s, prefixes, outermost, ret_start, ret_end)) < 0 && ms_since(begin) < SLEEP_TIMEOUT_MS)
+                (void) nanosleep(&turn, NULL);
+        return r;
+}
+
 static int failed(int r, const char *what, char *why, size_t size) {
         (void) snprintf(why, size, "%s: %s", what, strerror(-r));
         return r;
@@ -87,7 +86,6 @@ int learn_sleeps(struct learn_bounds *ret, char *why, size_t size) {
                                              "futex_wait",      "__futex_wait",      NULL };
         attr_cleanup(cleanup_learnp) struct learn_bpf *s = NULL;
         attr_cleanup(cleanup_trialp) struct trial *t = NULL;
-        uint32_t taken;
         int r;
 
         *ret = (struct learn_bounds){ 0 };
@@ -105,16 +103,11 @@ int learn_sleeps(struct learn_bounds *ret, char *why, size_t size) {
                 return failed(r, "loading a BPF program for the scheduler's switch", why, size);
         r = trial_fault(t);
         if (r == 0)
-                r = wait_for_sleep(s, 1);
-        if (r == 0)
-                r = find(s, fault, false, &ret->fault_start, &ret->fault_end);
+                r = await(s, fault, false, &ret->fault_start, &ret->fault_end);
         if (r < 0)
                 return failed(r, "finding handle_userfault in the stack of a thread that waits there", why, size);
-        taken = s->bss->taken;
         r = trial_answer(t);
         if (r == 0)
-                r = wait_for_sleep(s, taken + 1);
-        if (r == 0)
-                r = find(s, futex, true, &ret->futex_start, &ret->futex_end);
+                r = await(s, futex, true, &ret->futex_start, &ret->futex_end);
         return r < 0 ? failed(r, "finding a futex wait in the stack of a thread that waits there", why, size) : 0;
 }

@@ -235,9 +235,16 @@ int probes_open(const struct probes_options *opt, struct probes **ret, struct er
         p->status.max_threads = opt->max_threads ? opt->max_threads : DEFAULT_THREADS;
         p->watch = calloc(p->status.max_processes, sizeof(struct probes_watch *));
         p->entries = calloc(p->status.max_threads, sizeof(*p->entries));
-        p->keys = calloc(p->status.max_threads, sizeof(*p->keys));
+        p->tids = calloc(p->status.max_threads, sizeof(*p->tids));
+        for (unsigned i = 0; i < 2; i++) {
+                p->ended[i] = calloc(p->status.max_processes, sizeof(*p->ended[i]));
+                p->tgids[i] = calloc(p->status.max_processes, sizeof(*p->tgids[i]));
+        }
         (void) libbpf_set_print(print);
-        r = p->watch && p->entries && p->keys ? choose(p, opt->method, e) : err_errno(e, -ENOMEM, "watching threads");
+        if (p->watch && p->entries && p->tids && p->ended[0] && p->ended[1] && p->tgids[0] && p->tgids[1])
+                r = choose(p, opt->method, e);
+        else
+                r = err_errno(e, -ENOMEM, "watching threads");
         if (r < 0) {
                 probes_close(p);
                 return r;
@@ -254,6 +261,10 @@ void probes_close(struct probes *p) {
         unload(p);
         free(p->watch);
         free(p->entries);
-        free(p->keys);
+        free(p->tids);
+        for (unsigned i = 0; i < 2; i++) {
+                free(p->ended[i]);
+                free(p->tgids[i]);
+        }
         free(p);
 }

@@ -14,7 +14,7 @@
  * process's.
  *
  * An entry is changed by the CPU that switches its thread, or by the one that wakes it, which the scheduler lets happen only
- * when the thread has left its CPU: no locks. A reader may see the moment between two stores: it clamps. */
+ * when the thread has left its CPU: no locks. A reader sees by two counters whether it has read in the middle of that. */
 #include "bpf/kernel_types.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
@@ -100,11 +100,21 @@ static __always_inline struct probes_thread_entry *thread_of(struct task_struct 
                 t = bpf_map_lookup_elem(&threads, &tid);
                 if (!t)
                         return NULL;
-                t->watch = p->watch;
                 t->tgid = (uint32_t) task->tgid;
+                t->watch = p->watch;
         }
         t->start = task->start_time;
         return t;
+}
+
+static __always_inline void change(struct probes_thread_entry *t) {
+        t->begun++;
+        barrier();
+}
+
+static __always_inline void changed(struct probes_thread_entry *t) {
+        barrier();
+        t->done++;
 }
 
 /** Ends the present state at @now. */
@@ -183,16 +193,16 @@ static __always_inline void leave(void *ctx, struct task_struct *task, bool pree
                 return;
         /* A thread that was about to sleep when the CPU was taken from it is still on its run queue. */
         task_state = task->__state;
-        if (preempt || task_state == 0) {
+        state = preempt || task_state == 0 ? PROBES_RUNQUEUE : classify(ctx, task, task_state, t->fault);
+        change(t);
+        if (state == PROBES_RUNQUEUE)
                 t->sum.preempted++;
-                move(t, PROBES_RUNQUEUE, now);
-                return;
-        }
-        state = classify(ctx, task, task_state, t->fault);
+        else
+                t->sum.slept++;
         if (state == PROBES_MEMORY)
                 t->wait_since = now;
-        t->sum.slept++;
         move(t, state, now);
+        changed(t);
 }
 
 static __always_inline void enter(struct task_struct *task, uint64_t now) {
@@ -200,10 +210,12 @@ static __always_inline void enter(struct task_struct *task, uint64_t now) {
 
         if (!t)
                 return;
+        change(t);
         move(t, PROBES_ONCPU, now);
         if (t->wait_since)
                 end_wait(t, now);
         bpf_probe_read_kernel_str(t->comm, sizeof(t->comm), task->comm);
+        changed(t);
 }
 
 SEC("tp_btf/sched_switch")
@@ -223,13 +235,26 @@ static __always_inline void wake(struct task_struct *task) {
         if (!p)
                 return;
         t = bpf_map_lookup_elem(&threads, &tid);
-        if (t && is_of(t, p, task) && t->state != PROBES_ONCPU && t->state != PROBES_RUNQUEUE)
-                move(t, PROBES_RUNQUEUE, bpf_ktime_get_ns());
+        if (!t || !is_of(t, p, task) || t->state == PROBES_ONCPU || t->state == PROBES_RUNQUEUE)
+                return;
+        change(t);
+        move(t, PROBES_RUNQUEUE, bpf_ktime_get_ns());
+        changed(t);
 }
 
 SEC("tp_btf/sched_wakeup")
 int BPF_PROG(on_wakeup, struct task_struct *task) {
         wake(task);
+        return 0;
+}
+
+/* A new thread, which nobody has seen yet. */
+SEC("tp_btf/sched_wakeup_new")
+int BPF_PROG(on_new, struct task_struct *task) {
+        struct probes_thread_entry *t = thread_of(task);
+
+        if (t)
+                move(t, PROBES_RUNQUEUE, bpf_ktime_get_ns());
         return 0;
 }
 

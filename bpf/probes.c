@@ -3,7 +3,7 @@
  * programs copy it into every thread's entry, and a read gives an entry only to the watch with that number: so what is left of
  * an earlier process with the same pid finds nobody.
  *
- * All entries are read at once, which is one system call and a copy of what is there; then the processes, one each. */
+ * All entries are read at once, which is one system call and a copy of what is there; the processes likewise. */
 #include "bpf/probes.h"
 
 #include <bpf/bpf.h>
@@ -19,8 +19,8 @@
 #include "bpf/internal.h"
 #include "common/io.h"
 
-#define WCHAN_MAX 64
-#define STAT_MAX 1024
+#define TASK_MAX 4096 /* of a file in /proc/…/task */
+#define READ_TRIES 4
 
 void probes_add(struct probes_sample *sum, const struct probes_sample *s) {
         for (unsigned i = 0; i < PROBES_N_STATES; i++)
@@ -81,24 +81,30 @@ static bool has_ended(int pidfd) {
         return poll(&pfd, 1, 0) != 0;
 }
 
-/** What a thread does that is there already, as far as /proc tells: it may not move for long. */
-static enum probes_state state_of(int task_fd, const char *tid) {
-        char path[64], data[STAT_MAX], *end;
+/** The beginning of /proc/…/task/@tid/@file. */
+static ssize_t read_task(int task_fd, const char *tid, const char *file, char *data, size_t size) {
         cleanup_fd int fd = -1;
+        char path[64];
         ssize_t n;
 
-        (void) snprintf(path, sizeof(path), "%s/wchan", tid);
+        (void) snprintf(path, sizeof(path), "%s/%s", tid, file);
         fd = openat(task_fd, path, O_RDONLY | O_CLOEXEC);
-        n = fd < 0 ? 0 : read(fd, data, WCHAN_MAX);
-        if (n > 0 && memmem(data, (size_t) n, "userfault", strlen("userfault")))
+        n = fd < 0 ? -1 : read(fd, data, size - 1);
+        data[n > 0 ? n : 0] = '\0';
+        return n;
+}
+
+/** What a thread does that is there already, as far as /proc tells: it may not move for long. */
+static enum probes_state state_of(int task_fd, const char *tid) {
+        char data[TASK_MAX], *end;
+
+        /* Which of the two tells it, and whom, is a matter of the kernel's making and of rights. */
+        if (read_task(task_fd, tid, "stack", data, sizeof(data)) > 0 && strstr(data, "handle_userfault"))
                 return PROBES_MEMORY;
-        (void) snprintf(path, sizeof(path), "%s/stat", tid);
-        fd = close_fd(fd);
-        fd = openat(task_fd, path, O_RDONLY | O_CLOEXEC);
-        n = fd < 0 ? 0 : read(fd, data, sizeof(data) - 1);
-        if (n <= 0)
+        if (read_task(task_fd, tid, "wchan", data, sizeof(data)) > 0 && strstr(data, "userfault"))
+                return PROBES_MEMORY;
+        if (read_task(task_fd, tid, "stat", data, sizeof(data)) <= 0)
                 return PROBES_UNKNOWN;
-        data[n] = '\0';
         end = strrchr(data, ')'); /* the name before it may be anything */
         if (!end || strlen(end) < 3)
                 return PROBES_UNKNOWN;
@@ -201,46 +207,72 @@ static void tell(const struct probes *p, uint32_t tid, const struct probes_threa
         thread.sum = t->sum;
         memcpy(thread.comm, t->comm, sizeof(thread.comm));
         thread.comm[sizeof(thread.comm) - 1] = '\0';
-        /* What it does now is not counted before it ends. */
+        /* What it does is not counted before it ends; what was read is not known to go on after the reading began. */
         if (t->since && now > t->since)
                 thread.sum.ns[thread.state] += now - t->since;
         each(arg, w, &thread, NULL);
 }
 
-/** All entries of threads, as many as have a place. -ENOSPC: a bucket of the map holds more than are asked for, which cannot be. */
-static int read_threads(struct probes *p, uint32_t *ret_n) {
-        uint32_t n = p->status.max_threads, batch;
+/** All that is in a map, of which at most @max can be: so it comes in one batch. */
+static int read_map(int fd, void *keys, void *values, uint32_t max, uint32_t *ret_n) {
+        uint32_t batch, n = max;
 
-        /* With room for all of them there is one batch, and the end comes with it. */
-        if (bpf_map_lookup_batch(p->threads_fd, NULL, &batch, p->keys, p->entries, &n, NULL) < 0 && errno != ENOENT)
+        if (bpf_map_lookup_batch(fd, NULL, &batch, keys, values, &n, NULL) < 0 && errno != ENOENT)
                 return -errno;
-        *ret_n = n;
+        *ret_n = n < max ? n : max;
+        return 0;
+}
+
+/** Reads an entry again that was just being written. One that has gone is nobody's. */
+static void settle(struct probes *p, uint32_t i) {
+        struct probes_thread_entry *t = &p->entries[i];
+
+        for (unsigned k = 0; k < READ_TRIES && t->begun != t->done; k++)
+                if (bpf_map_lookup_elem(p->threads_fd, &p->tids[i], t) < 0)
+                        *t = (struct probes_thread_entry){ 0 };
+}
+
+/** Threads, and what those that ended left to their processes, as of one moment: read again when one has ended in between. Where
+ *  they do all the time the processes are from before, so that no thread counts twice. */
+static int read_all(struct probes *p, uint32_t *ret_threads, uint32_t *ret_processes, uint64_t *ret_now) {
+        uint32_t threads = 0, n[2] = { 0 };
+        int r;
+
+        for (unsigned i = 0; i < READ_TRIES; i++) {
+                r = read_map(p->processes_fd, p->tgids[0], p->ended[0], p->status.max_processes, &n[0]);
+                *ret_now = now_ns();
+                if (r == 0)
+                        r = read_map(p->threads_fd, p->tids, p->entries, p->status.max_threads, &threads);
+                for (uint32_t k = 0; r == 0 && k < threads; k++)
+                        settle(p, k);
+                if (r == 0)
+                        r = read_map(p->processes_fd, p->tgids[1], p->ended[1], p->status.max_processes, &n[1]);
+                if (r < 0)
+                        return r;
+                if (n[0] == n[1] && memcmp(p->ended[0], p->ended[1], n[0] * sizeof(*p->ended[0])) == 0)
+                        break;
+        }
+        *ret_threads = threads;
+        *ret_processes = n[0];
         return 0;
 }
 
 int probes_read(struct probes *p, probes_each_fn *each, void *arg) {
+        uint32_t threads = 0, processes = 0;
         uint64_t now;
-        uint32_t n = 0;
         int r;
 
-        r = read_threads(p, &n);
+        r = read_all(p, &threads, &processes, &now);
         if (r < 0)
                 return r;
-        now = now_ns();
-        p->status.threads = n;
-        for (uint32_t i = 0; i < n; i++)
-                tell(p, p->keys[i], &p->entries[i], now, each, arg);
-        for (unsigned i = 0; i < p->status.max_processes; i++) {
-                struct probes_watch *w = p->watch[i];
-                struct probes_process value;
-                uint32_t key;
+        p->status.threads = threads;
+        for (uint32_t i = 0; i < threads; i++)
+                tell(p, p->tids[i], &p->entries[i], now, each, arg);
+        for (uint32_t i = 0; i < processes; i++) {
+                struct probes_watch *w = watch_of(p, p->ended[0][i].watch);
 
-                if (!w)
-                        continue;
-                key = (uint32_t) w->pid;
-                if (bpf_map_lookup_elem(p->processes_fd, &key, &value) < 0 || value.watch != w->number)
-                        continue; /* its number is another's: it has ended, and was not told to be forgotten */
-                each(arg, w, NULL, &value.ended);
+                if (w)
+                        each(arg, w, NULL, &p->ended[0][i].ended);
         }
         return 0;
 }

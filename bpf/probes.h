@@ -63,9 +63,10 @@ int probes_watch(struct probes *p, int pidfd, pid_t pid, void *data, struct prob
 void probes_unwatch(struct probes_watch *w);
 void *probes_watch_data(const struct probes_watch *w);
 
-/** Reads everything that is known, in a few system calls: calls @each for every living thread of a watched process, and then once
+/** Reads everything that is known, in a few system calls: calls @each for every living thread of a watched process, and once
  *  for each watch with @thread NULL and the sum of the process's threads that have ended in @ended (also when the process itself
- *  has). In any order. Callbacks must not watch or unwatch. */
+ *  has). In any order. A thread that ends meanwhile is in one of the two, or, where threads end without a pause, in neither until
+ *  the next read; never in both. Callbacks must not watch or unwatch. */
 typedef void probes_each_fn(void *arg, struct probes_watch *w, const struct probes_thread *thread,
                             const struct probes_sample *ended);
 int probes_read(struct probes *p, probes_each_fn *each, void *arg) attr_warn_unused;

@@ -26,7 +26,8 @@ enum probes_state {
         PROBES_N_STATES,
 };
 
-/** Of one thread, or the sum of several. Only grows. */
+/** Of one thread, or the sum of several. Only grows. A wait for memory lasts until the thread has a CPU again, which is how the
+ *  guest feels it; of ns, the part after its wake-up is PROBES_RUNQUEUE's. */
 struct probes_sample {
         uint64_t ns[PROBES_N_STATES];  /* time spent in each state */
         uint64_t preempted, slept;     /* times the CPU was taken from it; times it gave it up */
@@ -44,8 +45,10 @@ struct probes_process {
         struct probes_sample ended; /* what threads that have ended had counted */
 };
 
-/* Value of `threads`, by tid. Written by whoever moves the thread, which is one CPU at a time. */
+/* Value of `threads`, by tid. Written by whoever moves the thread, which is one CPU at a time: it counts `begun` up first and
+ * `done` last. A copy, which runs upwards, is of one moment if the two are equal. */
 struct probes_thread_entry {
+        uint64_t done;
         uint64_t watch;      /* of its process */
         uint64_t start;      /* tells it from another thread with its tid; 0: not looked yet */
         uint64_t since;      /* in this state; 0: not known */
@@ -54,4 +57,5 @@ struct probes_thread_entry {
         uint32_t fault, unused; /* it is in handle_userfault, where that is traced */
         char comm[PROBES_COMM];
         struct probes_sample sum;
+        uint64_t begun;
 };

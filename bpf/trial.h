@@ -16,7 +16,7 @@ int trial_new(struct trial **ret) attr_warn_unused;
 void trial_free(struct trial *t);
 pid_t trial_tid(const struct trial *t);
 
-/** Has it touch the page, and returns when the fault has been raised. -ETIMEDOUT. */
+/** Has it touch the page, and returns when it sleeps for that. -ETIMEDOUT. */
 int trial_fault(struct trial *t) attr_warn_unused;
 /** Gives it the page; it goes on to wait in the futex. */
 int trial_answer(struct trial *t) attr_warn_unused;
