@@ -2,8 +2,8 @@
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
 
-foreach(dep IN ITEMS libbpf:libbpf libevent:libevent_core msgpack:msgpack lz4:liblz4 zstd:libzstd xxhash:libxxhash
-                     jansson:jansson inih:inih libseccomp:libseccomp)
+foreach(dep IN ITEMS libbpf:libbpf libevent:libevent_core libmicrohttpd:libmicrohttpd msgpack:msgpack
+                     lz4:liblz4 zstd:libzstd xxhash:libxxhash jansson:jansson inih:inih libseccomp:libseccomp)
   string(REPLACE ":" ";" pair ${dep})
   list(GET pair 0 name)
   list(GET pair 1 module)

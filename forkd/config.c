@@ -10,6 +10,7 @@
 
 #include "bpf/probes.h"
 #include "common/ids.h"
+#include "forkd/monitor/http_address.h"
 #include "pager/limits.h"
 
 #define FIRST_FREE_UID 1000u /* below are the system's, on every distribution */
@@ -34,6 +35,8 @@ void config_defaults(struct config *c) {
                 .jail = true,
                 .memory_overcommit = 1,
                 .disk_reserve = 64u << 20,
+                .metrics_listen = HTTP_DEFAULT_ADDRESS,
+                .metrics_max_vms = 1000,
         };
 }
 
@@ -58,6 +61,7 @@ static const struct setting {
         { "pager", "record_seconds", offsetof(struct config, record_seconds), 0, 3600 },
         { "monitor", "window_ms", offsetof(struct config, window_ms), 500, 600000 },
         { "monitor", "keep_ended_seconds", offsetof(struct config, keep_ended_seconds), 0, 86400 },
+        { "metrics", "max_vms", offsetof(struct config, metrics_max_vms), 1, 100000 },
         { "security", "uid_base", offsetof(struct config, uid_base), 0, UINT32_MAX - 131072u },
 };
 
@@ -198,6 +202,20 @@ static int set_probes(struct load *l, const char *value) {
         return 0;
 }
 
+/** [metrics] listen: looked at here, so that an address that others could reach is an error at once. */
+static int set_listen(struct load *l, const char *value) {
+        struct http_address ignored;
+        const char *why;
+
+        if (http_address_parse(value, &ignored, &why) < 0) {
+                set_problem(l, "[metrics] listen %s", why);
+                return 0;
+        }
+        (void) snprintf(l->c->metrics_listen, sizeof(l->c->metrics_listen), "%s", value);
+        l->c->metrics_chosen = true;
+        return 1;
+}
+
 /** [limits] memory, disk_reserve: any size. */
 static int set_size(struct load *l, const char *name, const char *value, uint64_t *ret) {
         if (size_parse(value, ret) == 0)
@@ -239,6 +257,8 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
                 return set_probes(l, value);
         if (strcmp(section, "security") == 0 && strcmp(name, "visible") == 0)
                 return set_visible(l, value);
+        if (strcmp(section, "metrics") == 0 && strcmp(name, "listen") == 0)
+                return set_listen(l, value);
         if (strcmp(section, "limits") == 0 && strcmp(name, "memory") == 0)
                 return set_size(l, name, value, &l->c->limit_memory);
         if (strcmp(section, "limits") == 0 && strcmp(name, "disk_reserve") == 0)

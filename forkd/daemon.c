@@ -27,6 +27,8 @@
 #include "forkd/identity.h"
 #include "forkd/notify.h"
 #include "forkd/journal.h"
+#include "forkd/monitor/http.h"
+#include "forkd/monitor/metrics.h"
 #include "forkd/monitor/monitor.h"
 #include "forkd/pager/link.h"
 #include "forkd/vmm/vmm_jail.h"
@@ -323,10 +325,18 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
                 r = pager_new(d, &d->pager);
         if (r == 0)
                 r = monitor_new(d, &d->monitor);
+        if (r == 0)
+                r = http_new(d, &d->http);
+        if (r == 0)
+                r = metrics_new(d, &d->metrics);
+        if (r == 0)
+                http_open(d->http);
         return r < 0 ? err_errno(e, r, "starting") : 0;
 }
 
 static void daemon_clear(struct daemon *d) {
+        http_free(d->http);
+        metrics_free(d->metrics);
         api_free(d->api);
         monitor_free(TAKE_PTR(d->monitor));
         vm_release_all(d);

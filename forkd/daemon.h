@@ -34,6 +34,8 @@ struct notify;
 struct journal_found;
 struct vmm_jail;
 struct events;
+struct http;
+struct metrics;
 struct monitor;
 struct pager;
 struct shutdown_wait;
@@ -68,6 +70,8 @@ struct daemon {
         uint32_t next_uid;             /* where the search for a VMM's user begins */
 
         struct pager *pager;
+        struct http *http;       /* what of forkd can be read by HTTP */
+        struct metrics *metrics; /* … by Prometheus */
         struct monitor *monitor; /* of VMMs and the pager, by the kernel's word */
         struct events *events;
         struct worker_pool *workers;

@@ -12,6 +12,7 @@
 #include "forkd/api.h"
 #include "forkd/daemon.h"
 #include "forkd/events.h"
+#include "forkd/monitor/http.h"
 #include "forkd/pager/link.h"
 #include "forkd/streams.h"
 #include "forkd/turns.h"
@@ -136,6 +137,7 @@ void daemon_end(struct daemon *d) {
         /* What a worker is still busy with, a verification say, or an operation that took too long, ends with an error. */
         worker_pool_cancel(d->workers);
         drain(d, CANCEL_TIMEOUT_MS);
+        http_close_door(d->http);
         api_wait_idle(d->api, CANCEL_TIMEOUT_MS);
         if (daemon_has_live_vms(d)) {
                 log_info("exiting; VMs, pager and store stay");

@@ -176,7 +176,11 @@ class Security(Case):
             self.assertNotRegex(x, rb"[\x00-\x1f\x7f]")
 
     def test_nothing_listens_on_a_network(self):
-        """Every socket of forkd, its pager, workers and VMMs is a unix socket (looked for in each one's own network)."""
+        """Every socket of forkd, its pager, workers and VMMs is a unix socket (looked for in each one's own network); forkd
+        alone has one more, for its metrics, on the loopback interface."""
+        host, port = self.lab.metrics_address().split(":")
+        self.assertEqual(host, "127.0.0.1")
+        door = f"0100007F:{int(port):04X}"
         seen = 0
         for pid in self.lab.processes():
             proc = pathlib.Path(f"/proc/{pid}")
@@ -188,7 +192,11 @@ class Security(Case):
             for kind in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6", "packet", "netlink"):
                 with contextlib.suppress(FileNotFoundError):
                     rows = (proc / "net" / kind).read_text().splitlines()[1:]
-                    self.assertEqual([r for r in rows if mine & set(r.split())], [], (pid, kind))
+                    rows = [r for r in rows if mine & set(r.split())]
+                    if pid == self.lab.forkd.pid and kind == "tcp":
+                        self.assertEqual([r.split()[1] for r in rows], [door])
+                    else:
+                        self.assertEqual(rows, [], (pid, kind))
         self.assertGreater(seen, 3)
 
     # ---- with whose rights ----

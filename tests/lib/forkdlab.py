@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import select
 import shutil
 import signal
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -78,6 +81,8 @@ class Lab:
         if os.geteuid() == 0 and "jail" not in self.config and not confinable():
             print("VMMs cannot be confined here (forkctl doctor tells why): they run without a jail", file=sys.stderr)
             self.config += "\n[security]\njail = off\n"
+        if "[metrics]" not in self.config: # many forkds run side by side
+            self.config += "\n[metrics]\nlisten = 127.0.0.1:0\n"
         self.conf.write_text(self.config)
         self.log_path = self.dir / "forkd.log"
         try:
@@ -201,6 +206,30 @@ class Lab:
     def vm(self, name):
         return self.ctl("inspect", name)[0]
 
+    # ---- what Prometheus sees ----
+
+    def metrics_address(self):
+        """HOST:PORT, or unix:PATH, as this forkd has logged it last."""
+        said = re.findall(r"metrics are at (?:http://)?(\S+?)(?:/metrics)?$", self.log_path.read_text(errors="replace"), re.M)
+        if not said:
+            raise AssertionError("forkd has said of no address for its metrics")
+        return said[-1]
+
+    def get(self, path="/metrics", timeout=20):
+        """GET: (status, body as text)."""
+        try:
+            with urllib.request.urlopen(f"http://{self.metrics_address()}{path}", timeout=timeout) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+
+    def metrics(self):
+        """One scrape: {name: {frozenset of (label, value): number}}."""
+        status, text = self.get()
+        if status != 200:
+            raise AssertionError(f"/metrics: {status}: {text[:300]}")
+        return parse_metrics(text)
+
     # ---- looking from outside ----
 
     def private_bytes(self, pid):
@@ -274,6 +303,19 @@ class Lab:
         found += [f"socket {s}" for s in self.run_dir.rglob("*") if s.is_socket()]
         found += [f"cgroup {c}" for c in cgroups(self.state)]
         return found
+
+
+def parse_metrics(text):
+    """Prometheus' text format, as far as forkd writes it: {name: {frozenset of (label, value): number}}."""
+    found = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            name, labels, value = re.fullmatch(r"([a-z_:]+)(?:\{(.*)\})? (\S+)", line).groups()
+            pairs = frozenset(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', labels or ""))
+            if pairs in found.setdefault(name, {}):
+                raise AssertionError(f"told twice: {line}")
+            found[name][pairs] = float(value)
+    return found
 
 
 def instance(state_dir):

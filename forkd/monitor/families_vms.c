@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: MIT */
+#include "common/io.h"
+#include "forkd/monitor/metrics_internal.h"
+#include "forkd/vm.h"
+
+static void states(struct scrape *s) {
+        uint64_t n[VM_FAILED + 1] = { 0 };
+        const struct vm *vm;
+
+        TAILQ_FOREACH (vm, &s->d->vms, entry)
+                n[vm->state]++;
+        expo_family(&s->x, "forkd_vms", "gauge", "VMs in each state.");
+        for (int i = 0; i <= VM_FAILED; i++) {
+                struct expo_labels l = { 0 };
+
+                expo_label(&l, "state", vm_state_name((enum vm_state) i));
+                expo_u64(&s->x, &l, n[i]);
+        }
+}
+
+static void waits(struct scrape *s) {
+        expo_family(&s->x, "forkd_uffd_wait_seconds", "histogram",
+                    "How long a thread of the VM stood still for a page of guest memory, from the fault until it ran again.");
+        for (unsigned i = 0; i < s->n_vms; i++) {
+                const struct probes_sample *p = &s->vms[i].mv->sum;
+                struct expo_hist h = { .sum_ns = p->wait_ns };
+
+                for (unsigned b = 0; b < PROBES_BUCKETS; b++)
+                        if (p->wait[b])
+                                expo_hist_add(&h, probes_bucket_end_ns(b), p->wait[b]);
+                expo_hist(&s->x, &s->vms[i].labels, &h);
+        }
+        expo_family(&s->x, "forkd_uffd_waiting_seconds", "gauge", "The longest such wait that is under way; 0: there is none.");
+        for (unsigned i = 0; i < s->n_vms; i++) {
+                uint64_t since = s->vms[i].mv->waiting_since_ns, now = s->now_ns;
+
+                expo_seconds(&s->x, &s->vms[i].labels, since && now > since ? now - since : 0);
+        }
+}
+
+/* ---- vCPUs: a family each ---- */
+
+static uint64_t oncpu(const struct monitor_vcpu *v) {
+        return v->sum.ns[PROBES_ONCPU];
+}
+
+static uint64_t runqueue(const struct monitor_vcpu *v) {
+        return v->sum.ns[PROBES_RUNQUEUE];
+}
+
+static uint64_t preempted(const struct monitor_vcpu *v) {
+        return v->sum.preempted;
+}
+
+static uint64_t exits(const struct monitor_vcpu *v) {
+        return v->sum.exits;
+}
+
+static uint64_t halts(const struct monitor_vcpu *v) {
+        return v->sum.halts;
+}
+
+static uint64_t spinning(const struct monitor_vcpu *v) {
+        return v->spinning;
+}
+
+static uint64_t stuck(const struct monitor_vcpu *v) {
+        return v->stuck;
+}
+
+static const struct vcpu_family {
+        const char *name, *type, *help;
+        uint64_t (*get)(const struct monitor_vcpu *v);
+        bool seconds;
+} vcpu_families[] = {
+        { "forkd_vcpu_oncpu_seconds_total", "counter", "Time that the vCPU's thread was on a CPU.", oncpu, true },
+        { "forkd_vcpu_runqueue_seconds_total", "counter", "Time that it was ready to run and had no CPU.", runqueue, true },
+        { "forkd_vcpu_preemptions_total", "counter", "Times that the CPU was taken from it.", preempted, false },
+        { "forkd_vcpu_exits_total", "counter", "Exits from guest mode, of any kind; needs KVM's tracepoints.", exits, false },
+        { "forkd_vcpu_halts_total", "counter", "Exits because the guest had nothing to do; needs KVM's tracepoints.", halts,
+          false },
+        { "forkd_vcpu_spinning", "gauge", "1: it burns a core while nothing moves.", spinning, false },
+        { "forkd_vcpu_stuck", "gauge", "1: it has waited for one page for longer than a window.", stuck, false },
+};
+
+static void vcpus(struct scrape *s, const struct vcpu_family *f) {
+        expo_family(&s->x, f->name, f->type, f->help);
+        for (unsigned i = 0; i < s->n_vms; i++)
+                for (unsigned k = 0; k < s->vms[i].mv->n_vcpus; k++) {
+                        const struct monitor_vcpu *v = &s->vms[i].mv->vcpu[k];
+                        struct expo_labels l = s->vms[i].labels;
+
+                        expo_label_u64(&l, "vcpu", v->vcpu);
+                        if (f->seconds)
+                                expo_seconds(&s->x, &l, f->get(v));
+                        else
+                                expo_u64(&s->x, &l, f->get(v));
+                }
+}
+
+void families_vms(struct scrape *s) {
+        states(s);
+        waits(s);
+        for (size_t i = 0; i < ARRAY_LEN(vcpu_families); i++)
+                vcpus(s, &vcpu_families[i]);
+        expo_one(&s->x, "forkd_metrics_unlisted_vms", "gauge", "VMs beyond [metrics] max_vms, which have no series of their own.",
+                 s->unlisted);
+}
