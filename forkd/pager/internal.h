@@ -5,6 +5,7 @@
  *      sessions.c    the sessions that VMs have with it
  *      moving.c      how a session goes from one process to another
  *      watch.c       the heartbeat: a pager that hangs is ended
+ *      lost.c        the wait seen from the guests' side: faults that it has lost
  *      succession.c  when one has ended: its guests are killed, or handed to a successor
  *      upgrade.c     the same planned: another process takes over while both live
  *      suspects.c    which fault a pager had in hand when it died
@@ -144,7 +145,16 @@ void pager_watch(struct pager_process *o);
 /** No more, for it is about to be left alone: waits for the end of the coroutine. A coroutine call. */
 void pager_unwatch(struct pager_process *o);
 
+/* ---- lost.c ---- */
+
+/** After a heartbeat that said that the oldest fault is @oldest_ms old: guests that wait for longer than @deadline_ms for faults that @o
+ *  has lost are woken, and when that did not help ended. Why @o must be taken for hung, or NULL. */
+const char *pager_lost_faults(struct pager_process *o, uint64_t oldest_ms, uint64_t deadline_ms);
+
 /* ---- succession.c ---- */
+
+/** Kills a guest that has lost its memory, and counts it. */
+void pager_kill_guest(struct vm *vm, const char *reason);
 
 /** @o has ended: its guests die, or get another. Not a coroutine call. */
 void pager_lost(struct pager *p, struct pager_process *o);

@@ -25,6 +25,8 @@ struct pager_hold {
         int sock;                      /* duplicate of the pager's end of the VMM's socket */
         pid_t pid;                     /* of the VMM, as soon as it is known */
         uint64_t image_dev, image_ino; /* the file memory.img */
+        uint64_t woken_ns;             /* when all of its memory was woken, for its pager had lost a fault; 0: it was not */
+        bool faults_lost;              /* and that did not help (lost.c) */
         uint64_t released_ns;          /* during an upgrade: when its pager let it go; 0: it has not */
         unsigned n_regions;            /* 0: not attached yet, or more than fit */
         struct pager_hold_region {

@@ -22,7 +22,7 @@
 
 #define CONDEMNED "pager-lost: two pagers have died at the same page of its memory image"
 
-static void kill_guest(struct vm *vm, const char *reason) {
+void pager_kill_guest(struct vm *vm, const char *reason) {
         vm->d->pager->counts.killed++;
         vm_kill_lost(vm, reason);
 }
@@ -53,11 +53,11 @@ static int save(void *arg, struct vm *vm, struct err *e) {
         int r;
 
         if (is_condemned(vm)) {
-                kill_guest(vm, CONDEMNED);
+                pager_kill_guest(vm, CONDEMNED);
                 return 0;
         }
         if (!pager_hold_complete(vm)) {
-                kill_guest(vm, "pager-lost");
+                pager_kill_guest(vm, "pager-lost");
                 return 0;
         }
         if (!pager_is_up(p))
@@ -74,7 +74,7 @@ static int save(void *arg, struct vm *vm, struct err *e) {
         if (!pager_is_up(p))
                 return r < 0 ? r : -EPIPE;
         (void) snprintf(reason, sizeof(reason), "pager-lost: %.200s", e->message);
-        kill_guest(vm, reason);
+        pager_kill_guest(vm, reason);
         return 0;
 }
 
@@ -87,7 +87,7 @@ void pager_succeed(struct pager *p) {
                 int r;
 
                 if (ms_since(p->lost_ns) > p->d->cfg.recover_ms) {
-                        kill_guest(vm, "pager-lost: no successor could be had in time");
+                        pager_kill_guest(vm, "pager-lost: no successor could be had in time");
                         continue;
                 }
                 r = pager_bring_up(p, &e);
@@ -122,11 +122,11 @@ static bool lose(struct pager *p, struct pager_process *o, struct vm *vm) {
                 return false;
         }
         if (is_condemned(vm)) {
-                kill_guest(vm, CONDEMNED);
+                pager_kill_guest(vm, CONDEMNED);
                 return false;
         }
         if (strcmp(vm->on_pager_loss, "recover") != 0 || !pager_hold_complete(vm) || vm->lost[0]) {
-                kill_guest(vm, "pager-lost");
+                pager_kill_guest(vm, "pager-lost");
                 return false;
         }
         pager_hold_set_process(vm, NULL);
@@ -151,5 +151,5 @@ void pager_lost(struct pager *p, struct pager_process *o) {
         p->succeeding = false;
         p->replacing--;
         while ((vm = first_orphan(p)))
-                kill_guest(vm, "pager-lost: out of memory");
+                pager_kill_guest(vm, "pager-lost: out of memory");
 }

@@ -6,6 +6,8 @@
  * how long each fault worker has owed a sign of life, so it covers a stopped process, a control thread that hangs, and a
  * worker that does. The age of the oldest fault covers one that is alive and serves nobody.
  *
+ * What the guests' threads wait for, seen from outside, is the third (lost.c): a fault that the pager has forgotten has no age.
+ *
  * A worker that waits for the disk is no hung one: the pager itself ends the sessions that wait for it too long
  * (PAGER_FAULT_SECONDS), and others go on. Only when it does not come to that it counts as hung.
  *
@@ -55,6 +57,7 @@ static const char *judge(const msgpack_object *beat, uint64_t deadline_ms, char 
 static int beat(struct pager_process *o, int turn_ms, char *buf, size_t size, const char **ret_why) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         struct rpc_co call;
+        uint64_t oldest;
         struct err e;
         int r;
 
@@ -76,6 +79,8 @@ static int beat(struct pager_process *o, int turn_ms, char *buf, size_t size, co
         }
         if (r == 0)
                 *ret_why = judge(&a.doc.root, (uint64_t) turn_ms * BEATS, buf, size);
+        if (r == 0 && !*ret_why && mp_get_u64(&a.doc.root, "oldest_fault_ms", &oldest) == 0)
+                *ret_why = pager_lost_faults(o, oldest, (uint64_t) turn_ms * BEATS);
         return r == 0 && *ret_why ? -EIO : r;
 }
 
