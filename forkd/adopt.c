@@ -99,6 +99,7 @@ static int adopt_vmm(struct vm *vm, struct err *e) {
                 return err_set(e, ERR_VMM, -ESRCH, "the VMM ended while forkd was away");
         if (vm->session && !vm->session_known) {
                 best_effort(spawn_kill(pidfd, SIGKILL)); /* vm_teardown waits */
+                times_killed(vm->d, vm->lost[0] ? vm->lost : "pager-lost");
                 return err_set(e, ERR_PAGER, -ESRCH, "%s", vm->lost[0] ? vm->lost : "pager-lost");
         }
         if (vm->removing || (vm->state != VM_RUNNING && vm->state != VM_PAUSED)) {

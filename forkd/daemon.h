@@ -19,6 +19,7 @@
 #include "common/err.h"
 #include "common/rpc.h"
 #include "forkd/config.h"
+#include "forkd/monitor/times.h"
 #include "forkd/vm.h"
 #include "snapstore/store.h"
 
@@ -70,6 +71,7 @@ struct daemon {
         uint32_t next_uid;             /* where the search for a VMM's user begins */
 
         struct pager *pager;
+        struct times times; /* of operations */
         struct http *http;       /* what of forkd can be read by HTTP */
         struct metrics *metrics; /* … by Prometheus */
         struct monitor *monitor; /* of VMMs and the pager, by the kernel's word */

@@ -14,11 +14,16 @@
 struct entry {
         uint64_t number;
         int64_t time_ns;
-        char kind[24];
+        char kind[EVENTS_KIND_LEN];
         id_str id; /* "" */
         char name[NAME_MAX_LEN + 1];
         char text[288];
 };
+
+/* Counted from the beginning, so that a first one is seen as an increase; others that come to be are counted, too. */
+static const char *const known_kinds[] = { "vm.state",       "vm.recovered",  "pager.started", "pager.lost", "pager.hangs",
+                                           "pager.upgraded", "vcpu.spinning", "vcpu.stuck",    "vcpu.ok",    "vm.woken",
+                                           "probes.ready",   "probes.absent", "probes.full" };
 
 struct waiter {
         TAILQ_ENTRY(waiter) entry;
@@ -29,6 +34,11 @@ struct waiter {
 struct events {
         struct entry kept[EVENTS_KEPT]; /* number n is at n % EVENTS_KEPT */
         uint64_t newest;
+        struct {
+                char kind[EVENTS_KIND_LEN];
+                uint64_t n;
+        } count[EVENTS_MAX_KINDS];
+        unsigned n_kinds;
         TAILQ_HEAD(, waiter) waiters;
         unsigned n_waiters;
         bool closed;
@@ -40,6 +50,8 @@ int events_new(struct events **ret) {
         if (!ev)
                 return -ENOMEM;
         TAILQ_INIT(&ev->waiters);
+        for (size_t i = 0; i < ARRAY_LEN(known_kinds); i++)
+                (void) snprintf(ev->count[ev->n_kinds++].kind, sizeof(ev->count[0].kind), "%s", known_kinds[i]);
         *ret = ev;
         return 0;
 }
@@ -55,6 +67,25 @@ static void wake_all(struct events *ev) {
                 co_wake(&w->wait, 0);
 }
 
+static void count(struct events *ev, const char *kind) {
+        unsigned i = 0;
+
+        while (i < ev->n_kinds && strcmp(ev->count[i].kind, kind) != 0)
+                i++;
+        if (i == EVENTS_MAX_KINDS)
+                return;
+        if (i == ev->n_kinds)
+                (void) snprintf(ev->count[ev->n_kinds++].kind, sizeof(ev->count[0].kind), "%s", kind);
+        ev->count[i].n++;
+}
+
+const char *events_kind(const struct events *ev, unsigned i, uint64_t *ret_n) {
+        if (i >= ev->n_kinds)
+                return NULL;
+        *ret_n = ev->count[i].n;
+        return ev->count[i].kind;
+}
+
 void events_add(struct events *ev, const char *kind, const struct vm *vm, const char *fmt, ...) {
         struct entry *e;
         struct timespec now;
@@ -66,6 +97,7 @@ void events_add(struct events *ev, const char *kind, const struct vm *vm, const 
         e = &ev->kept[++ev->newest % EVENTS_KEPT];
         *e = (struct entry){ .number = ev->newest, .time_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec };
         (void) snprintf(e->kind, sizeof(e->kind), "%s", kind);
+        count(ev, kind);
         if (vm) {
                 (void) snprintf(e->id, sizeof(e->id), "%s", vm->id);
                 (void) snprintf(e->name, sizeof(e->name), "%s", vm->name);

@@ -14,6 +14,8 @@
 #define EVENTS_KEPT 1024
 #define EVENTS_MAX_WAIT_MS 60000
 #define EVENTS_MAX_WAITERS 256
+#define EVENTS_KIND_LEN 24
+#define EVENTS_MAX_KINDS 32
 #define EVENTS_MAX_USER_WAITERS 32 /* of one user */
 
 struct events;
@@ -26,6 +28,8 @@ void events_free(struct events *ev);
 /** Notes an event. @kind: a word such as "vm.state"; @vm: NULL if it is of none. Never fails and never waits. */
 void events_add(struct events *ev, const char *kind, const struct vm *vm, const char *fmt, ...) attr_printf(4, 5);
 
+/** The @i-th kind of event, and how many of it there were; NULL: there are no more kinds. */
+const char *events_kind(const struct events *ev, unsigned i, uint64_t *ret_n);
 /** The number of the newest event, 0: there was none. */
 uint64_t events_newest(const struct events *ev);
 /** Appends {events: […], next, missed} to @out: what came after number @after. Waits at most @wait_ms while there is nothing. A

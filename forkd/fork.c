@@ -218,7 +218,7 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         uint64_t start = now_ns();
         char base[NAME_MAX_LEN + 1];
         struct admission_claim group = { 0 };
-        bool made = false;
+        bool made = false, begun;
         id_str snapshot;
         int r;
 
@@ -237,6 +237,7 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
                 r = reserve_names(d, p, base, clones, e);
         if (r == 0)
                 r = set_policy(d, p, clones, e);
+        begun = r == 0 || ret->source_paused;
         if (r == 0)
                 r = announce(d, &j, clones, p->count, e);
         if (r == 0)
@@ -245,6 +246,8 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         if (r == 0)
                 r = journal_end(d, &j, e); /* the commit: they are the caller's */
         if (r < 0) {
+                if (begun)
+                        times_failed(d, OP_FORK, r);
                 drop_clones(clones, p->count);
                 if (made)
                         catalog_drop(d->catalog, snapshot);

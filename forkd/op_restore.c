@@ -287,8 +287,11 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         s->users--;
         if (r == 0) {
                 room_hold(vm);
+                times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
                 return 0;
         }
+        if (before != VM_CREATING) /* a fork counts its own */
+                times_failed(vm->d, OP_RESTORE, r);
         /* As it was: the snapshot is untouched. */
         if (vm->lost[0])
                 (void) err_prefix(e, "%s", vm->lost);

@@ -197,6 +197,7 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
                 }
         }
         if (r < 0) {
+                times_failed(d, OP_BOOT, r);
                 /* A VM that never ran leaves nothing but the error, which has the end of the VMM's log. */
                 vm_explain(vm, e);
                 (void) vm_remove(vm, &ignored);
@@ -204,6 +205,7 @@ int vm_op_run(struct daemon *d, const struct vm_run_params *p, struct vm **ret, 
         }
         room_hold(vm);
         *ret_boot_ms = ms_since(start);
+        times_took(d, OP_BOOT, *ret_boot_ms);
         *ret = vm;
         vm_op_end(vm);
         return 0;

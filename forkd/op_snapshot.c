@@ -422,13 +422,18 @@ int vm_op_snapshot(struct vm *vm, const struct vm_snap_params *p, bool keep_runn
                 s->users--;
         }
         recorded_clear(&t.recorded);
-        if (r < 0)
+        if (r < 0) {
+                if (!keep_running)
+                        times_failed(vm->d, OP_STANDBY, r);
                 return r;
+        }
         memcpy(ret->snapshot, s->m.id, sizeof(ret->snapshot));
         ret->dirty_bytes = s->m.dirty_bytes;
         ret->stored_bytes = s->m.stored_bytes;
         ret->durable = s->durable;
         ret->total_ms = ms_since(t.t0);
+        if (!keep_running)
+                times_took(vm->d, OP_STANDBY, ret->total_ms);
         stages_log(&t.stages, vm->name, keep_running ? "snapshot" : "standby");
         if (!s->durable)
                 catalog_sync_later(vm->d->catalog, s);

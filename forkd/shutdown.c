@@ -13,6 +13,7 @@
 #include "forkd/daemon.h"
 #include "forkd/events.h"
 #include "forkd/monitor/http.h"
+#include "forkd/monitor/metrics.h"
 #include "forkd/pager/link.h"
 #include "forkd/streams.h"
 #include "forkd/turns.h"
@@ -138,6 +139,7 @@ void daemon_end(struct daemon *d) {
         worker_pool_cancel(d->workers);
         drain(d, CANCEL_TIMEOUT_MS);
         http_close_door(d->http);
+        metrics_settle(d->metrics, CANCEL_TIMEOUT_MS);
         api_wait_idle(d->api, CANCEL_TIMEOUT_MS);
         if (daemon_has_live_vms(d)) {
                 log_info("exiting; VMs, pager and store stay");

@@ -77,6 +77,8 @@ void vm_kill_lost(struct vm *vm, const char *reason) {
         cleanup_fd int pidfd = -1;
         struct err e;
 
+        if (!vm->lost[0])
+                times_killed(vm->d, reason);
         (void) snprintf(vm->lost, sizeof(vm->lost), "%s", reason);
         if (vm->vmm && !vm->busy)
                 vm_fail(vm, "%s", reason);

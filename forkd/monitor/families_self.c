@@ -36,7 +36,7 @@ static void probes(struct scrape *s) {
 /* ---- forkd's process, as every exporter tells of itself ---- */
 
 struct self {
-        uint64_t virtual_bytes, resident_bytes, start_ticks, cpu_ns;
+        uint64_t virtual_bytes, resident_bytes, cpu_ns;
 };
 
 /* The fields of proc(5), counted from 3, behind the name in parentheses. */
@@ -62,7 +62,6 @@ static int read_self(struct self *ret) {
         *ret = (struct self){
                 .virtual_bytes = field[23],
                 .resident_bytes = field[24] * (uint64_t) sysconf(_SC_PAGESIZE),
-                .start_ticks = field[22],
                 .cpu_ns = (uint64_t) cpu.tv_sec * 1000000000u + (uint64_t) cpu.tv_nsec,
         };
         return 0;
@@ -80,15 +79,6 @@ static unsigned count_fds(void) {
         return n > 3 ? n - 3 : 0; /* ".", "..", and the directory's own */
 }
 
-/* CLOCK_BOOTTIME's zero, on the wall's clock. */
-static double boot_time(void) {
-        struct timespec wall, boot;
-
-        if (clock_gettime(CLOCK_REALTIME, &wall) < 0 || clock_gettime(CLOCK_BOOTTIME, &boot) < 0)
-                return 0;
-        return (double) (wall.tv_sec - boot.tv_sec) + (double) (wall.tv_nsec - boot.tv_nsec) / 1e9;
-}
-
 static void process(struct scrape *s) {
         struct rlimit files;
         struct self self;
@@ -100,7 +90,7 @@ static void process(struct scrape *s) {
                  self.resident_bytes);
         expo_one(&s->x, "process_virtual_memory_bytes", "gauge", "Addresses that forkd has mapped.", self.virtual_bytes);
         expo_family(&s->x, "process_start_time_seconds", "gauge", "When forkd started, since 1970.");
-        expo_double(&s->x, NULL, boot_time() + (double) self.start_ticks / (double) sysconf(_SC_CLK_TCK));
+        expo_double(&s->x, NULL, s->started);
         expo_one(&s->x, "process_open_fds", "gauge", "Descriptors that forkd has open.", count_fds());
         if (getrlimit(RLIMIT_NOFILE, &files) == 0)
                 expo_one(&s->x, "process_max_fds", "gauge", "Descriptors that it may have.", files.rlim_cur);

@@ -65,6 +65,8 @@ static void go_on(struct http_request *rq) {
                 return;
         rq->suspended = false;
         MHD_resume_connection(rq->mhd);
+        /* Without a socket to listen at the library's own alarm is not in its epoll set. */
+        event_active(rq->c->h->timer, EV_TIMEOUT, 0);
 }
 
 /* NULL: out of memory, and the connection is closed. */

@@ -5,6 +5,7 @@
 #include "forkd/daemon.h"
 #include "forkd/monitor/expo.h"
 #include "forkd/monitor/monitor.h"
+#include "forkd/pager/totals.h"
 
 /* A VM that is listed, with its label. */
 struct scrape_vm {
@@ -18,9 +19,14 @@ struct scrape {
         struct scrape_vm *vms;
         unsigned n_vms, unlisted;
         uint64_t now_ns;
+        double started; /* forkd did, seconds since 1970 */
 };
 
 /** Guests and their vCPUs. */
 void families_vms(struct scrape *s);
+/** What was killed, the pager, its threads. */
+void families_pager(struct scrape *s);
+/** Operations, store, admission, events. */
+void families_ops(struct scrape *s);
 /** forkd itself, and its probes. */
 void families_self(struct scrape *s);

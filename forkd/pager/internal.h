@@ -10,6 +10,7 @@
  *      upgrade.c     the same planned: another process takes over while both live
  *      suspects.c    which fault a pager had in hand when it died
  *      unmapped.c    what a VMM has discarded, as the kernel tells
+ *      totals.c      what all of them have done since forkd started
  *
  * There is one pager at a time, `serving`; `next` is there during an upgrade only. Who replaces it holds `turn`, and sets
  * `replacing`: nobody else opens or asks a session meanwhile, so while a VM has a session its struct stays. */
@@ -22,6 +23,7 @@
 #include "common/co.h"
 #include "forkd/daemon.h"
 #include "forkd/pager/link.h"
+#include "forkd/pager/totals.h"
 
 #define PAGER_CALL_TIMEOUT_MS 10000
 #define PAGER_SUSPECTS 64
@@ -40,6 +42,7 @@ struct pager_process {
         bool hung;                         /* we have killed it for that */
         bool watched;                      /* a coroutine watches its heart: */
         struct co_wait *pause, *unwatched; /* between two beats; who waits for the coroutine's end */
+        struct pager_figures figures;      /* what it has told last */
 };
 
 /** A fault that a pager had in hand when it ended. */
@@ -62,6 +65,9 @@ struct pager {
         struct pager_suspect suspect[PAGER_SUSPECTS], condemned[PAGER_SUSPECTS];
         unsigned n_suspects, n_condemned; /* ever: the oldest give way */
         struct pager_counts counts;
+        struct pager_figures past; /* of processes that have ended */
+        struct pager_totals told;  /* by `serving`, without the sum */
+        struct co_sem asking;      /* held while it is asked for that */
 };
 
 #define PAGER_NEXT ".next"
@@ -173,6 +179,13 @@ void pager_suspects_note(struct pager *p, const struct pager_process *o);
 /** Was a fault of this image the end of two pagers? *ret_page (may be NULL): which. */
 bool pager_condemned(const struct pager *p, uint64_t dev, uint64_t ino, uint64_t *ret_page);
 void pager_suspects_forget(struct pager *p);
+
+/* ---- totals.c ---- */
+
+/** Asks @o what it has done. A coroutine call of at most PAGER_TOTALS_MS. */
+void pager_totals_ask(struct pager_process *o);
+/** @o has ended: what it has done stays. */
+void pager_totals_fold(struct pager_process *o);
 
 /* ---- unmapped.c ---- */
 

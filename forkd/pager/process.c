@@ -54,6 +54,7 @@ static void drop_conn(struct pager_process *o) {
 /* It has ended, or is not ours to watch any more. */
 static void let_go(struct pager_process *o) {
         monitor_pager_gone(o->p->d->monitor, o);
+        pager_totals_fold(o);
         if (o->death)
                 event_free(TAKE_PTR(o->death));
         o->pidfd = close_fd(o->pidfd);
@@ -424,6 +425,8 @@ void pager_process_end(struct pager_process *o) {
         int r;
 
         o->leaving = true;
+        if (pager_process_is_up(o))
+                pager_totals_ask(o);
         if (o->death)
                 event_free(TAKE_PTR(o->death));
         r = pager_process_is_up(o) ? rpc_call_co(o->conn, "shutdown", NULL, NULL, 0, PAGER_CALL_TIMEOUT_MS, NULL, &e) : 0;
@@ -486,6 +489,7 @@ int pager_new(struct daemon *d, struct pager **ret) {
                 return -ENOMEM;
         p->d = d;
         co_sem_init(&p->turn, 1);
+        co_sem_init(&p->asking, 1);
         (void) snprintf(p->socket_path, sizeof(p->socket_path), "%s/pager.sock", d->run_dir);
         (void) snprintf(p->pid_path, sizeof(p->pid_path), "%s/pager.pid", d->run_dir);
         *ret = p;

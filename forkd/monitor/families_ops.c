@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: MIT */
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "forkd/catalog.h"
+#include "forkd/events.h"
+#include "forkd/monitor/metrics_internal.h"
+#include "forkd/room.h"
+#include "forkd/vm.h"
+
+/* ---- operations ---- */
+
+static void operations(struct scrape *s) {
+        static const struct {
+                enum operation op;
+                const char *name, *help;
+        } families[] = {
+                { OP_BOOT, "forkd_boot_seconds", "A VM boots: until its agent has answered." },
+                { OP_STANDBY, "forkd_standby_seconds",
+                  "A VM is put on standby: until its snapshot is safe and its process gone." },
+                { OP_RESTORE, "forkd_restore_seconds", "A VM comes back from standby: until its agent has answered." },
+                { OP_FORK, "forkd_fork_seconds", "A clone comes to life: until its agent has answered." },
+                { OP_POOL_TAKE, "forkd_pool_take_seconds", "A VM is taken out of a pool." },
+        };
+
+        for (size_t i = 0; i < ARRAY_LEN(families); i++) {
+                struct hist_copy copy = { 0 };
+                struct expo_hist h;
+
+                hist_collect(&s->d->times.took[families[i].op], &copy);
+                expo_hist_from(&h, &copy);
+                expo_family(&s->x, families[i].name, "histogram", families[i].help);
+                expo_hist(&s->x, NULL, &h);
+        }
+        expo_family(&s->x, "forkd_pool_warm", "gauge", "VMs that are ready in a pool.");
+        expo_family(&s->x, "forkd_operations_failed_total", "counter", "Operations that had begun, and failed.");
+        for (int i = 0; i < N_OPERATIONS; i++) {
+                struct expo_labels l = { 0 };
+
+                expo_label(&l, "operation", operation_name((enum operation) i));
+                expo_u64(&s->x, &l, s->d->times.failed[i]);
+        }
+}
+
+/* ---- the store ---- */
+
+static void kind(struct scrape *s, const char *name, uint64_t value) {
+        struct expo_labels l = { 0 };
+
+        expo_label(&l, "kind", name);
+        expo_u64(&s->x, &l, value);
+}
+
+/* What the disks of VMs have allocated; what one shares with its snapshot counts, too. */
+static uint64_t disks(const struct daemon *d) {
+        uint64_t sum = 0;
+        const struct vm *vm;
+        char path[PATH_MAX], file[32];
+        struct stat st;
+
+        TAILQ_FOREACH (vm, &d->vms, entry)
+                for (unsigned i = 0; i < vm->machine.n_disks; i++) {
+                        (void) snprintf(file, sizeof(file), "disk-%u.img", i);
+                        if (vm_store_path(vm, file, path, sizeof(path)) == 0 && stat(path, &st) == 0)
+                                sum += (uint64_t) st.st_blocks * 512u;
+                }
+        return sum;
+}
+
+static void store(struct scrape *s) {
+        const struct snap_entry *e;
+        uint64_t stored = 0, n = 0;
+        struct statvfs fs;
+
+        for (e = catalog_first(s->d->catalog); e; e = TAILQ_NEXT(e, entry)) {
+                stored += e->m.stored_bytes;
+                n++;
+        }
+        expo_family(&s->x, "forkd_store_bytes", "gauge", "The store: what there is, what is free, what is in it.");
+        if (s->d->store && statvfs(s->d->store_dir, &fs) == 0) {
+                kind(s, "total", (uint64_t) fs.f_blocks * fs.f_frsize);
+                kind(s, "free", (uint64_t) fs.f_bavail * fs.f_frsize);
+        }
+        kind(s, "reserve", s->d->cfg.disk_reserve);
+        kind(s, "snapshots", stored);
+        kind(s, "vms", disks(s->d));
+        expo_one(&s->x, "forkd_snapshots", "gauge", "Snapshots in the store.", n);
+}
+
+/* ---- admission ---- */
+
+/* The entries of one map of `info`'s admission; what has no limit, or is not known, is nil there and not told here. */
+static void resource(struct scrape *s, const msgpack_object *all, const char *key, const char *queue) {
+        const msgpack_object *o = mp_get(all, key);
+
+        for (uint32_t i = 0; o && o->type == MSGPACK_OBJECT_MAP && i < o->via.map.size; i++) {
+                const msgpack_object_kv *kv = &o->via.map.ptr[i];
+                struct expo_labels l = { 0 };
+                char name[32];
+
+                if (kv->key.type != MSGPACK_OBJECT_STR || kv->val.type != MSGPACK_OBJECT_POSITIVE_INTEGER)
+                        continue;
+                (void) snprintf(name, sizeof(name), "%.*s", (int) kv->key.via.str.size, kv->key.via.str.ptr);
+                if (queue)
+                        expo_label(&l, "queue", queue);
+                expo_label(&l, "kind", name);
+                expo_u64(&s->x, &l, kv->val.via.u64);
+        }
+}
+
+static void admission(struct scrape *s) {
+        static const struct {
+                const char *key, *name, *help;
+        } families[] = {
+                { "memory", "forkd_admission_memory_bytes", "Memory for VMs: what there is, and who has it." },
+                { "disk", "forkd_admission_disk_bytes", "Room in the store for snapshots that are taken." },
+                { "vcpus", "forkd_admission_vcpus", "vCPUs of the VMs that live, and how many there may be." },
+                { "pids", "forkd_admission_pids", "Processes and threads of the VMs that live, and how many more there may be." },
+                { "descriptors", "forkd_admission_descriptors", "Descriptors of forkd for VMs, and how many there may be." },
+        };
+        static const char *const queues[] = { "starts", "saves", "scans" };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        cleanup_mp_doc struct mp_doc doc = { 0 };
+
+        mp_buf_init(&b);
+        room_encode(s->d, &b);
+        if (b.failed || mp_parse(b.sb.data, b.sb.size, &doc) < 0)
+                return;
+        for (size_t i = 0; i < ARRAY_LEN(families); i++) {
+                expo_family(&s->x, families[i].name, "gauge", families[i].help);
+                resource(s, &doc.root, families[i].key, NULL);
+        }
+        expo_family(&s->x, "forkd_admission_turns", "gauge",
+                    "Heavy work that runs, that waits for its turn, and how much may run.");
+        for (size_t i = 0; i < ARRAY_LEN(queues); i++)
+                resource(s, &doc.root, queues[i], queues[i]);
+}
+
+static void events(struct scrape *s) {
+        const char *name;
+        uint64_t n;
+
+        expo_family(&s->x, "forkd_events_total", "counter", "What forkctl events tells, by kind.");
+        for (unsigned i = 0; (name = events_kind(s->d->events, i, &n)); i++)
+                kind(s, name, n);
+}
+
+void families_ops(struct scrape *s) {
+        operations(s);
+        store(s);
+        admission(s);
+        events(s);
+}
