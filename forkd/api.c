@@ -9,6 +9,7 @@
 #include "forkd/api_internal.h"
 #include "forkd/catalog.h"
 #include "forkd/events.h"
+#include "forkd/monitor/stats.h"
 #include "forkd/pager/link.h"
 #include "forkd/request.h"
 #include "forkd/room.h"
@@ -95,6 +96,13 @@ static int api_events(struct request *rq, struct mp_buf *out, struct err *e) {
         return r < 0 ? err_errno(e, r, "reading the events") : 0;
 }
 
+static int api_stats(struct request *rq, struct mp_buf *out, struct err *e) {
+        char name[256];
+        int r = rq_opt_str(rq, "name", "", name, sizeof(name), e);
+
+        return r < 0 ? r : stats_document(rq->d, name[0] ? name : NULL, out, e);
+}
+
 static int api_store_attach(struct request *rq, struct mp_buf *out, struct err *e) {
         int r = daemon_attach_store(rq->d, e);
 
@@ -154,6 +162,7 @@ static const struct api_method methods[] = {
         { "pager.upgrade", api_pager_upgrade, API_ROOT },
         { "pager.stop", api_pager_stop, API_ROOT },
         { "events", api_events, API_MEMBER },
+        { "stats", api_stats, API_MEMBER },
         { "store.attach", api_store_attach, API_ROOT },
         { "orphans", api_orphans, API_ROOT },
         { "shutdown", api_shutdown, API_ROOT },

@@ -363,7 +363,7 @@ static void daemon_clear(struct daemon *d) {
 }
 
 int daemon_run(const struct daemon_options *opt) {
-        struct daemon d = { .lock_fd = -1, .run_lock_fd = -1 };
+        struct daemon d = { .lock_fd = -1, .run_lock_fd = -1, .started_ns = now_ns() };
         struct err e = { 0 };
         int r;
 

@@ -55,7 +55,8 @@ struct daemon {
         char instance[17]; /* names this forkd's cgroup: a hash of the state directory's path */
         char boot_id[40];  /* of the kernel: what was a process in another boot is none now */
         int lock_fd, run_lock_fd;
-        bool offline; /* no forkd, but somebody who looks at what one has left (orphans.h): most of this is not there */
+        uint64_t started_ns; /* CLOCK_MONOTONIC */
+        bool offline;        /* no forkd, but somebody who looks at what one has left (orphans.h): most of this is not there */
 
         struct snap_store *store; /* NULL while it is being attached */
         bool attaching;
