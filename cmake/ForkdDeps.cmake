@@ -10,6 +10,7 @@ foreach(dep IN ITEMS libbpf:libbpf libevent:libevent_core libmicrohttpd:libmicro
   pkg_check_modules(${name} REQUIRED IMPORTED_TARGET ${module})
 endforeach()
 pkg_check_modules(libevent_extra REQUIRED IMPORTED_TARGET libevent_extra)
+pkg_check_modules(ncursesw REQUIRED IMPORTED_TARGET ncursesw)
 pkg_check_modules(libevent_pthreads REQUIRED IMPORTED_TARGET libevent_pthreads)
 if(FORKD_TESTS)
   pkg_check_modules(cmocka REQUIRED IMPORTED_TARGET cmocka)

@@ -185,6 +185,12 @@ int ctl_connect(struct ctl *c) {
         return r < 0 ? err_errno(&c->e, r, "connecting to forkd") : 0;
 }
 
+void ctl_hang_up(struct ctl *c) {
+        rpc_conn_unref(c->conn);
+        c->conn = NULL;
+        c->closed = c->peer_refused = false;
+}
+
 void ctl_disconnect(struct ctl *c) {
         forget_partial(c);
         rpc_conn_unref(c->conn);

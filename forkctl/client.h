@@ -33,6 +33,9 @@ int ctl_loop(struct ctl *c) attr_warn_unused;
 /** Connects to forkd. Connected already: 0. A failure is ERR_UNREACHABLE, with what to do. */
 int ctl_connect(struct ctl *c) attr_warn_unused;
 void ctl_disconnect(struct ctl *c);
+/** Drops the connection but keeps the loop: the next call connects anew. No call may be under way whose outcome is wanted; not
+ *  from a callback of the connection. */
+void ctl_hang_up(struct ctl *c);
 
 /** A call whose answer goes to @fn while the caller runs the loop itself. Connects first. @q may be NULL. */
 int ctl_start(struct ctl *c, const char *method, const struct req *q, rpc_result_fn fn, void *arg,

@@ -12,9 +12,13 @@ int cmd_version(struct ctl *c, const struct args *a);
 int cmd_ping(struct ctl *c, const struct args *a);
 int cmd_shutdown(struct ctl *c, const struct args *a);
 int cmd_pager_status(struct ctl *c, const struct args *a);
-int cmd_events(struct ctl *c, const struct args *a);
 int cmd_pager_upgrade(struct ctl *c, const struct args *a);
 int cmd_pager_stop(struct ctl *c, const struct args *a);
+
+/* cmd_stats.c, cmd_top.c, cmd_events.c */
+int cmd_stats(struct ctl *c, const struct args *a);
+int cmd_top(struct ctl *c, const struct args *a);
+int cmd_events(struct ctl *c, const struct args *a);
 
 /** What `run --setup` and `setup` share: makes what is missing for the forkd at the socket, or for the
  *  default directories when there is none. *ret_changed may be NULL. */
