@@ -48,6 +48,10 @@ static uint64_t runqueue(const struct monitor_vcpu *v) {
         return v->sum.ns[PROBES_RUNQUEUE];
 }
 
+static uint64_t memory(const struct monitor_vcpu *v) {
+        return v->sum.ns[PROBES_MEMORY];
+}
+
 static uint64_t preempted(const struct monitor_vcpu *v) {
         return v->sum.preempted;
 }
@@ -75,6 +79,8 @@ static const struct vcpu_family {
 } vcpu_families[] = {
         { "forkd_vcpu_oncpu_seconds_total", "counter", "Time that the vCPU's thread was on a CPU.", oncpu, true },
         { "forkd_vcpu_runqueue_seconds_total", "counter", "Time that it was ready to run and had no CPU.", runqueue, true },
+        { "forkd_vcpu_memory_seconds_total", "counter",
+          "Time that it stood still for a page of guest memory, a wait under way included.", memory, true },
         { "forkd_vcpu_preemptions_total", "counter", "Times that the CPU was taken from it.", preempted, false },
         { "forkd_vcpu_exits_total", "counter", "Exits from guest mode, of any kind; needs KVM's tracepoints.", exits, false },
         { "forkd_vcpu_halts_total", "counter", "Exits because the guest had nothing to do; needs KVM's tracepoints.", halts,
