@@ -1,11 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-
 #include "forkd/catalog.h"
 #include "forkd/events.h"
 #include "forkd/monitor/metrics_internal.h"
+#include "forkd/monitor/store_use.h"
 #include "forkd/room.h"
 #include "forkd/vm.h"
 
@@ -52,39 +49,22 @@ static void kind(struct scrape *s, const char *name, uint64_t value) {
         expo_u64(&s->x, &l, value);
 }
 
-/* What the disks of VMs have allocated; what one shares with its snapshot counts, too. */
-static uint64_t disks(const struct daemon *d) {
-        uint64_t sum = 0;
-        const struct vm *vm;
-        char path[PATH_MAX], file[32];
-        struct stat st;
-
-        TAILQ_FOREACH (vm, &d->vms, entry)
-                for (unsigned i = 0; i < vm->machine.n_disks; i++) {
-                        (void) snprintf(file, sizeof(file), "disk-%u.img", i);
-                        if (vm_store_path(vm, file, path, sizeof(path)) == 0 && stat(path, &st) == 0)
-                                sum += (uint64_t) st.st_blocks * 512u;
-                }
-        return sum;
-}
-
 static void store(struct scrape *s) {
         const struct snap_entry *e;
-        uint64_t stored = 0, n = 0;
-        struct statvfs fs;
+        struct store_use use;
+        uint64_t n = 0;
 
-        for (e = catalog_first(s->d->catalog); e; e = TAILQ_NEXT(e, entry)) {
-                stored += e->m.stored_bytes;
+        for (e = catalog_first(s->d->catalog); e; e = TAILQ_NEXT(e, entry))
                 n++;
-        }
+        store_use_get(s->d, &use);
         expo_family(&s->x, "forkd_store_bytes", "gauge", "The store: what there is, what is free, what is in it.");
-        if (s->d->store && statvfs(s->d->store_dir, &fs) == 0) {
-                kind(s, "total", (uint64_t) fs.f_blocks * fs.f_frsize);
-                kind(s, "free", (uint64_t) fs.f_bavail * fs.f_frsize);
+        if (use.total != UINT64_MAX) {
+                kind(s, "total", use.total);
+                kind(s, "free", use.free);
         }
-        kind(s, "reserve", s->d->cfg.disk_reserve);
-        kind(s, "snapshots", stored);
-        kind(s, "vms", disks(s->d));
+        kind(s, "reserve", use.reserve);
+        kind(s, "snapshots", use.snapshots);
+        kind(s, "vms", use.vms);
         expo_one(&s->x, "forkd_snapshots", "gauge", "Snapshots in the store.", n);
 }
 

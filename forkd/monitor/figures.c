@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "forkd/monitor/figures.h"
 
-#include <math.h>
-
 #include "common/cleanup.h"
 
 _Static_assert(FIGURES_FIRST_LOG2 == PROBES_FIRST_LOG2 && FIGURES_BUCKETS == PROBES_BUCKETS, "the probes' buckets are these");
@@ -33,35 +31,6 @@ void figures_of_hist(const struct hist_copy *h, struct figures *ret) {
         for (unsigned i = 0; i < HIST_BUCKETS; i++)
                 if (h->bucket[i])
                         figures_add(ret, hist_upper_ns(i), h->bucket[i]);
-}
-
-/* Microseconds of another process's. */
-static uint64_t ns_of(double us) {
-        return us >= 0 && us < 1e13 ? (uint64_t) (us * 1e3 + 0.5) : us > 0 ? UINT64_MAX : 0;
-}
-
-static double number(const msgpack_object *o) {
-        if (o->type == MSGPACK_OBJECT_POSITIVE_INTEGER)
-                return (double) o->via.u64;
-        return o->type == MSGPACK_OBJECT_FLOAT64 || o->type == MSGPACK_OBJECT_FLOAT32 ? o->via.f64 : NAN;
-}
-
-void figures_of_pager(const msgpack_object *o, struct figures *ret) {
-        const msgpack_object *buckets = mp_get_array(o, "buckets");
-        double sum = 0, max = 0;
-
-        (void) mp_get_double(o, "sum_us", &sum);
-        (void) mp_get_double(o, "max_us", &max);
-        *ret = (struct figures){ .sum_ns = ns_of(sum), .max_ns = ns_of(max) };
-        for (uint32_t i = 0; buckets && i < buckets->via.array.size; i++) {
-                const msgpack_object *pair = &buckets->via.array.ptr[i];
-
-                if (pair->type == MSGPACK_OBJECT_ARRAY && pair->via.array.size == 2 &&
-                    pair->via.array.ptr[1].type == MSGPACK_OBJECT_POSITIVE_INTEGER)
-                        figures_add(ret, ns_of(number(&pair->via.array.ptr[0])), pair->via.array.ptr[1].via.u64);
-        }
-        if (!buckets) /* with many sessions theirs come without */
-                (void) mp_get_u64(o, "count", &ret->count);
 }
 
 double figures_quantile(const struct figures *f, double q) {

@@ -21,10 +21,8 @@ struct figures {
 void figures_add(struct figures *f, uint64_t upper_ns, uint64_t n);
 /** Waits for memory. */
 void figures_of_waits(const struct probes_sample *s, struct figures *ret);
+/** Of which finer buckets are known. */
 void figures_of_hist(const struct hist_copy *h, struct figures *ret);
-/** A histogram in the pager's words (docs/protocol.md, section 2, `status`). What makes no sense in it counts for nothing; NULL is
- *  an empty one. */
-void figures_of_pager(const msgpack_object *o, struct figures *ret);
 
 /** What a share @q (0 … 1) of them does not exceed, in seconds: between a bucket's ends in proportion, never more than the
  *  longest. 0 when there are none. */

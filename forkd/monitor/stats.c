@@ -3,15 +3,17 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <sys/sysinfo.h>
 #include <time.h>
 
 #include "common/io.h"
 #include "forkd/catalog.h"
 #include "forkd/host.h"
+#include "forkd/monitor/figures.h"
 #include "forkd/monitor/http.h"
 #include "forkd/monitor/stats_internal.h"
+#include "forkd/monitor/store_use.h"
+#include "forkd/pager/totals.h"
 #include "forkd/room.h"
 
 /* ---- lists that end ---- */
@@ -93,17 +95,33 @@ static void put_host(const struct daemon *d, struct mp_buf *b) {
 }
 
 static void put_store(const struct daemon *d, struct mp_buf *b) {
-        struct statvfs st = { 0 };
-        bool known = d->store && statvfs(d->store_dir, &st) == 0;
-        uint64_t stored = 0;
+        struct store_use use;
 
-        for (const struct snap_entry *s = d->store ? catalog_first(d->catalog) : NULL; s; s = TAILQ_NEXT(s, entry))
-                stored += s->m.stored_bytes;
-        mp_map(b, 4);
-        kv_known(b, "total", known ? (uint64_t) st.f_blocks * st.f_frsize : UINT64_MAX);
-        kv_known(b, "free", known ? (uint64_t) st.f_bavail * st.f_frsize : UINT64_MAX);
-        mp_kv_u64(b, "reserve", d->cfg.disk_reserve);
-        mp_kv_u64(b, "snapshots", stored);
+        store_use_get(d, &use);
+        mp_map(b, 5);
+        kv_known(b, "total", use.total);
+        kv_known(b, "free", use.free);
+        mp_kv_u64(b, "reserve", use.reserve);
+        mp_kv_u64(b, "snapshots", use.snapshots);
+        mp_kv_u64(b, "vms", use.vms);
+}
+
+/* Two pairs. */
+static void put_operations(const struct daemon *d, struct mp_buf *b) {
+        mp_key(b, "operations");
+        mp_map(b, N_OPERATIONS);
+        for (int i = 0; i < N_OPERATIONS; i++) {
+                struct hist_copy copy = { 0 };
+                struct figures f;
+
+                hist_collect(&d->times.took[i], &copy);
+                figures_of_hist(&copy, &f);
+                figures_kv(b, operation_name((enum operation) i), &f);
+        }
+        mp_key(b, "failed");
+        mp_map(b, N_OPERATIONS);
+        for (int i = 0; i < N_OPERATIONS; i++)
+                mp_kv_u64(b, operation_name((enum operation) i), d->times.failed[i]);
 }
 
 /* ---- snapshots ---- */
@@ -145,9 +163,8 @@ static double wall_ms(void) {
         return (double) t.tv_sec * 1e3 + (double) t.tv_nsec / 1e6;
 }
 
-#define OWN_PAIRS 12u
-static void put_document(const struct daemon *d, const char *name, const msgpack_object *pager, const char *why,
-                         struct mp_buf *b) {
+#define OWN_PAIRS 14u
+static void put_document(const struct daemon *d, const char *name, struct mp_buf *b) {
         mp_map(b, OWN_PAIRS + STATS_VM_PAIRS + SNAPSHOT_PAIRS);
         mp_kv_double(b, "now_ms", wall_ms());
         mp_kv_double(b, "uptime_ms", ms_since(d->started_ns));
@@ -158,7 +175,7 @@ static void put_document(const struct daemon *d, const char *name, const msgpack
         put_probes(d, b);
         stats_put_vms(d, name, b);
         mp_key(b, "pager");
-        stats_put_pager(d, name, pager, why, b);
+        stats_put_pager(d, name, b);
         put_snapshots(d, b);
         mp_key(b, "pools");
         mp_array(b, 0);
@@ -166,15 +183,12 @@ static void put_document(const struct daemon *d, const char *name, const msgpack
         put_store(d, b);
         mp_key(b, "host");
         put_host(d, b);
+        put_operations(d, b);
         mp_kv_u64(b, "pid", (uint64_t) getpid());
 }
 
 int stats_document(struct daemon *d, const char *name, struct mp_buf *out, struct err *e) {
-        cleanup_rpc_answer struct rpc_answer a = { 0 };
-        struct err pager = { 0 };
-        int r;
-
-        r = pager_is_up(d->pager) ? pager_ask_status(d->pager, STATS_PAGER_MS, &a, &pager) : -ENOENT;
+        pager_totals_refresh(d->pager);
         /* From here on nothing waits: all that follows is of one moment. */
         if (name && !stats_has_vm(d, name)) {
                 (void) err_set(e, ERR_NOT_FOUND, -ENOENT, "there is no VM '%.80s', and none of that name ended lately", name);
@@ -182,7 +196,7 @@ int stats_document(struct daemon *d, const char *name, struct mp_buf *out, struc
                 return -ENOENT;
         }
         monitor_look(d->monitor);
-        put_document(d, name, r == 0 ? &a.doc.root : NULL, pager.message, out);
+        put_document(d, name, out);
         if (!out->failed)
                 return 0;
         (void) err_errno(e, -ENOMEM, "collecting the figures");

@@ -7,14 +7,12 @@
 #include "common/mp.h"
 
 struct daemon;
-struct rpc_answer;
 
-#define STATS_PAGER_MS 200 /* a pager that does not answer within is told as one that did not */
 /* Of an encoded document, RPC_MAX_MESSAGE together. */
 #define STATS_MAX_VMS_BYTES (2u << 20)
 #define STATS_MAX_SERVED_BYTES (768u << 10)
 #define STATS_MAX_SNAPSHOTS_BYTES (512u << 10)
 
 /** Appends the document to @out. @name: of this VM only, by name or id, also of one that has ended lately; NULL: of all. Asks the pager,
- *  at most for STATS_PAGER_MS: a coroutine call. -ENOENT: there is no such VM; -ENOMEM. @e may be NULL. */
+ *  for PAGER_TOTALS_MS at most: a coroutine call. -ENOENT: there is no such VM; -ENOMEM. @e may be NULL. */
 int stats_document(struct daemon *d, const char *name, struct mp_buf *out, struct err *e) attr_warn_unused;

@@ -2,35 +2,20 @@
 /* The document's pager: what it says of itself, what forkd has seen of it, and how its threads spend their time. */
 #include <string.h>
 
+#include "common/io.h"
 #include "forkd/monitor/figures.h"
 #include "forkd/monitor/stats_internal.h"
+#include "forkd/pager/totals.h"
 
-#define MAX_KINDS 16u
-#define MAX_IMAGE 64 /* its id, as the pager writes it */
+#define MAX_KINDS 16u /* of faults, of one session */
+#define OLD_MS 500    /* then it has not answered just now */
+#define MAX_IMAGE 64  /* its id, as the pager writes it */
 
 static uint64_t count_of(const msgpack_object *map, const char *key) {
         uint64_t v = 0;
 
         (void) mp_get_u64(map, key, &v);
         return v;
-}
-
-/* "faults" of a session or of all: what of it is a number. */
-static void put_faults(const msgpack_object *totals, struct mp_buf *b) {
-        const msgpack_object *faults = mp_get(totals, "faults");
-        uint32_t n = faults && faults->type == MSGPACK_OBJECT_MAP ? faults->via.map.size : 0, good = 0;
-
-        for (uint32_t i = 0; i < n && i < MAX_KINDS; i++)
-                good += faults->via.map.ptr[i].key.type == MSGPACK_OBJECT_STR &&
-                        faults->via.map.ptr[i].val.type == MSGPACK_OBJECT_POSITIVE_INTEGER;
-        mp_key(b, "faults");
-        mp_map(b, good);
-        for (uint32_t i = 0; i < n && i < MAX_KINDS; i++)
-                if (faults->via.map.ptr[i].key.type == MSGPACK_OBJECT_STR &&
-                    faults->via.map.ptr[i].val.type == MSGPACK_OBJECT_POSITIVE_INTEGER) {
-                        mp_obj(b, &faults->via.map.ptr[i].key);
-                        mp_obj(b, &faults->via.map.ptr[i].val);
-                }
 }
 
 static uint64_t sum_of_faults(const msgpack_object *session) {
@@ -76,6 +61,7 @@ static void put_threads(const struct daemon *d, struct mp_buf *b) {
 static void put_served(const struct daemon *d, const char *only, const msgpack_object *s, struct stats_list *l) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct figures wait, service;
+        struct hist_copy copy;
         char image[MAX_IMAGE] = "";
         const struct vm *vm;
         double oldest = 0;
@@ -87,8 +73,10 @@ static void put_served(const struct daemon *d, const char *only, const msgpack_o
                 return;
         (void) mp_get_str(s, "image", image, sizeof(image));
         (void) mp_get_double(s, "oldest_fault_ms", &oldest);
-        figures_of_pager(mp_get(s, "wait"), &wait);
-        figures_of_pager(mp_get(s, "service"), &service);
+        pager_totals_read_hist(s, "wait", &copy);
+        figures_of_hist(&copy, &wait);
+        pager_totals_read_hist(s, "service", &copy);
+        figures_of_hist(&copy, &service);
         mp_buf_init(&b);
         mp_map(&b, 8);
         mp_kv_str(&b, "vm", vm->name);
@@ -111,39 +99,61 @@ static unsigned sessions_held(const struct daemon *d) {
         return n;
 }
 
-void stats_put_pager(const struct daemon *d, const char *only, const msgpack_object *answer, const char *why, struct mp_buf *b) {
-        const msgpack_object *totals = mp_get(answer, "totals"), *sessions = mp_get_array(answer, "sessions");
-        const struct pager_counts *c = pager_counts(d->pager);
+static void put_error(const struct pager_totals *t, bool up, struct mp_buf *b) {
+        char text[80];
+
+        mp_key(b, "error");
+        if (!up || (t->known && ms_since(t->at_ns) < OLD_MS)) {
+                mp_nil(b);
+                return;
+        }
+        if (t->known)
+                (void) snprintf(text, sizeof(text), "no answer for %.0f ms: what it said before that is told here",
+                                ms_since(t->at_ns));
+        mp_str(b, t->known ? text : "it has not answered yet");
+}
+
+static void put_served_list(const struct daemon *d, const char *only, struct mp_buf *b) {
+        const msgpack_object *sessions = mp_get_array(pager_totals_answer(d->pager), "sessions");
         cleanup_stats_list struct stats_list l;
-        struct figures wait, service;
-        double oldest = 0;
 
         stats_list_init(&l, STATS_MAX_SERVED_BYTES);
         for (uint32_t i = 0; sessions && i < sessions->via.array.size; i++)
                 put_served(d, only, &sessions->via.array.ptr[i], &l);
-        (void) mp_get_double(totals, "oldest_fault_ms", &oldest);
-        figures_of_pager(mp_get(totals, "wait"), &wait);
-        figures_of_pager(mp_get(totals, "service"), &service);
+        mp_key(b, "served");
+        stats_list_put(&l, b);
+        mp_kv_u64(b, "served_left_out", l.left_out);
+}
 
+void stats_put_pager(const struct daemon *d, const char *only, struct mp_buf *b) {
+        const struct pager_counts *c = pager_counts(d->pager);
+        bool up = pager_is_up(d->pager);
+        struct pager_totals t;
+        struct figures f;
+
+        pager_totals_get(d->pager, &t);
         mp_map(b, 19);
-        mp_kv_bool(b, "up", pager_is_up(d->pager));
-        mp_kv_str(b, "error", why[0] ? why : NULL);
+        mp_kv_bool(b, "up", up);
+        put_error(&t, up, b);
         mp_kv_i64(b, "pid", pager_pid(d->pager));
         mp_kv_u64(b, "deaths", c->deaths);
         mp_kv_u64(b, "hangs", c->hangs);
         mp_kv_u64(b, "recovered", c->recovered);
         mp_kv_u64(b, "killed", c->killed);
         mp_kv_u64(b, "upgrades", c->upgrades);
-        put_faults(totals, b);
-        mp_kv_u64(b, "present_bytes", count_of(totals, "present_bytes"));
-        mp_kv_u64(b, "budget_bytes", count_of(totals, "budget_bytes"));
-        mp_kv_u64(b, "sessions", answer ? count_of(totals, "sessions") : sessions_held(d));
-        mp_kv_u64(b, "images", count_of(totals, "images"));
-        mp_kv_double(b, "oldest_fault_ms", oldest);
-        figures_kv(b, "wait", &wait);
-        figures_kv(b, "service", &service);
+        mp_key(b, "faults");
+        mp_map(b, PAGER_N_TOTAL_FAULTS);
+        for (int i = 0; i < PAGER_N_TOTAL_FAULTS; i++)
+                mp_kv_u64(b, pager_total_fault_name((enum pager_total_fault) i), t.sum.faults[i]);
+        mp_kv_u64(b, "present_bytes", t.known ? t.present_bytes : 0);
+        mp_kv_u64(b, "budget_bytes", t.known ? t.budget_bytes : 0);
+        mp_kv_u64(b, "sessions", t.known ? t.sessions : sessions_held(d));
+        mp_kv_u64(b, "images", t.known ? t.images : 0);
+        mp_kv_double(b, "oldest_fault_ms", t.known ? t.oldest_fault_ms : 0);
+        figures_of_hist(&t.sum.wait, &f);
+        figures_kv(b, "wait", &f);
+        figures_of_hist(&t.sum.service, &f);
+        figures_kv(b, "service", &f);
         put_threads(d, b);
-        mp_key(b, "served");
-        stats_list_put(&l, b);
-        mp_kv_u64(b, "served_left_out", l.left_out);
+        put_served_list(d, only, b);
 }

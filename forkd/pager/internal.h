@@ -67,6 +67,7 @@ struct pager {
         struct pager_counts counts;
         struct pager_figures past; /* of processes that have ended */
         struct pager_totals told;  /* by `serving`, without the sum */
+        struct rpc_answer answer;  /* where `told` is from */
         struct co_sem asking;      /* held while it is asked for that */
 };
 

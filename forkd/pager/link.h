@@ -81,10 +81,6 @@ int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret,
                              struct err *e) attr_warn_unused;
 
 int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) attr_warn_unused;
-/** Only what the pager itself answers, within @timeout_ms: one that does not is left to its heartbeat (-ETIMEDOUT). -EPIPE: there
- *  is none. A coroutine call. */
-struct rpc_answer;
-int pager_ask_status(struct pager *p, unsigned timeout_ms, struct rpc_answer *ret, struct err *e) attr_warn_unused;
 
 struct pager_upgrade_result {
         pid_t old_pid, new_pid;

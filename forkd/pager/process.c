@@ -501,6 +501,7 @@ void pager_free(struct pager *p) {
                 return;
         pager_process_unref(p->serving);
         pager_process_unref(p->next);
+        rpc_answer_clear(&p->answer);
         free(p);
 }
 

@@ -388,12 +388,6 @@ int pager_status(struct pager *p, struct mp_buf *ret, struct err *e) {
         return 0;
 }
 
-int pager_ask_status(struct pager *p, unsigned timeout_ms, struct rpc_answer *ret, struct err *e) {
-        if (!pager_is_up(p))
-                return err_set(e, ERR_PAGER, -EPIPE, "there is no pager");
-        return pager_process_call_within(p->serving, timeout_ms, "status", NULL, NULL, 0, ret, e);
-}
-
 /* Its mappings are looked at: they must not be those of a process that came later. */
 static bool vmm_lives(const struct vm *vm) {
         cleanup_fd int pidfd = -1;

@@ -34,8 +34,10 @@ static void add(struct pager_figures *sum, const struct pager_figures *f) {
 void pager_totals_fold(struct pager_process *o) {
         add(&o->p->past, &o->figures);
         o->figures = (struct pager_figures){ 0 };
-        if (!o->p->serving || o->p->serving == o)
+        if (!o->p->serving || o->p->serving == o) {
                 o->p->told.known = false;
+                rpc_answer_clear(&o->p->answer);
+        }
 }
 
 /* ---- what a pager tells ---- */
@@ -55,8 +57,8 @@ static bool is_number(const msgpack_object *o, double *ret) {
         return true;
 }
 
-static void read_hist(const msgpack_object *totals, const char *key, struct hist_copy *ret) {
-        const msgpack_object *h = mp_get(totals, key), *list = mp_get_array(h, "buckets");
+void pager_totals_read_hist(const msgpack_object *map, const char *key, struct hist_copy *ret) {
+        const msgpack_object *h = mp_get(map, key), *list = mp_get_array(h, "buckets");
         double v = 0;
 
         *ret = (struct hist_copy){ 0 };
@@ -85,11 +87,12 @@ static void read_figures(const msgpack_object *totals, struct pager_figures *ret
         (void) mp_get_u64(totals, "decodes", &ret->decodes);
         (void) mp_get_u64(totals, "pages_installed", &ret->pages_installed);
         (void) mp_get_u64(totals, "refaults", &ret->refaults);
-        read_hist(totals, "wait", &ret->wait);
-        read_hist(totals, "service", &ret->service);
+        pager_totals_read_hist(totals, "wait", &ret->wait);
+        pager_totals_read_hist(totals, "service", &ret->service);
 }
 
-static void note(struct pager_process *o, const msgpack_object *totals) {
+static void note(struct pager_process *o, struct rpc_answer *a) {
+        const msgpack_object *totals = mp_get(&a->doc.root, "totals");
         struct pager_totals *told = &o->p->told;
 
         read_figures(totals, &o->figures);
@@ -102,6 +105,9 @@ static void note(struct pager_process *o, const msgpack_object *totals) {
         (void) mp_get_u64(totals, "present_bytes", &told->present_bytes);
         (void) mp_get_u64(totals, "budget_bytes", &told->budget_bytes);
         (void) mp_get_double(totals, "oldest_fault_ms", &told->oldest_fault_ms);
+        rpc_answer_clear(&o->p->answer);
+        o->p->answer = *a;
+        *a = (struct rpc_answer){ 0 };
 }
 
 void pager_totals_ask(struct pager_process *o) {
@@ -114,7 +120,7 @@ void pager_totals_ask(struct pager_process *o) {
         if (r < 0)
                 log_debug("the pager's counters: %s", e.message);
         else if (o->pidfd >= 0) /* else they were folded meanwhile */
-                note(o, mp_get(&a.doc.root, "totals"));
+                note(o, &a);
         pager_process_unref(o);
 }
 
@@ -128,6 +134,10 @@ void pager_totals_refresh(struct pager *p) {
         if (pager_is_up(p) && (!p->told.known || p->told.at_ns < start))
                 pager_totals_ask(p->serving);
         co_sem_release(&p->asking);
+}
+
+const msgpack_object *pager_totals_answer(const struct pager *p) {
+        return p->told.known ? &p->answer.doc.root : NULL;
 }
 
 void pager_totals_get(const struct pager *p, struct pager_totals *ret) {

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "common/hist.h"
+#include "common/mp.h"
 
 #define PAGER_TOTALS_MS 200 /* who asks is not kept longer */
 
@@ -34,3 +35,8 @@ struct pager_totals {
 void pager_totals_refresh(struct pager *p);
 /** What is known. */
 void pager_totals_get(const struct pager *p, struct pager_totals *ret);
+/** All that the one that serves has answered last (docs/protocol.md, section 2, "status"), at its `at_ns`; NULL: nothing. Stays
+ *  until the caller waits. */
+const msgpack_object *pager_totals_answer(const struct pager *p);
+/** A histogram of such an answer, @map's entry @key; what makes no sense in it, or is not there, counts for nothing. */
+void pager_totals_read_hist(const msgpack_object *map, const char *key, struct hist_copy *ret);
