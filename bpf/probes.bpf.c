@@ -117,14 +117,17 @@ static __always_inline void changed(struct probes_thread_entry *t) {
         t->done++;
 }
 
-/** Ends the present state at @now. */
-static __always_inline void move(struct probes_thread_entry *t, uint32_t state, uint64_t now) {
+/** Ends the present state, which it was in until now. Returns that time. After `change`: a reader that finds the old state has
+ *  looked at the clock before, so what it counts of it is never too much. */
+static __always_inline uint64_t move(struct probes_thread_entry *t, uint32_t state) {
+        uint64_t now = bpf_ktime_get_ns();
         uint32_t old = t->state;
 
         if (old < PROBES_N_STATES && t->since && now > t->since)
                 t->sum.ns[old] += now - t->since;
         t->state = state;
         t->since = now;
+        return now;
 }
 
 static __always_inline void end_wait(struct probes_thread_entry *t, uint64_t now) {
@@ -185,9 +188,10 @@ static __always_inline uint32_t classify(void *ctx, struct task_struct *task, ui
         return task_state & TASK_UNINTERRUPTIBLE ? PROBES_LOCK : PROBES_IDLE;
 }
 
-static __always_inline void leave(void *ctx, struct task_struct *task, bool preempt, uint64_t now) {
+static __always_inline void leave(void *ctx, struct task_struct *task, bool preempt) {
         struct probes_thread_entry *t = thread_of(task);
         uint32_t task_state, state;
+        uint64_t now;
 
         if (!t)
                 return;
@@ -199,19 +203,20 @@ static __always_inline void leave(void *ctx, struct task_struct *task, bool pree
                 t->sum.preempted++;
         else
                 t->sum.slept++;
+        now = move(t, state);
         if (state == PROBES_MEMORY)
                 t->wait_since = now;
-        move(t, state, now);
         changed(t);
 }
 
-static __always_inline void enter(struct task_struct *task, uint64_t now) {
+static __always_inline void enter(struct task_struct *task) {
         struct probes_thread_entry *t = thread_of(task);
+        uint64_t now;
 
         if (!t)
                 return;
         change(t);
-        move(t, PROBES_ONCPU, now);
+        now = move(t, PROBES_ONCPU);
         if (t->wait_since)
                 end_wait(t, now);
         bpf_probe_read_kernel_str(t->comm, sizeof(t->comm), task->comm);
@@ -220,10 +225,8 @@ static __always_inline void enter(struct task_struct *task, uint64_t now) {
 
 SEC("tp_btf/sched_switch")
 int BPF_PROG(on_switch, bool preempt, struct task_struct *prev, struct task_struct *next) {
-        uint64_t now = bpf_ktime_get_ns();
-
-        leave(ctx, prev, preempt, now);
-        enter(next, now);
+        leave(ctx, prev, preempt);
+        enter(next);
         return 0;
 }
 
@@ -238,7 +241,7 @@ static __always_inline void wake(struct task_struct *task) {
         if (!t || !is_of(t, p, task) || t->state == PROBES_ONCPU || t->state == PROBES_RUNQUEUE)
                 return;
         change(t);
-        move(t, PROBES_RUNQUEUE, bpf_ktime_get_ns());
+        (void) move(t, PROBES_RUNQUEUE);
         changed(t);
 }
 
@@ -253,8 +256,11 @@ SEC("tp_btf/sched_wakeup_new")
 int BPF_PROG(on_new, struct task_struct *task) {
         struct probes_thread_entry *t = thread_of(task);
 
-        if (t)
-                move(t, PROBES_RUNQUEUE, bpf_ktime_get_ns());
+        if (!t)
+                return 0;
+        change(t);
+        (void) move(t, PROBES_RUNQUEUE);
+        changed(t);
         return 0;
 }
 
@@ -268,7 +274,9 @@ int BPF_PROG(on_exit, struct task_struct *task) {
         if (!t)
                 return 0;
         if (p && is_of(t, p, task)) {
-                move(t, PROBES_ONCPU, bpf_ktime_get_ns());
+                change(t);
+                (void) move(t, PROBES_ONCPU);
+                changed(t);
                 for (uint32_t i = 0; i < PROBES_N_STATES; i++)
                         add(&p->ended.ns[i], t->sum.ns[i]);
                 add(&p->ended.preempted, t->sum.preempted);
