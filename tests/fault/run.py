@@ -22,11 +22,12 @@ import cycles  # noqa: E402
 import forkd_kills  # noqa: E402
 import operations  # noqa: E402
 import pager_loss  # noqa: E402
+import spin  # noqa: E402
 from forkdlab import bin_dir  # noqa: E402
 from measure import available_mib, host, warm_memory  # noqa: E402
 
 CAMPAIGNS = {"pager-loss": pager_loss.campaign, "forkd-kills": forkd_kills.campaign, "cycles": cycles.campaign,
-             "operations": operations.campaign}
+             "operations": operations.campaign, "spin": spin.campaign}
 BY_A_LOT = 5  # times what was wanted
 WARM_MIB = 2048
 

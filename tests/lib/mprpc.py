@@ -86,7 +86,11 @@ class Error(Exception):
 class Client:
     def __init__(self, path, timeout=60):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(str(path)) # waits for a place in the queue, which a socket with a timeout does not
+        try:
+            self.sock.connect(str(path))  # waits for a place in the queue, which a socket with a timeout does not
+        except OSError:
+            self.sock.close()
+            raise
         self.sock.settimeout(timeout)
         self.buf, self.next_id, self.notes, self.answers = b"", 1, [], {}
 
