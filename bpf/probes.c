@@ -127,6 +127,20 @@ static void each_task(struct probes_watch *w, void (*fn)(struct probes_watch *w,
         (void) closedir(dir);
 }
 
+/* The programs tell it from when it runs: one that sleeps for ever would have none. */
+static void read_comm(int task_fd, const char *tid, char comm[PROBES_COMM]) {
+        cleanup_fd int fd = -1;
+        char path[64];
+        ssize_t n;
+
+        (void) snprintf(path, sizeof(path), "%s/comm", tid);
+        fd = openat(task_fd, path, O_RDONLY | O_CLOEXEC);
+        n = fd < 0 ? 0 : read(fd, comm, PROBES_COMM - 1);
+        for (ssize_t i = 0; i < n; i++)
+                if (comm[i] == '\n')
+                        comm[i] = '\0';
+}
+
 /* One that the programs have seen meanwhile is theirs. */
 static void seed(struct probes_watch *w, int task_fd, const char *name, uint32_t tid) {
         struct probes_thread_entry t = { .watch = w->number, .tgid = (uint32_t) w->pid };
@@ -134,6 +148,7 @@ static void seed(struct probes_watch *w, int task_fd, const char *name, uint32_t
         t.state = (uint32_t) state_of(task_fd, name);
         if (t.state == PROBES_UNKNOWN)
                 return;
+        read_comm(task_fd, name, t.comm);
         t.since = now_ns();
         if (t.state == PROBES_MEMORY)
                 t.wait_since = t.since;
