@@ -21,20 +21,30 @@ static size_t width(const char *s) {
         return n;
 }
 
-/* ESC and its kin would let a guest write on the user's terminal. Also the C1 controls, which UTF-8 has as
- * c2 80 … c2 9f. */
+/* Length of a character at @s that is not shown but changes what is: the C1 controls (U+0080 … U+009F), marks of the direction of
+ * writing and what has no width (U+200B … U+200F, U+2028 … U+202E, U+2066 … U+2069, U+FEFF); 0: it is none. */
+static size_t unseen(const char *s) {
+        const unsigned char *p = (const unsigned char *) s;
+
+        if (p[0] == 0xc2 && p[1] >= 0x80 && p[1] <= 0x9f)
+                return 2;
+        if (p[0] == 0xe2 && p[1] == 0x80 && ((p[2] >= 0x8b && p[2] <= 0x8f) || (p[2] >= 0xa8 && p[2] <= 0xae)))
+                return 3;
+        if (p[0] == 0xe2 && p[1] == 0x81 && p[2] >= 0xa6 && p[2] <= 0xa9)
+                return 3;
+        return p[0] == 0xef && p[1] == 0xbb && p[2] == 0xbf ? 3 : 0;
+}
+
+/* ESC and its kin would let a guest write on the user's terminal. */
 char *text_safe(const char *s, char *buf, size_t size) {
         size_t n = 0, whole;
 
         for (; *s && n + 1 < size; s++) {
                 unsigned char c = (unsigned char) *s;
+                size_t len = unseen(s);
 
-                if (c == 0xc2 && (unsigned char) s[1] >= 0x80 && (unsigned char) s[1] <= 0x9f) {
-                        buf[n++] = '?';
-                        s++;
-                } else {
-                        buf[n++] = (char) (c < 0x20 || c == 0x7f ? '?' : c);
-                }
+                buf[n++] = (char) (len > 0 || c < 0x20 || c == 0x7f ? '?' : c);
+                s += len > 0 ? len - 1 : 0;
         }
         whole = utf8_whole(buf, n);
         buf[*s ? whole : n] = '\0';

@@ -47,6 +47,8 @@ static void test_safe(void **state) {
                                       "31m ü",
                                       buf, sizeof(buf)),
                             "?31m ü"); /* C1's CSI */
+        assert_string_equal(text_safe("a\u202eb\u200bc\u2066d\ufeffe\u2013", buf, sizeof(buf)), "a?b?c?d?e\u2013");
+        assert_string_equal(text_safe("\xe2\x80", buf, sizeof(buf)), "\xe2\x80"); /* the end of it */
         assert_string_equal(text_safe("abcdef", tiny, sizeof(tiny)), "abc");
         assert_string_equal(text_safe("ab\xe2\x82\xac", tiny, sizeof(tiny)), "ab"); /* not half a character */
 }
