@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What forkctl makes of an answer: any MessagePack becomes JSON that can be read again, and text that holds no
- * control characters; any output of a guest becomes a line of JSON that holds all of it. */
+/* What forkctl makes of an answer: any MessagePack becomes JSON that can be read again, text that holds no control
+ * characters, and a screen of `top`, if it is a document of `stats`; any output of a guest becomes a line of JSON that holds all of it. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +8,7 @@
 
 #include "common/json.h"
 #include "forkctl/table.h"
+#include "forkctl/top.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -15,6 +16,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static void must(bool ok) {
         if (!ok)
                 abort();
+}
+
+static void as_document(const json_t *j) {
+        cleanup_canvas struct canvas cv = { .utf8 = true };
+        cleanup_top struct top t;
+
+        top_init(&t);
+        /* twice: rows that are known, and times that stand still */
+        if (top_update(&t, j) < 0 || top_update(&t, j) < 0)
+                return;
+        must(canvas_resize(&cv, 24, 120) == 0);
+        top_draw(&t, &cv);
+        for (size_t i = 0; i < (size_t) cv.rows * cv.cols; i++)
+                must(cv.cells[i].c == 0 || (cv.cells[i].c >= 0x20 && (cv.cells[i].c < 0x7f || cv.cells[i].c > 0x9f)));
 }
 
 static void as_answer(const uint8_t *data, size_t size) {
@@ -32,6 +47,7 @@ static void as_answer(const uint8_t *data, size_t size) {
         must(text != NULL);
         again = json_loads(text, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
         must(again != NULL);
+        as_document(j);
         f = open_memstream(&people, &len);
         must(f && print_fields(j, f) == 0 && fclose(f) == 0);
         for (size_t i = 0; i < len; i++)

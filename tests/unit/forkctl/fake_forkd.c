@@ -261,12 +261,12 @@ static void watch(struct run *r, unsigned i, int fd, short what, event_callback_
 static void make_env(struct run *r, char *socket, const char **env) {
         size_t n = 0;
 
+        for (const char *const *e = r->env; e && *e; e++) /* of two with a name the first counts */
+                env[n++] = *e;
         env[n++] = socket;
         env[n++] = "PATH=" FORKCTL_DIR ":/usr/sbin:/usr/bin:/sbin:/bin";
         env[n++] = "LC_ALL=C.UTF-8";
         env[n++] = "TZ=UTC";
-        for (const char *const *e = r->env; e && *e; e++)
-                env[n++] = *e;
         /* what the sanitizers and gcov want to know */
         for (char **e = environ; *e && n < 30; e++)
                 if (strstr(*e, "SAN_OPTIONS=") || strncmp(*e, "GCOV", 4) == 0)
