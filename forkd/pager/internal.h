@@ -185,6 +185,8 @@ void pager_suspects_forget(struct pager *p);
 
 /** Asks @o what it has done. A coroutine call of at most PAGER_TOTALS_MS. */
 void pager_totals_ask(struct pager_process *o);
+/** Reads what @totals has of them; the rest stays as it was. */
+void pager_totals_read(const msgpack_object *totals, struct pager_figures *ret);
 /** @o has ended: what it has done stays. */
 void pager_totals_fold(struct pager_process *o);
 

@@ -79,7 +79,7 @@ void pager_totals_read_hist(const msgpack_object *map, const char *key, struct h
                 ret->max_ns = ns_of(v);
 }
 
-static void read_figures(const msgpack_object *totals, struct pager_figures *ret) {
+void pager_totals_read(const msgpack_object *totals, struct pager_figures *ret) {
         const msgpack_object *faults = mp_get(totals, "faults");
 
         for (unsigned i = 0; i < PAGER_N_TOTAL_FAULTS; i++)
@@ -95,7 +95,7 @@ static void note(struct pager_process *o, struct rpc_answer *a) {
         const msgpack_object *totals = mp_get(&a->doc.root, "totals");
         struct pager_totals *told = &o->p->told;
 
-        read_figures(totals, &o->figures);
+        pager_totals_read(totals, &o->figures);
         if (o != o->p->serving)
                 return;
         told->known = true;
