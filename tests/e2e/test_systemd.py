@@ -99,6 +99,7 @@ class Systemd(Case):
             cls.addClassCleanup(os.environ.update, FORKD_BIN_DIR=os.environ.get("FORKD_BIN_DIR", ""))
             os.environ["FORKD_BIN_DIR"] = str(cls.dest / "links")
         super().setUpClass()
+        cls.outside = cls.lab.metrics()
         cls.lab.terminate()
         cls.manager = Manager(cls.lab, Unit(UNIT))
 
@@ -127,6 +128,16 @@ class Systemd(Case):
         self.assertEqual(self.lab.text("d", "head -c 9 /dev/vda"), "on a disk")
         self.lab.ctl("rm", "d", "clone-1", "clone-2")
         self.assertGreater(self.counter()[0], 0)
+
+    def test_3_the_units_sandbox_leaves_what_monitoring_needs(self):
+        """Metrics are served, and the probes see as much as without the sandbox: also of a guest."""
+        inside = self.lab.metrics()
+        for name in ("forkd_probes_up", "forkd_probes_info"):
+            self.assertEqual(inside[name], self.outside[name], name)
+        if 1 in inside["forkd_probes_up"].values():
+            self.assertGreater(sum(inside["forkd_vcpu_oncpu_seconds_total"].values()), 0)
+            self.assertGreater(sum(inside["forkd_uffd_wait_seconds_count"].values()), 0)
+        self.assertEqual(self.lab.get("/healthz"), (200, "ok\n"))
 
     def test_3_pings_come_in_time(self):
         while self.manager.hear(0):
