@@ -29,6 +29,7 @@
 #include "forkd/journal.h"
 #include "forkd/monitor/http.h"
 #include "forkd/monitor/metrics.h"
+#include "forkd/monitor/page.h"
 #include "forkd/monitor/monitor.h"
 #include "forkd/pager/link.h"
 #include "forkd/vmm/vmm_jail.h"
@@ -330,11 +331,14 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         if (r == 0)
                 r = metrics_new(d, &d->metrics);
         if (r == 0)
+                r = page_new(d, &d->page);
+        if (r == 0)
                 http_open(d->http);
         return r < 0 ? err_errno(e, r, "starting") : 0;
 }
 
 static void daemon_clear(struct daemon *d) {
+        page_free(d->page);
         http_free(d->http);
         metrics_free(d->metrics);
         api_free(d->api);

@@ -37,6 +37,7 @@ struct vmm_jail;
 struct events;
 struct http;
 struct metrics;
+struct page;
 struct monitor;
 struct pager;
 struct shutdown_wait;
@@ -72,9 +73,10 @@ struct daemon {
         uint32_t next_uid;             /* where the search for a VMM's user begins */
 
         struct pager *pager;
-        struct times times; /* of operations */
+        struct times times;      /* of operations */
         struct http *http;       /* what of forkd can be read by HTTP */
         struct metrics *metrics; /* … by Prometheus */
+        struct page *page;
         struct monitor *monitor; /* of VMMs and the pager, by the kernel's word */
         struct events *events;
         struct worker_pool *workers;
