@@ -1,7 +1,7 @@
 # A thin front of the CMake presets; everything real is in CMakeLists.txt and CMakePresets.json.
 JOBS ?= $(shell nproc)
 
-.PHONY: all deps demo test bench fault killpoints fuzz fmt lint clean
+.PHONY: all deps test-deps demo test bench fault killpoints fuzz fmt lint clean
 
 all: deps
 	@[ -f build/release/build.ninja ] || cmake --preset release
@@ -14,7 +14,10 @@ deps:
 demo: all
 	@/usr/bin/python3 tools/demo.py
 
-test: all
+test-deps: deps
+	@tools/install-deps tools/packages-test.txt
+
+test: all test-deps
 	@cd build/release && ctest --output-on-failure -j 2 $(CTEST_ARGS)
 
 bench: all
