@@ -164,7 +164,7 @@ static double wall_ms(void) {
 }
 
 #define OWN_PAIRS 14u
-static void put_document(const struct daemon *d, const char *name, struct mp_buf *b) {
+static void put_document(const struct daemon *d, const char *name, uint64_t asked_ns, struct mp_buf *b) {
         mp_map(b, OWN_PAIRS + STATS_VM_PAIRS + SNAPSHOT_PAIRS);
         mp_kv_double(b, "now_ms", wall_ms());
         mp_kv_double(b, "uptime_ms", ms_since(d->started_ns));
@@ -175,7 +175,7 @@ static void put_document(const struct daemon *d, const char *name, struct mp_buf
         put_probes(d, b);
         stats_put_vms(d, name, b);
         mp_key(b, "pager");
-        stats_put_pager(d, name, b);
+        stats_put_pager(d, name, asked_ns, b);
         put_snapshots(d, b);
         mp_key(b, "pools");
         mp_array(b, 0);
@@ -188,6 +188,8 @@ static void put_document(const struct daemon *d, const char *name, struct mp_buf
 }
 
 int stats_document(struct daemon *d, const char *name, struct mp_buf *out, struct err *e) {
+        uint64_t asked_ns = now_ns();
+
         pager_totals_refresh(d->pager);
         /* From here on nothing waits: all that follows is of one moment. */
         if (name && !stats_has_vm(d, name)) {
@@ -196,7 +198,7 @@ int stats_document(struct daemon *d, const char *name, struct mp_buf *out, struc
                 return -ENOENT;
         }
         monitor_look(d->monitor);
-        put_document(d, name, out);
+        put_document(d, name, asked_ns, out);
         if (!out->failed)
                 return 0;
         (void) err_errno(e, -ENOMEM, "collecting the figures");

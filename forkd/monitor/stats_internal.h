@@ -31,5 +31,5 @@ void stats_put_vms(const struct daemon *d, const char *only, struct mp_buf *b);
 /** Is there such a VM, alive or remembered? */
 bool stats_has_vm(const struct daemon *d, const char *only);
 
-/** stats_pager.c: what is known of the pager. */
-void stats_put_pager(const struct daemon *d, const char *only, struct mp_buf *b);
+/** stats_pager.c: what is known of the pager, which was asked at @asked_ns. */
+void stats_put_pager(const struct daemon *d, const char *only, uint64_t asked_ns, struct mp_buf *b);

@@ -8,7 +8,6 @@
 #include "forkd/pager/totals.h"
 
 #define MAX_KINDS 16u /* of faults, of one session */
-#define OLD_MS 500    /* then it has not answered just now */
 #define MAX_IMAGE 64  /* its id, as the pager writes it */
 
 static uint64_t count_of(const msgpack_object *map, const char *key) {
@@ -99,16 +98,16 @@ static unsigned sessions_held(const struct daemon *d) {
         return n;
 }
 
-static void put_error(const struct pager_totals *t, bool up, struct mp_buf *b) {
+static void put_error(const struct pager_totals *t, bool up, uint64_t asked_ns, struct mp_buf *b) {
         char text[80];
 
         mp_key(b, "error");
-        if (!up || (t->known && ms_since(t->at_ns) < OLD_MS)) {
+        if (!up || (t->known && t->at_ns >= asked_ns)) {
                 mp_nil(b);
                 return;
         }
         if (t->known)
-                (void) snprintf(text, sizeof(text), "no answer for %.0f ms: what it said before that is told here",
+                (void) snprintf(text, sizeof(text), "no answer within %d ms: told is what it said %.0f ms ago", PAGER_TOTALS_MS,
                                 ms_since(t->at_ns));
         mp_str(b, t->known ? text : "it has not answered yet");
 }
@@ -125,7 +124,7 @@ static void put_served_list(const struct daemon *d, const char *only, struct mp_
         mp_kv_u64(b, "served_left_out", l.left_out);
 }
 
-void stats_put_pager(const struct daemon *d, const char *only, struct mp_buf *b) {
+void stats_put_pager(const struct daemon *d, const char *only, uint64_t asked_ns, struct mp_buf *b) {
         const struct pager_counts *c = pager_counts(d->pager);
         bool up = pager_is_up(d->pager);
         struct pager_totals t;
@@ -134,7 +133,7 @@ void stats_put_pager(const struct daemon *d, const char *only, struct mp_buf *b)
         pager_totals_get(d->pager, &t);
         mp_map(b, 19);
         mp_kv_bool(b, "up", up);
-        put_error(&t, up, b);
+        put_error(&t, up, asked_ns, b);
         mp_kv_i64(b, "pid", pager_pid(d->pager));
         mp_kv_u64(b, "deaths", c->deaths);
         mp_kv_u64(b, "hangs", c->hangs);
