@@ -73,7 +73,7 @@ const char *draw_share(double share, bool utf8) {
         if (isnan(share))
                 return utf8 ? "·" : ".";
         share = MIN_OF(MAX_OF(share, 0.0), 1.0);
-        return utf8 ? heights[level_of(share, 1.0)] : digits[(unsigned) MIN_OF(share * 10, 9.0)];
+        return utf8 ? heights[level_of(share < DRAW_IDLE ? 0 : share, 1.0)] : digits[(unsigned) MIN_OF(share * 10, 9.0)];
 }
 
 /* ---- numbers ---- */

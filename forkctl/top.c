@@ -10,6 +10,7 @@
 #include <strings.h>
 
 #include "common/json.h"
+#include "forkctl/draw.h"
 
 static const char *const health_names[TOP_N_HEALTHS] = {
         [TOP_ORPHAN] = "ORPHAN", [TOP_STUCK] = "STUCK", [TOP_SPINNING] = "SPINNING",
@@ -139,7 +140,7 @@ static void read_vm(struct top_vm *vm, const json_t *v, double elapsed, bool is_
         vm->mem_bytes = json_u64(v, "mem_bytes", 0);
         read_vcpus(vm, v);
         read_why(vm, v);
-        remember(vm, vm->cpu, vm->waits_per_s);
+        remember(vm, vm->cpu < DRAW_IDLE ? 0 : vm->cpu, vm->waits_per_s);
         vm->seen = true;
 }
 

@@ -49,6 +49,7 @@ static void test_bar(void **state) {
 
 static void test_share(void **state) {
         assert_string_equal(draw_share(0, true), "▁");
+        assert_string_equal(draw_share(0.009, true), "▁"); /* idle */
         assert_string_equal(draw_share(0.01, true), "▂");
         assert_string_equal(draw_share(1, true), "█");
         assert_string_equal(draw_share(9, true), "█");
