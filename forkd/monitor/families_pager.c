@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "forkd/monitor/metrics_internal.h"
 #include "forkd/pager/link.h"
-#include "forkd/vm.h"
 
 static void killed(struct scrape *s) {
         expo_family(&s->x, "forkd_guests_killed_total", "counter",
@@ -16,13 +15,10 @@ static void killed(struct scrape *s) {
 
 /* Not told while it is down and nobody needs it: a zero is an alarm. */
 static void is_up(struct scrape *s) {
-        bool up = pager_is_up(s->d->pager), needed = false;
-        const struct vm *vm;
+        bool up = pager_is_up(s->d->pager);
 
-        TAILQ_FOREACH (vm, &s->d->vms, entry)
-                needed |= vm->session;
         expo_family(&s->x, "forkd_pager_up", "gauge", "1: it serves; 0: it does not, and guests need it.");
-        if (up || needed)
+        if (up || metrics_need_pager(s->d) > 0)
                 expo_u64(&s->x, NULL, up);
 }
 

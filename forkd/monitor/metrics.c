@@ -33,19 +33,24 @@ struct asked {
 
 /* ---- /healthz ---- */
 
-const char *metrics_unhealthy(const struct daemon *d, char *buf, size_t size) {
+unsigned metrics_need_pager(const struct daemon *d) {
         const struct vm *vm;
         unsigned n = 0;
+
+        TAILQ_FOREACH (vm, &d->vms, entry)
+                n += vm->session && !vm->lost[0];
+        return n;
+}
+
+const char *metrics_unhealthy(const struct daemon *d, char *buf, size_t size) {
+        unsigned n;
 
         if (d->stopping)
                 return "forkd is about to end";
         if (!d->api)
                 return "forkd is starting: it looks at what the one before has left";
-        if (pager_is_up(d->pager))
-                return NULL;
-        TAILQ_FOREACH (vm, &d->vms, entry)
-                n += vm->session;
-        if (n == 0) /* nobody needs one */
+        n = pager_is_up(d->pager) ? 0 : metrics_need_pager(d);
+        if (n == 0)
                 return NULL;
         (void) snprintf(buf, size, "the pager is gone, and %u guests wait for another", n);
         return buf;

@@ -22,6 +22,9 @@ struct scrape {
         double started; /* forkd did, seconds since 1970 */
 };
 
+/** Guests that live on a pager's memory; not those that are being ended because theirs is lost. */
+unsigned metrics_need_pager(const struct daemon *d);
+
 /** Guests and their vCPUs. */
 void families_vms(struct scrape *s);
 /** What was killed, the pager, its threads. */
