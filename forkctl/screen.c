@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <ncurses.h>
 #include <string.h>
+#include <term.h>
 
 #include "forkctl/tty.h"
 
@@ -34,9 +35,22 @@ static bool start_colours(void) {
                init_pair(PAIR_BAD, COLOR_RED, -1) != ERR;
 }
 
-int screen_open(struct screen **ret) {
-        struct screen *s = calloc(1, sizeof(*s));
+/* newterm finds out by itself, but loses some memory then. */
+static bool is_known(void) {
+        int r;
 
+        if (setupterm(NULL, STDOUT_FILENO, &r) == ERR)
+                return false;
+        (void) del_curterm(cur_term);
+        return true;
+}
+
+int screen_open(struct screen **ret) {
+        struct screen *s;
+
+        if (!is_known())
+                return -ENOTTY;
+        s = calloc(1, sizeof(*s));
         if (!s)
                 return -ENOMEM;
         s->s = newterm(NULL, stdout, stdin);

@@ -161,6 +161,18 @@ class Top(Case):
             self.assertEqual(t.wait(), 0)
             self.assertTrue(t.is_as_before())
 
+    def test_a_forkd_that_hangs_leaves_the_screen_alive(self):
+        with self.top(rows=24, cols=120) as t:
+            t.until("web-2")
+            self.lab.forkd.send_signal(signal.SIGSTOP)
+            try:
+                t.until("forkd has not answered for")
+                t.press("n")
+                t.until("(name)")
+            finally:
+                self.lab.forkd.send_signal(signal.SIGCONT)
+            t.until(lambda lines: "3 VMs" in lines[0])
+
     def test_a_pager_that_hangs_delays_nobody(self):
         pid = self.lab.ctl("stats")["pager"]["pid"]
         os.kill(pid, signal.SIGSTOP)
