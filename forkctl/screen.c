@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <ncurses.h>
 #include <string.h>
-#include <term.h>
 
 #include "forkctl/tty.h"
 
@@ -35,22 +34,9 @@ static bool start_colours(void) {
                init_pair(PAIR_BAD, COLOR_RED, -1) != ERR;
 }
 
-/* newterm finds out by itself, but loses some memory then. */
-static bool is_known(void) {
-        int r;
-
-        if (setupterm(NULL, STDOUT_FILENO, &r) == ERR)
-                return false;
-        (void) del_curterm(cur_term);
-        return true;
-}
-
 int screen_open(struct screen **ret) {
-        struct screen *s;
+        struct screen *s = calloc(1, sizeof(*s));
 
-        if (!is_known())
-                return -ENOTTY;
-        s = calloc(1, sizeof(*s));
         if (!s)
                 return -ENOMEM;
         s->s = newterm(NULL, stdout, stdin);

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 
-from case import Case, main, until
+from case import Case, main, sanitized, until
 from terminal import Terminal
 
 
@@ -189,7 +189,8 @@ class Top(Case):
     # ---- no screen ----
 
     def test_lists(self):
-        for term in ("dumb", "no-such-terminal"):
+        # ncurses loses a block of memory on a terminal that it does not know, which a sanitizer does not forgive
+        for term in ("dumb", *([] if sanitized() else ["no-such-terminal"])):
             with self.subTest(term=term), self.top("--count", "2", cols=120, term=term) as t:
                 self.assertEqual(t.wait(), 0)
                 self.assertNotIn(b"\x1b", t.raw)
