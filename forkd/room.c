@@ -8,6 +8,7 @@
 #include "forkd/admission.h"
 #include "forkd/api.h"
 #include "forkd/host.h"
+#include "forkd/monitor/http.h"
 #include "forkd/turns.h"
 
 #define MAX_SCANS 2 /* whole snapshots that are read at once: each keeps a CPU and the disk busy */
@@ -16,8 +17,8 @@
 #define STARTS_PER_CORE 2
 #define VCPUS_PER_CORE 64
 #define MIN_VCPUS 1024
-/* Beside VMs: clients, workers, files and sockets of the starts and snapshots under way, logs, store. */
-#define OWN_DESCRIPTORS (FORKD_MAX_CLIENTS + 128u)
+/* Beside VMs: clients of both doors, workers, files and sockets of the starts and snapshots under way, logs, store, probes. */
+#define OWN_DESCRIPTORS (FORKD_MAX_CLIENTS + HTTP_MAX_CONNS + 160u)
 #define START_DESCRIPTORS 16u
 
 static uint64_t memory(void *arg) {

@@ -11,6 +11,7 @@ struct daemon;
 struct http;
 struct http_request; /* under way: from the handler's call until it is answered, or its client is gone */
 
+#define HTTP_MAX_CONNS 128u
 #define HTTP_MAX_PENDING (4u << 20) /* bytes of a stream that a client has not taken yet */
 
 /** Makes the server of @d, without an address yet. -ENOMEM. */

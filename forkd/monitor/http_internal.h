@@ -11,7 +11,6 @@
 #include "forkd/monitor/http_address.h"
 #include "forkd/monitor/http_check.h"
 
-#define HTTP_MAX_CONNS 128u
 #define HTTP_MAX_STREAMS 32u
 #define HTTP_MAX_ROUTES 16u
 #define HTTP_MEMORY 16384u /* of a connection: a request's head, and what of its answer is on the way */

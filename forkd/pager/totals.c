@@ -61,8 +61,10 @@ void pager_totals_read_hist(const msgpack_object *map, const char *key, struct h
         const msgpack_object *h = mp_get(map, key), *list = mp_get_array(h, "buckets");
         double v = 0;
 
+        if (!list)
+                return;
         *ret = (struct hist_copy){ 0 };
-        for (uint32_t i = 0; list && i < list->via.array.size; i++) {
+        for (uint32_t i = 0; i < list->via.array.size; i++) {
                 const msgpack_object *pair = &list->via.array.ptr[i];
                 uint64_t end;
 
