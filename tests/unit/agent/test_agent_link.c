@@ -67,6 +67,35 @@ static void body_hello(struct guest *g) {
         expect_works(g);
 }
 
+/* Asked, and nobody waits: what comes shows. */
+static void body_poke(struct guest *g) {
+        uint64_t before, start = now_ns();
+
+        guest_new_link(g);
+        guest_link_poke(g->link); /* nobody to ask yet */
+        assert_int_equal(guest_link_heard_ns(g->link), 0);
+        assert_int_equal(guest_wake(g, WIRE_WAKE_BOOT, NULL), 0);
+        before = guest_link_heard_ns(g->link); /* the acknowledgement */
+        assert_true(before >= start);
+        assert_int_equal(kill(g->agent, SIGSTOP), 0);
+        for (unsigned i = 0; i < 1000; i++) /* one question is under way, however often it is put */
+                guest_link_poke(g->link);
+        co_sleep(20);
+        assert_int_equal(guest_link_heard_ns(g->link), before);
+        assert_int_equal(kill(g->agent, SIGCONT), 0);
+        while (guest_link_heard_ns(g->link) == before)
+                co_sleep(1);
+        before = guest_link_heard_ns(g->link);
+        guest_link_poke(g->link); /* and another, now that it is answered */
+        while (guest_link_heard_ns(g->link) == before)
+                co_sleep(1);
+        expect_works(g);
+}
+
+static void test_poke(void **state) {
+        with_guest(body_poke, 30);
+}
+
 static void test_hello(void **state) {
         with_guest(body_hello, 30);
 }
@@ -630,25 +659,16 @@ static void test_put_symlink(void **state) {
 
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_hello),
-                cmocka_unit_test(test_late_host),
-                cmocka_unit_test(test_timeouts),
-                cmocka_unit_test(test_bad_identity),
-                cmocka_unit_test(test_identity),
-                cmocka_unit_test(test_hook_hangs),
-                cmocka_unit_test(test_hook_interrupted),
-                cmocka_unit_test(test_reconnect),
-                cmocka_unit_test(test_200_restores),
-                cmocka_unit_test(test_cut_to_guest),
-                cmocka_unit_test(test_cut_from_guest),
-                cmocka_unit_test(test_garbage),
-                cmocka_unit_test(test_wrong_epoch),
-                cmocka_unit_test(test_losses),
-                cmocka_unit_test(test_orphans),
-                cmocka_unit_test(test_files),
-                cmocka_unit_test(test_file_errors),
-                cmocka_unit_test(test_put_given_up),
-                cmocka_unit_test(test_put_symlink),
+                cmocka_unit_test(test_hello),        cmocka_unit_test(test_poke),
+                cmocka_unit_test(test_late_host),    cmocka_unit_test(test_timeouts),
+                cmocka_unit_test(test_bad_identity), cmocka_unit_test(test_identity),
+                cmocka_unit_test(test_hook_hangs),   cmocka_unit_test(test_hook_interrupted),
+                cmocka_unit_test(test_reconnect),    cmocka_unit_test(test_200_restores),
+                cmocka_unit_test(test_cut_to_guest), cmocka_unit_test(test_cut_from_guest),
+                cmocka_unit_test(test_garbage),      cmocka_unit_test(test_wrong_epoch),
+                cmocka_unit_test(test_losses),       cmocka_unit_test(test_orphans),
+                cmocka_unit_test(test_files),        cmocka_unit_test(test_file_errors),
+                cmocka_unit_test(test_put_given_up), cmocka_unit_test(test_put_symlink),
         };
 
         if (argc > 1)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "bpf/probes.h"
 #include "forkd/config.h"
 
 static char dir[64], path[128];
@@ -93,11 +94,22 @@ static void test_all_settings(void **state) {
                        "memory_budget = 1.5G\n"
                        "workingset = off\n"
                        "record_seconds = 0\n"
+                       "[monitor]\n"
+                       "probes = kprobe\n"
+                       "window_ms = 600\n"
+                       "keep_ended_seconds = 0\n"
                        "[security]\n"
                        "jail = off\n"
                        "uid_base = 1000000\n"
                        "visible = /opt/qemu:/srv/qemu\n",
                        &c, &e));
+        assert_int_equal(c.probes, PROBES_KPROBE);
+        assert_int_equal(c.window_ms, 600);
+        assert_int_equal(c.keep_ended_seconds, 0);
+        assert_ok(load("[monitor]\nprobes = off\n", &c, &e));
+        assert_int_equal(c.probes, CONFIG_PROBES_OFF);
+        assert_ok(load("[monitor]\nprobes = auto\n", &c, &e));
+        assert_int_equal(c.probes, CONFIG_PROBES_AUTO);
         assert_false(c.jail);
         assert_int_equal(c.uid_base, 1000000);
         assert_string_equal(c.visible, "/opt/qemu:/srv/qemu");
@@ -145,6 +157,9 @@ static void test_refuses(void **state) {
                 { "[pager]\nworkingset =\n", "line 2", "[pager] workingset is on or off" },
                 { "[forkd]\nworkingset = on\n", "line 2", "is no setting" },
                 { "[pager]\nrecord_seconds = 3601\n", "line 2", "a number from 0 to 3600" },
+                { "[monitor]\nprobes = none\n", "line 2", "auto, off, fentry, kprobe or sched_switch" },
+                { "[monitor]\nprobes =\n", "line 2", "auto, off, fentry, kprobe or sched_switch" },
+                { "[monitor]\nwindow_ms = 499\n", "line 2", "a number from 500 to 600000" },
                 { "[limits]\nmemory = much\n", "line 2", "[limits] memory is a size" },
                 { "[limits]\nmemory_overcommit = 0\n", "line 2", "a factor from 0.1 to 1000" },
                 { "[limits]\nmemory_overcommit = nan\n", "line 2", "a factor" },

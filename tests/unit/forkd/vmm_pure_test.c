@@ -157,6 +157,7 @@ static void command_lines(void **state) {
         assert_non_null(strstr(arg(&a, "-blockdev", 0), "\"/dev/fdset/8\""));
         assert_non_null(strstr(arg(&a, "-blockdev", 0), "\"driver\":\"raw\""));
         assert_non_null(strstr(arg(&a, "-M", 0), "ioapic2=off"));
+        assert_string_equal(arg(&a, "-name", 0), "debug-threads=on");
         assert_true(has(&a, "-S") && has(&a, "-no-reboot") && has(&a, "-nodefaults") && has(&a, "-no-user-config"));
         assert_false(has(&a, "-incoming"));
         qemu_args_clear(&a);
