@@ -160,6 +160,7 @@ static void judge_one(struct monitor_vm *mv, struct monitor_vcpu *c, uint64_t no
                 break;
         case JUDGE_SPINNING:
                 find_spinning(mv, c, &f);
+                *ret_ask |= f.agent == JUDGE_NOT_ASKED && !f.orphan; /* an orphan that has got a pager may well be healthy */
                 *ret_busy = true;
                 break;
         case JUDGE_ASK:

@@ -500,7 +500,11 @@ static void test_orphan(void **state) {
         burn(cpu, 100);
         assert_true(mv->vcpu[0].spinning); /* and this within one */
         assert_string_equal(mv->vcpu[0].why, "its pager session is gone");
+        link_.heard_ns = 1; /* long ago */
         vm.hold.process = &o;
+        for (unsigned i = 0; i < 6; i++) /* it is served again, and goes on: its agent is asked, and that ends it */
+                burn(cpu, 100);
+        assert_true(mv->vcpu[0].spinning && mv->asked_ns != 0);
         link_.heard_ns = now + TURN;
         burn(cpu, 100);
         assert_int_equal(monitor_vm_health(mv, why), MONITOR_OK);
