@@ -61,10 +61,8 @@ void pager_totals_read_hist(const msgpack_object *map, const char *key, struct h
         const msgpack_object *h = mp_get(map, key), *list = mp_get_array(h, "buckets");
         double v = 0;
 
-        if (!list)
-                return;
         *ret = (struct hist_copy){ 0 };
-        for (uint32_t i = 0; i < list->via.array.size; i++) {
+        for (uint32_t i = 0; list && i < list->via.array.size; i++) {
                 const msgpack_object *pair = &list->via.array.ptr[i];
                 uint64_t end;
 
@@ -93,11 +91,38 @@ void pager_totals_read(const msgpack_object *totals, struct pager_figures *ret) 
         pager_totals_read_hist(totals, "service", &ret->service);
 }
 
+static void rise(uint64_t *v, uint64_t to) {
+        *v = MAX_OF(*v, to);
+}
+
+static void rise_hist(struct hist_copy *h, const struct hist_copy *to) {
+        h->count = 0;
+        for (unsigned i = 0; i < HIST_BUCKETS; i++) {
+                rise(&h->bucket[i], to->bucket[i]);
+                h->count += h->bucket[i];
+        }
+        rise(&h->sum_ns, to->sum_ns);
+        rise(&h->max_ns, to->max_ns);
+}
+
+/* Whatever a pager says, what it has said before stands. */
+static void rise_figures(struct pager_figures *f, const struct pager_figures *to) {
+        for (unsigned i = 0; i < PAGER_N_TOTAL_FAULTS; i++)
+                rise(&f->faults[i], to->faults[i]);
+        rise(&f->decodes, to->decodes);
+        rise(&f->pages_installed, to->pages_installed);
+        rise(&f->refaults, to->refaults);
+        rise_hist(&f->wait, &to->wait);
+        rise_hist(&f->service, &to->service);
+}
+
 static void note(struct pager_process *o, struct rpc_answer *a) {
         const msgpack_object *totals = mp_get(&a->doc.root, "totals");
         struct pager_totals *told = &o->p->told;
+        struct pager_figures said = o->figures;
 
-        pager_totals_read(totals, &o->figures);
+        pager_totals_read(totals, &said);
+        rise_figures(&o->figures, &said);
         if (o != o->p->serving)
                 return;
         told->known = true;

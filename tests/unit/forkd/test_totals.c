@@ -182,6 +182,7 @@ static void test_one_that_does_not_answer(void **state) {
         uint64_t start;
 
         first.missing = 42;
+        first.waits = 4;
         before = refresh(1);
         first.mute = true;
         start = now_ns();
@@ -191,8 +192,15 @@ static void test_one_that_does_not_answer(void **state) {
         assert_int_equal(t.at_ns, before.at_ns);
         first.mute = false;
         first.garbage = true;
-        assert_int_equal(refresh(1).sum.faults[PAGER_TOTAL_MISSING], 42);
+        t = refresh(1);
+        assert_int_equal(t.sum.faults[PAGER_TOTAL_MISSING], 42);
+        assert_int_equal(t.sum.wait.count, 4);
         first.garbage = false;
+        first.missing = 1; /* one that says that it was less */
+        first.waits = 2;
+        t = refresh(1);
+        assert_int_equal(t.sum.faults[PAGER_TOTAL_MISSING], 42);
+        assert_int_equal(t.sum.wait.count, 4);
         first.missing = 43;
         assert_int_equal(refresh(1).sum.faults[PAGER_TOTAL_MISSING], 43);
 }
