@@ -5,7 +5,8 @@
     tools/dashboard_picture.py OUT.png [--rows N] [--seconds S] [--svg OUT.svg]
 
 A private forkd, guests that work, go on standby and come back; then one that crashes and burns its core, and a pager that is stopped for
-some seconds below the others. Needs root, QEMU, chromium, and Debian's package of Prometheus, which is fetched and not installed.
+some seconds below the others. Needs root, QEMU, what tools/packages-test.txt lists, and Debian's package of Prometheus, which is
+fetched and not installed.
 """
 
 import argparse
@@ -13,13 +14,13 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "lib"))
+from browser import Browser  # noqa: E402
 from forkdlab import Lab  # noqa: E402
 from grafana import DASHBOARDS, Dashboard, substitute  # noqa: E402
 from prometheus import Prometheus  # noqa: E402
@@ -93,17 +94,17 @@ def ask(prom, start, end, step):
 def photograph(svg, out):
     """The SVG as a PNG, by a browser that has no window."""
     width, height = re.search(r'width="(\d+)" height="(\d+)"', svg).groups()
-    with tempfile.TemporaryDirectory(prefix="forkd-picture-") as d:
+    with tempfile.TemporaryDirectory(prefix="forkd-picture-") as d, Browser(int(width), int(height)) as browser:
         page = pathlib.Path(d) / "page.html"
         page.write_text(f'<!doctype html><meta charset="utf-8"><body style="margin:0">{svg}')
-        subprocess.run(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={d}/profile",
-                        f"--window-size={width},{height}", f"--screenshot={pathlib.Path(out).resolve()}", str(page)],
-                       stdin=subprocess.DEVNULL, capture_output=True, timeout=120, check=True)
+        browser.driver.get(page.as_uri())
+        browser.picture(out)
+    png_palette.reduce(out)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    p.add_argument("out")
+    p.add_argument("out", type=pathlib.Path)
     p.add_argument("--rows", type=int, help="only the first so many rows")
     p.add_argument("--seconds", type=int, default=240)
     p.add_argument("--svg", help="keep the drawing, too")
@@ -119,7 +120,6 @@ def main():
     if args.svg:
         pathlib.Path(args.svg).write_text(svg)
     photograph(svg, args.out)
-    png_palette.reduce(pathlib.Path(args.out))
     print(f"{args.out}: {os.path.getsize(args.out) // 1024} KiB")
 
 
