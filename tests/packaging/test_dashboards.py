@@ -233,6 +233,16 @@ class Names(unittest.TestCase):
         self.assertGreater(len(asked), 40)
         self.assertEqual({m: w for m, w in asked.items() if m not in documented}, {})
 
+    def test_every_kind_of_event_is_documented_and_the_other_way_round(self):
+        known, = re.findall(r"known_kinds\[\] = \{(.*?)\};", (ROOT / "forkd" / "events.c").read_text(), flags=re.S)
+        section = MONITORING.read_text().partition("\n## Events\n")[2].partition("\n## ")[0]
+        told = {k for row in re.findall(r"^\| (`[^|]*) \|", section, flags=re.M) for k in re.findall(r"`([\w.]+)`", row)}
+        known = set(re.findall(r'"([\w.]+)"', known))
+        self.assertEqual(known, told)
+        noted = {k for f in (ROOT / "forkd").rglob("*.c") for k in re.findall(r'events_add\([^,;]*,\s*"([\w.]+)"', f.read_text())}
+        self.assertGreater(len(noted), 5)
+        self.assertEqual(noted - known, set())
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)
