@@ -24,6 +24,7 @@ enum column {
         COL_HEALTH,
         COL_CPU,
         COL_CPU_SPARK,
+        COL_RUNQUEUE,
         COL_VCPUS,
         COL_WAITS,
         COL_WAITS_SPARK,
@@ -51,11 +52,12 @@ static const struct {
         [COL_CPU_SPARK] = { "", SPARK_COLS, 4, false },
         [COL_VCPUS] = { "vCPUs", 5, 5, false },
         [COL_P99] = { "P99", 7, 6, true },
-        [COL_WAITS_SPARK] = { "", SPARK_COLS, 7, false },
-        [COL_STATE] = { "STATE", 9, 8, false },
-        [COL_MEMORY] = { "MEMORY", 8, 9, true },
-        [COL_P50] = { "P50", 7, 10, true },
-        [COL_WHY] = { "WHY", WHY_COLS, 11, false },
+        [COL_RUNQUEUE] = { "RUNQ", 5, 7, true },
+        [COL_WAITS_SPARK] = { "", SPARK_COLS, 8, false },
+        [COL_STATE] = { "STATE", 9, 9, false },
+        [COL_MEMORY] = { "MEMORY", 8, 10, true },
+        [COL_P50] = { "P50", 7, 11, true },
+        [COL_WHY] = { "WHY", WHY_COLS, 12, false },
 };
 
 struct layout {
@@ -171,6 +173,8 @@ static const char *cell_text(const struct top_vm *vm, unsigned c, bool utf8, cha
                 return isnan(vm->ended_s) ? top_health_name(vm->health) : "ended";
         case COL_CPU:
                 return draw_percent(buf, size, vm->cpu);
+        case COL_RUNQUEUE:
+                return draw_percent(buf, size, vm->runqueue);
         case COL_WAITS:
                 return draw_count(buf, size, vm->waits_per_s);
         case COL_P50:
