@@ -18,8 +18,10 @@
 #define RETRY_MS 60000  /* for want of memory */
 #define LOOK_MS 100     /* out of turn, at most so often */
 #define LATE 2          /* a turn that took so many times its time voids the windows */
-#define PAGER_PLACES 4u /* processes and threads to watch besides VMMs: a pager, its successor, one that ends … */
-#define THREADS_EACH 8u /* of a VMM; a place in the probes' map is small */
+/* Places in the probes' maps, half a KiB each and there from the beginning. Beyond them VMs are not watched, which is told. */
+#define VMS_MAX 4096u
+#define PAGER_PLACES 4u /* a pager, its successor, one that ends … */
+#define THREADS_EACH 8u /* of a VMM */
 #define THREADS_MIN 8192u
 
 const char *monitor_health_name(enum monitor_health h) {
@@ -298,8 +300,10 @@ int monitor_new(struct daemon *d, struct monitor **ret) {
                 return -ENOMEM;
         }
         if (d->cfg.probes < CONFIG_PROBES_OFF) {
-                m->options = (struct probes_options){ .max_processes = d->cfg.max_vms + PAGER_PLACES,
-                                                      .max_threads = MAX_OF(d->cfg.max_vms * THREADS_EACH, THREADS_MIN),
+                unsigned vms = MIN_OF(d->cfg.max_vms, VMS_MAX);
+
+                m->options = (struct probes_options){ .max_processes = vms + PAGER_PLACES,
+                                                      .max_threads = MAX_OF(vms * THREADS_EACH, THREADS_MIN),
                                                       .method = d->cfg.probes };
                 open_probes(m);
         } else {

@@ -3,6 +3,7 @@
 """Real guests that burn a core for nothing or wait for their memory for ever are named within two windows; healthy ones that are as
 busy never are. Without probes, which the host may not have, there is nothing to test."""
 
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -21,6 +22,7 @@ import spinlab  # noqa: E402
 
 WINDOW = 2.0  # a busy host has its delays, which are parts of a shorter one
 CONFIG = f"[monitor]\nwindow_ms = {WINDOW * 1000:.0f}\n"
+BAD_PAGER = pathlib.Path(__file__).resolve().parents[1] / "lib" / "badpager.py"
 SYS_PIDFD_GETFD = 438  # the same on all of Linux' architectures
 
 
@@ -113,10 +115,9 @@ class Alone(Spinning):
         self.assertIn("its agent is not connected", e["text"])
 
 
-class WithoutPager(Spinning):
-    """The pager's program is one that does not come up, for a while."""
+class BadPagers(Spinning):
+    """A copy of the programs, so that the pager on disk can be another for a while."""
 
-    config = CONFIG + "[pager]\nheartbeat_ms = 60000\nrecover_ms = 20000\n"
     data_mib = 20
 
     @classmethod
@@ -129,6 +130,23 @@ class WithoutPager(Spinning):
         os.environ["FORKD_BIN_DIR"] = str(cls.programs / "bin")
         cls.addClassCleanup(lambda: os.environ.__setitem__("FORKD_BIN_DIR", before) if before else os.environ.pop("FORKD_BIN_DIR"))
         super().setUpClass()
+
+    @contextlib.contextmanager
+    def pager_program(self, script):
+        program = self.programs / "bin" / "uffd-pager"
+        good = program.rename(program.with_suffix(".good"))
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        try:
+            yield
+        finally:
+            good.rename(program)
+
+
+class WithoutPager(BadPagers):
+    """It does not come up, for a while."""
+
+    config = CONFIG + "[pager]\nheartbeat_ms = 60000\nrecover_ms = 20000\n"
 
     def until_quiet(self, name):
         """It has waited for no page for two windows."""
@@ -144,16 +162,11 @@ class WithoutPager(Spinning):
         self.fork("o", on_pager_loss="recover")
         self.lab.sh("o", spinlab.JOBS["loop"])
         self.until_quiet("o")  # all that it needs is mapped: it does not notice that its pager is gone
-        pager, program = self.lab.ctl("pager", "status")["pid"], self.programs / "bin" / "uffd-pager"
-        good = program.rename(program.with_suffix(".good"))
-        program.write_text("#!/bin/sh\nexit 3\n")
-        program.chmod(0o755)
-        try:
+        pager = self.lab.ctl("pager", "status")["pid"]
+        with self.pager_program("exit 3"):
             os.kill(pager, signal.SIGKILL)
             lost = self.events.wait("pager.lost", since=self.before)
             e = self.events.wait("vcpu.spinning", "o", since=self.before)
-        finally:
-            good.rename(program)
         windows = (e["time_ns"] - lost["time_ns"]) / 1e9 / WINDOW
         print(f"orphan: named after {windows:.2f} windows: {e['text']}", flush=True)
         self.assertLessEqual(windows, 1)
@@ -182,11 +195,16 @@ class WithoutPager(Spinning):
         self.assertEqual(self.found("vcpu.spinning", "s"), [])
 
 
-class LostFault(Spinning):
-    """Somebody takes a fault away from the pager: it knows nothing of it, and forkd sees the guest wait."""
+class LostFault(BadPagers):
+    """The pager knows nothing of a fault, and forkd sees the guest wait."""
 
-    config = CONFIG + "[pager]\nheartbeat_ms = 2000\n"
-    data_mib = 20
+    # The budget is less than the data: reading all of it always faults.
+    config = CONFIG + "[pager]\nheartbeat_ms = 2000\nrecover_ms = 20000\nmemory_budget = 8M\n"
+    job = "(sleep 0.3; sha256sum /run/data > /run/sum; echo done > /run/done) > /dev/null 2>&1 &"
+
+    def job_is_right(self, name):
+        """What it reads of its memory in the end is right."""
+        self.assertEqual(self.lab.text(name, "while [ ! -e /run/done ]; do sleep 0.1; done; cat /run/sum").split()[0], self.data_digest)
 
     def userfaultfd(self):
         """forkd's own descriptor of the only session's."""
@@ -201,10 +219,11 @@ class LostFault(Spinning):
                 return mine
         raise AssertionError("forkd holds no userfaultfd")
 
-    def test_woken(self):
+    def test_1_woken(self):
+        """Somebody has taken it away: the pager gets it again, and nothing else happens."""
         self.fork("l")
         uffd, pager = self.userfaultfd(), self.lab.ctl("pager", "status")["pid"]
-        self.lab.sh("l", "(sleep 0.3; sha256sum /run/data > /run/sum; echo done > /run/done) > /dev/null 2>&1 &")
+        self.lab.sh("l", self.job)
         os.kill(pager, signal.SIGSTOP)
         try:
             self.assertTrue(select.select([uffd], [], [], 1)[0], "no fault")
@@ -214,10 +233,25 @@ class LostFault(Spinning):
         stolen = time.time()
         e = self.events.wait("vm.woken", "l", since=self.before)
         print(f"lost fault: noticed after {e['time_ns'] / 1e9 - stolen:.2f} s: {e['text']}", flush=True)
-        self.assertEqual(self.lab.text("l", "while [ ! -e /run/done ]; do sleep 0.1; done; cat /run/sum").split()[0], self.data_digest)
+        self.job_is_right("l")
         self.assertEqual(self.lab.ctl("pager", "status")["pid"], pager)
         self.assertEqual(self.lab.ctl("pager", "status")["watchdog"]["hangs"], 0)
         self.assertEqual(self.lab.vm("l")["state"], "running")
+
+    def test_2_a_pager_that_forgets_everything(self):
+        """Its heart beats, and it owes nobody anything, it says. It is found out by its guests, and replaced."""
+        self.fork("m", on_pager_loss="recover")
+        pager = self.lab.ctl("pager", "status")["pid"]
+        self.lab.sh("m", self.job)
+        with self.pager_program(f"exec {BAD_PAGER} forget"):
+            os.kill(pager, signal.SIGKILL)
+            bad = self.events.wait("vm.recovered", "m", since=self.before)
+        self.events.wait("vm.woken", "m", since=self.before)
+        hangs = self.events.wait("pager.hangs", since=self.before)
+        print(f"a pager that forgets: found out after {(hangs['time_ns'] - bad['time_ns']) / 1e9:.2f} s: {hangs['text']}", flush=True)
+        self.job_is_right("m")
+        self.assertEqual(len(self.found("vm.recovered", "m")), 2)
+        self.assertEqual(self.lab.ctl("pager", "status")["watchdog"]["hangs"], 1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ die       ends when it is asked to adopt
 mute      never answers that
 garbage   answers it with bytes that are no message
 file      its flight recorder is a file that it could make shorter below forkd's feet
+forget    adopts (it says) all of them, answers no fault, and knows of none
 late      adopts (it says) the first session, and ends at the second
 half      adopts (it says) the first session, and answers the second with bytes that are no message
 both      adopts (it says) the first session, and when forkd has taken note of that, the old pager ends, and then this one
