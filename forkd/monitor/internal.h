@@ -3,6 +3,7 @@
  *
  *      monitor.c     its life, the table of VMs, the turns
  *      watching.c    processes are watched, and what is read of them is added up
+ *      questions.c   what others are told
  *      rings.c       the last window of one thread; sums
  *      judge.c       is a vCPU spinning, or stuck? Numbers in, a verdict out
  *      verdicts.c    what the judge is told, its verdicts' beginnings and ends, and asking a guest's agent

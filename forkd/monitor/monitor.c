@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The monitor's life: the table of VMs, and its turns.
  *
- * Probes are loaded before forkd serves anybody: they are tried out for as long as half a second, in which forkd is deaf. Where they
+ * Probes are loaded before forkd serves anybody: they are tried out, in which forkd is deaf for a tenth of a second. Where they
  * cannot be had nothing here does anything but keep the table. Where nothing is watched there are no turns. */
 #include "forkd/monitor/internal.h"
 
@@ -15,32 +15,14 @@
 #include "forkd/events.h"
 #include "forkd/pager/internal.h"
 
-#define RETRY_MS 60000  /* for want of memory */
-#define LOOK_MS 100     /* out of turn, at most so often */
-#define LATE 2          /* a turn that took so many times its time voids the windows */
+#define RETRY_MS 60000 /* for want of memory */
+#define LOOK_MS 100    /* out of turn, at most so often */
+#define LATE 2         /* a turn that took so many times its time voids the windows */
 /* Places in the probes' maps, half a KiB each and there from the beginning. Beyond them VMs are not watched, which is told. */
 #define VMS_MAX 4096u
 #define PAGER_PLACES 4u /* a pager, its successor, one that ends … */
 #define THREADS_EACH 8u /* of a VMM */
 #define THREADS_MIN 8192u
-
-const char *monitor_health_name(enum monitor_health h) {
-        static const char *const names[] = { "unknown", "ok", "spinning", "stuck", "orphan" };
-
-        return (size_t) h < ARRAY_LEN(names) ? names[h] : "unknown";
-}
-
-const char *monitor_session_name(enum monitor_session s) {
-        static const char *const names[] = { "none", "serving", "lost" };
-
-        return (size_t) s < ARRAY_LEN(names) ? names[s] : "none";
-}
-
-const char *monitor_role_name(enum monitor_role r) {
-        static const char *const names[] = { "fault", "fill", "control", "other" };
-
-        return (size_t) r < ARRAY_LEN(names) ? names[r] : "other";
-}
 
 /* ---- turns ---- */
 
@@ -323,89 +305,4 @@ void monitor_free(struct monitor *m) {
         probes_close(m->probes);
         event_free(m->timer);
         free(m);
-}
-
-/* ---- questions ---- */
-
-const struct monitor_vm *monitor_first_vm(const struct monitor *m) {
-        return m ? TAILQ_FIRST(&m->vms) : NULL;
-}
-
-const struct monitor_vm *monitor_next_vm(const struct monitor_vm *mv) {
-        return TAILQ_NEXT(mv, entry);
-}
-
-const struct monitor_vm *monitor_of(const struct vm *vm) {
-        return vm->monitored;
-}
-
-enum monitor_session monitor_vm_session(const struct vm *vm) {
-        if (!vm->session)
-                return MONITOR_NO_SESSION;
-        return vm->hold.process ? MONITOR_SERVED : MONITOR_LOST;
-}
-
-static enum monitor_health health_of_vcpus(const struct monitor_vm *mv, char why[MONITOR_WHY_SIZE]) {
-        for (unsigned i = 0; i < mv->n_vcpus; i++) {
-                const struct monitor_vcpu *c = &mv->vcpu[i];
-
-                if (!c->spinning && !c->stuck)
-                        continue;
-                (void) snprintf(why, MONITOR_WHY_SIZE, "vCPU %u: %.100s", c->vcpu, c->why);
-                return c->stuck ? MONITOR_STUCK : MONITOR_SPINNING;
-        }
-        return MONITOR_OK;
-}
-
-enum monitor_health monitor_vm_health(const struct monitor_vm *mv, char why[MONITOR_WHY_SIZE]) {
-        char ignored[MONITOR_WHY_SIZE];
-        enum monitor_health h;
-
-        why = why ? why : ignored;
-        why[0] = '\0';
-        if (mv->vm && monitor_vm_session(mv->vm) == MONITOR_LOST) {
-                (void) snprintf(why, MONITOR_WHY_SIZE, "its pager session is gone");
-                return MONITOR_ORPHAN;
-        }
-        if (!mv->watched)
-                return MONITOR_UNKNOWN;
-        h = health_of_vcpus(mv, why);
-        if (h == MONITOR_OK && mv->waiting_ns > monitor_turn_ns(mv->m) * MONITOR_TICKS) {
-                (void) snprintf(why, MONITOR_WHY_SIZE, "its VMM has waited for a page of its memory for %.1f s",
-                                (double) mv->waiting_ns / 1e9);
-                return MONITOR_STUCK;
-        }
-        return h;
-}
-
-const struct monitor_pager *monitor_get_pager(const struct monitor *m) {
-        return &m->pager;
-}
-
-bool monitor_is_up(const struct monitor *m) {
-        return m && m->probes;
-}
-
-unsigned monitor_window_ms(const struct monitor *m) {
-        return m->d->cfg.window_ms;
-}
-
-void monitor_get_probes(const struct monitor *m, struct monitor_probes *ret) {
-        const struct monitor_vm *mv;
-
-        *ret = (struct monitor_probes){ .ok = monitor_is_up(m) };
-        if (!m)
-                return;
-        if (m->probes)
-                probes_get_status(m->probes, &ret->status);
-        (void) snprintf(ret->reason, sizeof(ret->reason), "%s", m->probes ? ret->status.why : m->reason);
-        (void) snprintf(ret->hint, sizeof(ret->hint), "%s", m->hint);
-        ret->looks = m->looks;
-        ret->voided = m->voided;
-        TAILQ_FOREACH (mv, &m->vms, entry) {
-                if (!mv->vm || mv->vm->pid <= 0)
-                        continue;
-                ret->watched_vms += mv->watched;
-                ret->unwatched_vms += !mv->watched;
-        }
 }
