@@ -76,14 +76,14 @@ static __always_inline struct probes_thread_entry *thread_of(struct task_struct 
         struct probes_process *p = process_of(task);
         struct probes_thread_entry *t;
         uint32_t tid = (uint32_t) task->pid;
-        long r;
+        int r; /* no long: before 6.4 the upper half of what these calls return is undefined */
 
         if (!p)
                 return NULL;
         t = bpf_map_lookup_elem(&threads, &tid);
         if (t && !is_of(t, p, task)) {
                 add(&recycled, 1);
-                if (bpf_map_delete_elem(&threads, &tid) < 0)
+                if ((int) bpf_map_delete_elem(&threads, &tid) < 0)
                         add(&missed, 1);
                 t = NULL;
         }
@@ -92,7 +92,7 @@ static __always_inline struct probes_thread_entry *thread_of(struct task_struct 
         if (!t) {
                 if (task->flags & PF_EXITING)
                         return NULL;
-                r = bpf_map_update_elem(&threads, &tid, &empty, BPF_NOEXIST);
+                r = (int) bpf_map_update_elem(&threads, &tid, &empty, BPF_NOEXIST);
                 if (r < 0) {
                         add(r == -7 /* E2BIG */ ? &overflows : &missed, 1);
                         return NULL;
@@ -204,6 +204,8 @@ static __always_inline void leave(void *ctx, struct task_struct *task, bool pree
         else
                 t->sum.slept++;
         now = move(t, state);
+        if (t->wait_since)
+                end_wait(t, now); /* the switch back has not been seen: one in a thousand is lost on a busy host */
         if (state == PROBES_MEMORY)
                 t->wait_since = now;
         changed(t);
@@ -269,13 +271,16 @@ int BPF_PROG(on_exit, struct task_struct *task) {
         struct probes_process *p = process_of(task);
         struct probes_thread_entry *t;
         uint32_t tid = (uint32_t) task->pid;
+        uint64_t now;
 
         t = bpf_map_lookup_elem(&threads, &tid);
         if (!t)
                 return 0;
         if (p && is_of(t, p, task)) {
                 change(t);
-                (void) move(t, PROBES_ONCPU);
+                now = move(t, PROBES_ONCPU);
+                if (t->wait_since)
+                        end_wait(t, now);
                 changed(t);
                 for (uint32_t i = 0; i < PROBES_N_STATES; i++)
                         add(&p->ended.ns[i], t->sum.ns[i]);
@@ -290,7 +295,7 @@ int BPF_PROG(on_exit, struct task_struct *task) {
                 for (uint32_t i = 0; i < PROBES_BUCKETS; i++)
                         add(&p->ended.wait[i], t->sum.wait[i]);
         }
-        if (bpf_map_delete_elem(&threads, &tid) < 0)
+        if ((int) bpf_map_delete_elem(&threads, &tid) < 0)
                 add(&missed, 1);
         return 0;
 }

@@ -52,6 +52,7 @@ void doctor_run(const struct doctor_params *params, struct doctor_report *ret) {
         doctor_cgroup(ret);
         doctor_programs(ret);
         doctor_bpf(ret);
+        doctor_probes(ret);
         doctor_net(ret);
         doctor_vsock(ret);
         doctor_forkd(ret, &p);

@@ -13,6 +13,7 @@ void doctor_pagemap_scan(struct doctor_report *rep);
 void doctor_memfd(struct doctor_report *rep);
 void doctor_cgroup(struct doctor_report *rep);
 void doctor_bpf(struct doctor_report *rep);
+void doctor_probes(struct doctor_report *rep);
 void doctor_net(struct doctor_report *rep);
 void doctor_vsock(struct doctor_report *rep);
 

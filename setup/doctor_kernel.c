@@ -18,6 +18,7 @@
 #include <sys/vfs.h>
 #include <sys/wait.h>
 
+#include "bpf/probes.h"
 #include "common/io.h"
 #include "setup/doctor_internal.h"
 
@@ -215,13 +216,32 @@ void doctor_cgroup(struct doctor_report *rep) {
 }
 
 void doctor_bpf(struct doctor_report *rep) {
-        static const char *const purpose = "measures fault latency from the guests' side";
-
         if (access("/sys/kernel/btf/vmlinux", R_OK) == 0)
-                doctor_add(rep, "bpf", DOCTOR_OK, "", "type information (BTF) is there; %s", purpose);
+                doctor_add(rep, "bpf", DOCTOR_OK, "",
+                           "type information (BTF) is there; BPF programs find the kernel's fields by it");
         else
-                doctor_add(rep, "bpf", DOCTOR_WARN, "a kernel with CONFIG_DEBUG_INFO_BTF", "no /sys/kernel/btf/vmlinux; %s",
-                           purpose);
+                doctor_add(rep, "bpf", DOCTOR_WARN, "a kernel with CONFIG_DEBUG_INFO_BTF",
+                           "no /sys/kernel/btf/vmlinux; BPF programs find the kernel's fields by it");
+}
+
+void doctor_probes(struct doctor_report *rep) {
+        const struct probes_options opt = { .method = -1, .max_processes = 8, .max_threads = 64 };
+        struct err e = { 0 };
+        struct probes_status st;
+        struct probes *p;
+
+        if (probes_open(&opt, &p, &e) < 0) {
+                doctor_add(rep, "probes", DOCTOR_WARN, e.hint, "not needed, but what guests wait for is not seen: %s", e.message);
+                return;
+        }
+        probes_get_status(p, &st);
+        if (st.method == PROBES_NONE)
+                doctor_add(rep, "probes", DOCTOR_WARN, "none needed: the rest of the monitoring works",
+                           "BPF programs see CPU time, but no waits for guest memory: %s", st.why);
+        else
+                doctor_add(rep, "probes", DOCTOR_OK, "", "BPF programs see waits for guest memory by %s; KVM's tracepoints %s",
+                           probes_method_name(st.method), st.kvm ? "work, too" : "are not there");
+        probes_close(p);
 }
 
 /* In a child of its own, for a network namespace cannot be left again: 0, or the errno of what failed. */

@@ -65,10 +65,11 @@ static void examine(struct doctor_report *rep) {
 
 static void test_report(void **state) {
         static const char *const expected[] = {
-                "userfaultfd", "pagemap-scan",  "memfd",      "qemu",     "kvm",         "tcg",
-                "assets",      "busybox",       "reflink",    "loop",     "space-store", "space-cache",
-                "memory",      "max_map_count", "open-files", "cgroup2",  "uffd-pager",  "libuffd-attach",
-                "jail",        "bpf",           "netns-tap",  "nftables", "vhost-vsock", "forkd",
+                "userfaultfd", "pagemap-scan", "memfd",          "qemu",          "kvm",
+                "tcg",         "assets",       "busybox",        "reflink",       "loop",
+                "space-store", "space-cache",  "memory",         "max_map_count", "open-files",
+                "cgroup2",     "uffd-pager",   "libuffd-attach", "jail",          "probes",
+                "netns-tap",   "nftables",     "vhost-vsock",    "forkd",         "bpf",
         };
         static struct doctor_report rep;
         struct stat st;
