@@ -20,6 +20,7 @@
 #include "forkctl/commands.h"
 #include "forkctl/draw.h"
 #include "forkctl/screen.h"
+#include "forkctl/table.h"
 #include "forkctl/top.h"
 #include "forkctl/tty.h"
 
@@ -114,16 +115,17 @@ static void is_back(struct live *l) {
         l->top.notice[0] = '\0';
 }
 
-/* The reason is in c->e. */
-static void is_lost(struct live *l) {
-        char ago[32];
+/* The reason is in c->e. @there: it has answered, with a refusal, as one does that is about to exit. */
+static void is_lost(struct live *l, bool there) {
+        char ago[32], safe[sizeof(l->c->e.message)];
 
         if (l->lost_ns == 0)
                 l->lost_ns = now_ns();
-        (void) snprintf(l->top.notice, sizeof(l->top.notice), "forkd is not there since %s; asking again. %s",
+        (void) snprintf(l->top.notice, sizeof(l->top.notice), "forkd %s since %s; asking again. %s",
+                        there ? "has refused" : "is not there",
                         draw_seconds(ago, sizeof(ago), ms_since(l->lost_ns) / 1e3, l->cv.utf8), l->c->e.message);
         if (!l->told && !l->screen)
-                (void) fprintf(stderr, "forkctl: %s; waiting for it\n", l->c->e.message);
+                (void) fprintf(stderr, "forkctl: %s; waiting for it\n", text_safe(l->c->e.message, safe, sizeof(safe)));
         l->told = true;
         top_gap(&l->top);
         l->c->e = (struct err){ 0 };
@@ -137,12 +139,10 @@ static void on_answer(const struct rpc_result *res, void *arg) {
         l->pending = false;
         if (res->r < 0) {
                 r = ctl_call_error(l->c, "stats", res);
-                if (res->r == -EREMOTEIO && l->c->e.r != -ECANCELED) /* it is there, and refuses */
-                        finish(l, r);
-                else if (l->shown == 0)
+                if (l->shown == 0)
                         finish(l, r);
                 else
-                        is_lost(l);
+                        is_lost(l, res->r == -EREMOTEIO);
         } else {
                 is_back(l);
                 doc = json_from_mp(res->result);
@@ -172,7 +172,7 @@ static void ask(struct live *l) {
         } else if (l->shown == 0) {
                 finish(l, r);
         } else {
-                is_lost(l);
+                is_lost(l, false);
         }
 }
 

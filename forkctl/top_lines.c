@@ -157,8 +157,8 @@ void top_draw_help(struct canvas *cv) {
                 "  HEALTH   ORPHAN: its pager session is gone     STUCK: a vCPU waits for a page that does not come",
                 "           SPINNING: on a CPU for nothing        FAILED: forkd has given it up     -: not looked at",
                 "  CPU      of all its vCPUs: 200% are two CPUs; the line beside it is its past; all lines have one scale",
-                "  RUNQ     ready to run, without a CPU: much of it is a host with too few;  vCPUs: each one's share; @ spins, ! "
-                "is stuck",
+                "  RUNQ     ready to run, and no CPU is free: much of it, and the host has too few",
+                "  vCPUs    each one's share of a CPU; @ spins, ! is stuck",
                 "  WAITS/s  waits for memory a second, and their past, in one scale, too",
                 "  P50 P99  of its waits for memory;  NOW: the longest that is under way",
         };

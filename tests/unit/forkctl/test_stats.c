@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* `stats`, `top` without a screen, and `events`, as users get them. (test_top.c has the screen; tests/e2e/test_top.py a terminal.) */
+#include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -187,13 +188,20 @@ static void test_list(void **state) {
 struct absence {
         char *doc;
         unsigned requests;
+        bool refuses;
 };
 
-/* The second request ends the connection; to those after it forkd is another one. */
+/* The second request ends the connection, or is refused; to those after it forkd is another one. */
 static void goes_away(struct fake *f, struct rpc_msg *m) {
         struct absence *a = f->arg;
+        struct err e;
 
-        if (++a->requests == 2)
+        if (++a->requests == 2 && a->refuses) {
+                (void) err_set(&e, ERR_CANCELED, -ECANCELED,
+                               "about to\x1b"
+                               "exit");
+                (void) rpc_reply_err(m->conn, m->msgid, &e);
+        } else if (a->requests == 2)
                 rpc_conn_close(m->conn);
         else
                 fake_reply(m, a->doc);
@@ -213,6 +221,15 @@ static void test_away_and_back(void **state) {
         has(r.err, "forkctl: forkd went away before it answered stats; waiting for it\n");
         has(r.err, "forkctl: forkd is back\n");
         run_clear(&r);
+
+        a = (struct absence){ .doc = doc, .refuses = true };
+        r = (struct run){ .env = ascii };
+        RUN(f, &r, "top", "--count", "2", "--interval", "0.1");
+        assert_int_equal(r.status, 0);
+        assert_int_equal(a.requests, 3);
+        has(r.err, "forkctl: about to?exit; waiting for it\n");
+        run_clear(&r);
+        a.refuses = false;
 
         a.requests = 1; /* not even one answer: that is an error */
         RUN(f, &r, "top", "--count", "3", "--interval", "0.1");
