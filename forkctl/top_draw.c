@@ -323,6 +323,10 @@ void top_draw_list(struct top *t, struct canvas *cv) {
 
         lay_out(t, cv, &l);
         draw_heads(cv, &l, row++, t);
-        for (size_t i = 0; i < t->n_shown && row < cv->rows; i++)
-                draw_row(cv, &l, row++, t->shown[i], false);
+        for (size_t i = 0; i < t->n_shown && row < cv->rows; i++) {
+                if (row + 1 == cv->rows && i + 1 < t->n_shown)
+                        canvas_printf(cv, row++, 2, cv->cols, LOOK_PLAIN, "%zu more: --sort has others above", t->n_shown - i);
+                else
+                        draw_row(cv, &l, row++, t->shown[i], false);
+        }
 }

@@ -337,6 +337,12 @@ static void test_scrolling(void **state) {
         assert_true(screen_has(&cv, "> vm-496") && screen_has(&cv, "vm-499"));
         draw(&t, &cv, 6, 80); /* the selected one stays in sight */
         assert_true(screen_has(&cv, "> vm-496"));
+        assert_int_equal(canvas_resize(&cv, 100, 80), 0);
+        top_draw_list(&t, &cv); /* 5 lines above, 94 VMs */
+        assert_true(screen_has(&cv, "vm-093") && !screen_has(&cv, "vm-094") && screen_has(&cv, "406 more"));
+        assert_int_equal(canvas_resize(&cv, top_list_rows(&t), 80), 0);
+        top_draw_list(&t, &cv);
+        assert_true(screen_has(&cv, "vm-499") && !screen_has(&cv, "more"));
         take(&t, 2000, "1 vm-001 ok 0 0 0"); /* all others went */
         draw(&t, &cv, 6, 80);
         assert_true(screen_has(&cv, "vm-001"));

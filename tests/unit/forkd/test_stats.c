@@ -33,12 +33,12 @@ static int setup(void **state) {
 }
 
 static int teardown(void **state) {
+        monitor_free(d.monitor); /* first: it forgets the VMs */
         for (struct vm *vm; (vm = TAILQ_FIRST(&d.vms));) {
                 TAILQ_REMOVE(&d.vms, vm, entry);
                 vm_free(vm);
         }
         pager_free(d.pager);
-        monitor_free(d.monitor);
         catalog_free(d.catalog);
         room_free(&d);
         events_free(d.events);
