@@ -53,7 +53,7 @@ static void ask(struct monitor_vm *mv, uint64_t now) {
 /* ---- the facts ---- */
 
 static bool is_running(const struct vm *vm) {
-        return vm->state == VM_RUNNING && !vm->busy && !vm->vmm_exited && !vm->lost[0] && !vm_lingers(vm);
+        return vm->state == VM_RUNNING && !vm->vmm_exited && !vm->lost[0] && !vm_lingers(vm);
 }
 
 /* What its VM got since the turn that was @span_ns ago. */
@@ -75,7 +75,9 @@ static void facts_of(const struct monitor_vm *mv, const struct monitor_vcpu *c, 
                 .waiting_ns = c->waiting_ns,
         };
         ret->agent = agent_of(mv, now, ret->window_ns);
-        if (!monitor_ring_span(&c->ring, mv->orphan_ns, &span))
+        /* While somebody does something with it, it may stand still for a moment, or its agent be connected anew: what was said of it
+         * stays, and nothing new is. */
+        if (mv->vm->busy || !monitor_ring_span(&c->ring, mv->orphan_ns, &span))
                 return;
         ret->span_ns = span.at_ns;
         ret->oncpu_ns = span.ns[PROBES_ONCPU];

@@ -436,9 +436,20 @@ static void test_busy(void **state) {
         for (unsigned i = 0; i < 9; i++) /* and then no more */
                 burn(cpu, 100);
         assert_int_equal(events_of("vcpu.spinning"), 1);
+        vm.busy = "snapshot"; /* what was said stays */
+        for (unsigned i = 0; i < 7; i++)
+                burn(cpu, 50);
+        assert_int_equal(events_of("vcpu.ok"), 0);
+        vm.busy = NULL;
         vm.state = VM_PAUSED;
         burn(cpu, 100);
         assert_int_equal(events_of("vcpu.ok"), 1);
+        vm.state = VM_RUNNING;
+        vm.busy = "taking back"; /* and nothing new is */
+        for (unsigned i = 0; i < 20; i++)
+                burn(cpu, 100);
+        assert_int_equal(events_of("vcpu.spinning"), 1);
+        vm.busy = NULL;
 }
 
 /* On a host that has no CPU for it, an agent has longer to answer. */
