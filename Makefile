@@ -14,8 +14,9 @@ deps:
 demo: all
 	@/usr/bin/python3 tools/demo.py
 
+# Only some tests need these: without them they are skipped.
 test-deps: deps
-	@tools/install-deps tools/packages-test.txt
+	@tools/install-deps tools/packages-test.txt || echo "some tests will be skipped" >&2
 
 test: all test-deps
 	@cd build/release && ctest --output-on-failure -j 2 $(CTEST_ARGS)

@@ -11,7 +11,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "lib"))
-from browser import Browser  # noqa: E402
+from browser import Browser, shrink  # noqa: E402
 from forkdlab import Lab  # noqa: E402
 
 READS = "while :; do head -c 3000000 /dev/urandom | sha256sum; sleep 0.%d; done > /dev/null 2>&1 &"
@@ -65,9 +65,10 @@ def main():
     folder = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "docs" / "images")
     folder.mkdir(parents=True, exist_ok=True)
     with Lab(store="4G") as lab, Browser(1280, 1000) as b:
-        b.driver.get(f"http://{lab.metrics_address()}/")
         scene(lab)
-        work(lab, 200)
+        work(lab, 170)
+        b.driver.get(f"http://{lab.metrics_address()}/")
+        work(lab, 50)
         lab.sh("web-4", PANIC)
         until(lambda: "spinning" in b.js("return document.getElementById('problems').innerText"), 60)
         time.sleep(4)  # sorted by now, and drawn
@@ -79,6 +80,8 @@ def main():
         b.resize(375, 1000, mobile=True, scale=1)
         time.sleep(2.5)
         b.picture(folder / "page-phone.png")
+        for name in ("page.png", "page-phone.png"):
+            shrink(folder / name)
         for level, message in b.console():
             print(level, message)
 

@@ -5,6 +5,7 @@
  *      watching.c    processes are watched, and what is read of them is added up
  *      questions.c   what others are told
  *      rings.c       the last window of one thread; sums
+ *      lately.c      waits by the second, for who comes later
  *      judge.c       is a vCPU spinning, or stuck? Numbers in, a verdict out
  *      verdicts.c    what the judge is told, its verdicts' beginnings and ends, and asking a guest's agent
  *
@@ -15,6 +16,7 @@
 
 #include <event2/event.h>
 
+#include "forkd/monitor/lately.h"
 #include "forkd/monitor/monitor.h"
 
 enum watched_kind { WATCHED_VM, WATCHED_PAGER };
@@ -54,6 +56,7 @@ struct monitor {
         unsigned n_ended;
         struct watched_list watches;
         struct monitor_pager pager;
+        struct lately lately;
 };
 
 uint64_t monitor_turn_ns(const struct monitor *m); /* from one turn to the next */

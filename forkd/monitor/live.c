@@ -34,8 +34,7 @@ struct listener {
 
 struct live {
         struct daemon *d;
-        live_picture *picture;
-        struct timeval period;
+        const struct live_source *source;
         struct event *timer;
         TAILQ_HEAD(, listener) listeners;
         unsigned n;
@@ -87,14 +86,30 @@ static json_t *parsed(const struct mp_buf *b) {
         return json_from_mp(&doc.root);
 }
 
-/* What has happened since its last turn; to a new listener, what happened lately. */
+static int send_one(struct listener *li, const char *name, const json_t *j) {
+        cleanup_free char *text = NULL;
+        size_t len;
+
+        text = as_event(name, j, &len);
+        return text ? http_stream_send(li->rq, text, len) : -ENOMEM;
+}
+
+static int send_lately(struct listener *li) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        cleanup_json json_t *j = NULL;
+
+        mp_buf_init(&b);
+        li->l->source->lately(li->l->d, &b);
+        j = parsed(&b);
+        return send_one(li, "lately", j);
+}
+
+/* What has happened since its last turn; to a new listener, what happened before. */
 static int send_events(struct listener *li) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         cleanup_json json_t *j = NULL;
-        cleanup_free char *text = NULL;
         struct events *ev = li->l->d->events;
         uint64_t newest = events_newest(ev);
-        size_t len;
         int r;
 
         if (li->greeted && newest == li->event)
@@ -108,8 +123,9 @@ static int send_events(struct listener *li) {
         j = parsed(&b);
         if (!j || json_object_set_new(j, "anew", json_boolean(!li->greeted)) < 0)
                 return -ENOMEM;
-        text = as_event("events", j, &len);
-        r = text ? http_stream_send(li->rq, text, len) : -ENOMEM;
+        r = send_one(li, "events", j);
+        if (r == 0 && !li->greeted)
+                r = send_lately(li);
         if (r < 0)
                 return r;
         li->event = newest;
@@ -147,7 +163,7 @@ static char *take_picture(struct live *l, size_t *ret_len) {
         int r;
 
         mp_buf_init(&b);
-        r = l->picture(l->d, &b);
+        r = l->source->picture(l->d, &b);
         if (r == 0) {
                 j = parsed(&b);
                 return as_event("picture", j, ret_len);
@@ -185,11 +201,13 @@ static void on_timer(evutil_socket_t fd, short what, void *arg) {
 
 static int greet(struct live *l, struct http_request *rq) {
         static const char hello[] = "retry: 1000\n\n";
+        struct timeval period;
         cleanup_free struct listener *li = calloc(1, sizeof(*li));
         int r;
 
         if (!li)
                 return -ENOMEM;
+        period = (struct timeval){ .tv_sec = l->source->period_ms / 1000, .tv_usec = l->source->period_ms % 1000 * 1000 };
         r = http_stream_begin(rq, TYPE, NULL);
         if (r < 0)
                 return 0; /* answered */
@@ -202,7 +220,7 @@ static int greet(struct live *l, struct http_request *rq) {
         TAILQ_INSERT_TAIL(&l->listeners, li, entry);
         li = NULL;
         if (l->n++ == 0)
-                (void) event_add(l->timer, &l->period);
+                (void) event_add(l->timer, &period);
         return 0;
 }
 
@@ -220,14 +238,12 @@ static void on_request(struct http_request *rq, void *arg) {
         begin_turn(l);
 }
 
-int live_new(struct daemon *d, struct http *h, live_picture *picture, unsigned period_ms, struct live **ret) {
+int live_new(struct daemon *d, struct http *h, const struct live_source *source, struct live **ret) {
         struct live *l = calloc(1, sizeof(*l));
 
         if (!l)
                 return -ENOMEM;
-        *l = (struct live){ .d = d,
-                            .picture = picture,
-                            .period = { .tv_sec = period_ms / 1000, .tv_usec = period_ms % 1000 * 1000 } };
+        *l = (struct live){ .d = d, .source = source };
         TAILQ_INIT(&l->listeners);
         l->timer = event_new(d->base, -1, EV_PERSIST, on_timer, l);
         if (!l->timer || http_handle(h, "/live", on_request, l) < 0) {

@@ -14,11 +14,16 @@ struct daemon;
 struct http;
 struct live;
 
-/** Appends the picture to @out, a map. A coroutine call; it may wait, and should not for long. 0 or -errno. */
-typedef int live_picture(struct daemon *d, struct mp_buf *out);
+struct live_source {
+        /** Appends the picture to @out, a map. A coroutine call; it may wait, and should not for long. 0 or -errno. */
+        int (*picture)(struct daemon *d, struct mp_buf *out);
+        /** Appends what a new listener is told before its first picture, a map: what went on before it came. At once. */
+        void (*lately)(struct daemon *d, struct mp_buf *out);
+        unsigned period_ms;
+};
 
-/** Answers "/live" of @h from now on with what @picture makes each @period_ms, and with @d's events. -ENOMEM. @d and @h must stay until live_free. */
-int live_new(struct daemon *d, struct http *h, live_picture *picture, unsigned period_ms, struct live **ret) attr_warn_unused;
+/** Answers "/live" of @h from now on with what @source makes, and with @d's events. -ENOMEM. All three must stay until live_free. */
+int live_new(struct daemon *d, struct http *h, const struct live_source *source, struct live **ret) attr_warn_unused;
 /** Hangs up on everybody. Before the server itself ends. NULL is fine. */
 void live_free(struct live *l);
 

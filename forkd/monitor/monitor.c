@@ -232,6 +232,7 @@ static void open_probes(struct monitor *m) {
         }
         struct probes_status st;
 
+        m->lately.since_ns = now_ns();
         probes_get_status(m->probes, &st);
         log_info("guests and the pager are watched by probes (%s, %.0f ms)%s%s", probes_method_name(st.method),
                  ms_since(m->tried_ns), st.why[0] ? ": " : "", st.why);

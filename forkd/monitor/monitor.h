@@ -19,6 +19,7 @@
 #include "bpf/probes.h"
 #include "common/err.h"
 #include "common/ids.h"
+#include "common/mp.h"
 
 #define MONITOR_TICKS 5u /* looks in a window */
 #define MONITOR_MAX_ENDED 2048u
@@ -167,5 +168,7 @@ void monitor_get_probes(const struct monitor *m, struct monitor_probes *ret);
 /** Does anything look at how threads spend their time? */
 bool monitor_is_up(const struct monitor *m);
 unsigned monitor_window_ms(const struct monitor *m);
+/** How long was waited for memory lately (lately.h). @m NULL: nothing is known. */
+void monitor_put_lately(const struct monitor *m, struct mp_buf *out);
 /** Looks now, out of turn: what is told afterwards is of this moment. No more than ten times a second. */
 void monitor_look(struct monitor *m);

@@ -8,6 +8,7 @@
 #include "forkd/daemon.h"
 #include "forkd/monitor/http.h"
 #include "forkd/monitor/live.h"
+#include "forkd/monitor/monitor.h"
 #include "forkd/monitor/stats.h"
 
 #define PERIOD_MS 1000u
@@ -18,6 +19,10 @@ struct page {
 
 static int picture(struct daemon *d, struct mp_buf *out) {
         return stats_document(d, NULL, out, NULL);
+}
+
+static void lately(struct daemon *d, struct mp_buf *out) {
+        monitor_put_lately(d->monitor, out);
 }
 
 static void on_request(struct http_request *rq, void *arg) {
@@ -31,6 +36,7 @@ static void on_request(struct http_request *rq, void *arg) {
 }
 
 int page_new(struct daemon *d, struct page **ret) {
+        static const struct live_source source = { .picture = picture, .lately = lately, .period_ms = PERIOD_MS };
         struct page *p = calloc(1, sizeof(*p));
         int r;
 
@@ -38,7 +44,7 @@ int page_new(struct daemon *d, struct page **ret) {
                 return -ENOMEM;
         r = http_handle(d->http, "/", on_request, NULL);
         if (r == 0)
-                r = live_new(d, d->http, picture, PERIOD_MS, &p->live);
+                r = live_new(d, d->http, &source, &p->live);
         if (r < 0)
                 free(p);
         else

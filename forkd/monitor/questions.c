@@ -25,6 +25,12 @@ const char *monitor_role_name(enum monitor_role r) {
         return (size_t) r < ARRAY_LEN(names) ? names[r] : "other";
 }
 
+void monitor_put_lately(const struct monitor *m, struct mp_buf *out) {
+        static const struct lately nothing;
+
+        lately_put(m ? &m->lately : &nothing, now_ns(), out);
+}
+
 const struct monitor_vm *monitor_first_vm(const struct monitor *m) {
         return m ? TAILQ_FIRST(&m->vms) : NULL;
 }

@@ -186,7 +186,9 @@ static void end_watch(struct watched *w) {
         w->claimed = (struct probes_sample){ 0 };
         if (w->kind == WATCHED_PAGER)
                 probes_add(&w->m->pager.role[MONITOR_OTHER], &rest);
-        else if (w->mv)
+        else
+                lately_add(&w->m->lately, w->m->look_ns, more.wait);
+        if (w->mv)
                 end_vm(w, &more, &rest);
         if (w->gone)
                 monitor_unwatch(w);

@@ -24,6 +24,19 @@ def why_not():
     return None
 
 
+def shrink(path):
+    """A picture of its 256 most frequent colours, the others as the nearest of them: python3-pil."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+        frequent = sorted(image.getcolors(1 << 24), reverse=True)[:256]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([c for _, colour in frequent for c in colour])
+        small = image.quantize(palette=palette, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
+
+
 class Browser:
     """`with Browser(1280, 900) as b:` b.driver is selenium's."""
 

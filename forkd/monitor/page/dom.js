@@ -5,9 +5,12 @@
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
 
+/* What is not seen, or turns the direction of what stands beside it: a reason could read like another. */
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g;
+
 /* What comes from the wire is what it says, or a default: a page must not die of a field. */
 const num = (x, otherwise = 0) => (typeof x === "number" && Number.isFinite(x) ? x : otherwise);
-const str = (x, otherwise = "") => (typeof x === "string" ? x.slice(0, 300) : otherwise);
+const str = (x, otherwise = "") => (typeof x === "string" ? x.slice(0, 300).replace(UNSEEN, "\ufffd") : otherwise);
 const list = (x) => (Array.isArray(x) ? x : []);
 const map = (x) => (x !== null && typeof x === "object" && !Array.isArray(x) ? x : {});
 

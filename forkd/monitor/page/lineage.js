@@ -74,6 +74,8 @@ function runFrom(n) {
         return { run, next: n };
 }
 
+const vmsIn = (kids) => kids.reduce((s, k) => s + k.vmsBelow, 0);
+
 /* The boxes in the order they are read, each with its column and the box it hangs on. */
 function boxesOf(tree) {
         const boxes = [];
@@ -108,7 +110,7 @@ function boxesOf(tree) {
                 }
                 if (t.rest) {
                         add({ key: t.key, under: t.under, fold: t.open, text: `${fmtCount(t.rest.length)} more`,
-                              more: `${plural(t.rest.reduce((s, k) => s + k.vmsBelow, 0), "VM")} below` });
+                              more: vmsIn(t.rest) ? `${plural(vmsIn(t.rest), "VM")} below` : "no VMs below" });
                         continue;
                 }
                 const first = wide ? [...t.kids].sort((a, b) => (b.loud ? 1 : 0) - (a.loud ? 1 : 0) || b.high - a.high || b.vmsBelow - a.vmsBelow) : t.kids;

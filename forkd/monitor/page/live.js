@@ -67,6 +67,10 @@ function onEvents(e) {
         drawEvents();
 }
 
+function onLately(e) {
+        recall(map(parsed(e.data)));
+}
+
 function drawEvents() {
         const kind = $("event-kind").value, wanted = live.events.filter((x) => x.kind.startsWith(kind)).reverse();
         const shown = live.allEvents ? wanted : wanted.slice(0, EVENTS_SHOWN);
@@ -87,6 +91,7 @@ function connect() {
         source.addEventListener("open", () => (live.retry = RETRY_MS));
         source.addEventListener("picture", onPicture);
         source.addEventListener("events", onEvents);
+        source.addEventListener("lately", onLately);
         source.addEventListener("trouble", (e) => {
                 live.why = str(map(parsed(e.data)).error);
                 drawLink();

@@ -16,7 +16,7 @@ function bucketsOf(hist) {
         return found;
 }
 
-const model = { vms: new Map(), snapshots: new Map(), doc: null, at: 0, columns: [], heatStart: 0 };
+const model = { vms: new Map(), snapshots: new Map(), doc: null, at: 0, columns: [] };
 
 /* What is between two counts of the same thing; one that went back began anew. */
 const since = (now, before) => (before === undefined ? 0 : now >= before ? now - before : now);
@@ -63,7 +63,6 @@ function addColumn(doc, dt, known) {
         const second = Math.floor(num(doc.now_ms, Date.now()) / 1000);
         const last = model.columns[model.columns.length - 1];
         const column = last && last.second === second ? last : { second, seen: known, all: new Map(), of: new Map() };
-        if (!model.heatStart) model.heatStart = second;
         if (column !== last) model.columns.push(column);
         while (model.columns.length && model.columns[0].second <= second - HEAT_SECONDS) model.columns.shift();
         return column;
@@ -77,6 +76,21 @@ function countInto(column, vm, before) {
                 mine.set(row, (mine.get(row) || 0) + more);
                 column.all.set(row, (column.all.get(row) || 0) + more);
         }
+}
+
+/* What forkd remembers of the time before: of all VMs together. What was seen here is better known. */
+function recall(lately) {
+        const newest = Math.floor(num(lately.now_ms) / 1000), have = new Map(model.columns.map((c) => [c.second, c]));
+        for (let ago = Math.min(num(lately.known_s), HEAT_SECONDS - 1); ago >= 0; ago--) {
+                const old = have.get(newest - ago);
+                if (!old || !old.seen) have.set(newest - ago, { second: newest - ago, seen: true, past: true, all: new Map(), of: new Map() });
+        }
+        for (const s of list(lately.seconds)) {
+                const column = have.get(newest - num(list(s)[0]));
+                if (!column || !column.past) continue;
+                for (const [le, n] of bucketsOf({ buckets: list(s)[1] })) column.all.set(rowOf(le), n);
+        }
+        model.columns = [...have.values()].filter((c) => c.second > newest - HEAT_SECONDS).sort((a, b) => a.second - b.second);
 }
 
 /* Takes a document in. A forkd that began anew (another uptime) is another one: its totals are compared with nothing. */
@@ -105,7 +119,7 @@ function heatColumns(n, vm) {
         for (const c of model.columns) {
                 const o = out[Math.min(n - 1, Math.max(0, Math.floor((c.second - first) / step)))];
                 const rows = vm ? c.of.get(vm) : c.all;
-                o.seen = o.seen || c.seen;
+                o.seen = o.seen || (c.seen && !(vm && c.past));
                 for (const [row, count] of rows || []) o.rows.set(row, (o.rows.get(row) || 0) + count);
         }
         return out;

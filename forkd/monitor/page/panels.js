@@ -14,7 +14,7 @@ function drawTiles(doc) {
                 ["Guests on CPU", oncpu.toFixed(1), cpus ? `of ${fmtCount(cpus)} CPUs` : ""],
                 ["Waits for memory", `${fmtRate(rate)} / s`, "answered"],
                 ["Longest wait now", longest.waiting ? fmtTime(longest.waiting) : "none", longest.name || "", longest.waiting > 1 ? "bad" : null],
-                ["Snapshots", fmtCount(model.snapshots.size), "in the lineage below"],
+                ["Snapshots", fmtCount(model.snapshots.size), `${fmtBytes([...model.snapshots.values()].reduce((s, x) => s + num(x.stored_bytes), 0))} stored`],
                 ["Fork, p99", p99Of(ops.fork), `${fmtCount(num(map(ops.fork).count))} since start`],
                 ["Decoded pages", fmtBytes(num(pager.present_bytes)), num(pager.budget_bytes) ? `budget ${fmtBytes(num(pager.budget_bytes))}` : ""],
                 ["Store free", num(store.total) ? fmtBytes(num(store.free)) : "–", num(store.total) ? `of ${fmtBytes(num(store.total))}` : "",

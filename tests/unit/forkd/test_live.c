@@ -51,6 +51,13 @@ static int picture(struct daemon *unused, struct mp_buf *out) {
         return pic.result;
 }
 
+static void lately(struct daemon *unused, struct mp_buf *out) {
+        mp_map(out, 1);
+        mp_kv_str(out, "lately", "all was well");
+}
+
+static const struct live_source source = { .picture = picture, .lately = lately, .period_ms = PERIOD_MS };
+
 static int setup(void **state) {
         memset(&d, 0, sizeof(d));
         memset(&pic, 0, sizeof(pic));
@@ -61,7 +68,7 @@ static int setup(void **state) {
         (void) snprintf(d.cfg.metrics_listen, sizeof(d.cfg.metrics_listen), "127.0.0.1:0");
         assert_ok(events_new(&d.events));
         assert_ok(http_new(&d, &d.http));
-        assert_ok(live_new(&d, d.http, picture, PERIOD_MS, &live)); /* the first of a path is asked: not the page's own */
+        assert_ok(live_new(&d, d.http, &source, &live)); /* the first of a path is asked: not the page's own */
         assert_ok(page_new(&d, &d.page));
         http_open(d.http);
         return 0;
@@ -159,12 +166,14 @@ static void test_pictures_and_events(void **state) {
         assert_true(has(&c, "text/event-stream"));
         assert_true(has(&c, "retry: 1000\n\n"));
         assert_true(has(&c, "event: events\ndata: {"));
+        assert_true(has(&c, "event: lately\ndata: {\"lately\":\"all was well\"}\n\n"));
         assert_true(has(&c, "before \\\"anybody\\\" came"));
         assert_true(has(&c, "\"anew\":true"));
         assert_true(has(&c, "\"text\":\"line\\nfeed \\\"quoted\\\"\""));
         forget(&c);
         until(has(&c, "event: picture\n"));
         assert_false(has(&c, "event: events"));
+        assert_false(has(&c, "event: lately"));
         events_add(d.events, "vm.state", NULL, "later");
         until(has(&c, "\"later\""));
         assert_true(has(&c, "\"anew\":false"));
