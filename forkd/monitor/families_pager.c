@@ -80,6 +80,8 @@ static void threads(struct scrape *s) {
         const struct monitor_pager *p = s->d->monitor ? monitor_get_pager(s->d->monitor) : NULL;
 
         expo_family(&s->x, "forkd_pager_thread_seconds_total", "counter", "What the pager's threads spend their time with.");
+        if (!monitor_is_up(s->d->monitor) && p && p->role[MONITOR_FAULT].ns[PROBES_IDLE] == 0)
+                return; /* nobody has looked */
         for (int role = 0; p && role < MONITOR_N_ROLES; role++)
                 for (size_t i = 0; i < ARRAY_LEN(states); i++) {
                         struct expo_labels l = { 0 };

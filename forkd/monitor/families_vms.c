@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: MIT */
+#include <string.h>
+
 #include "common/io.h"
 #include "forkd/monitor/metrics_internal.h"
 #include "forkd/vm.h"
@@ -18,6 +20,20 @@ static void states(struct scrape *s) {
         }
 }
 
+/* Zeros of a VM that nobody has looked at would be wrong numbers. What was seen of one stays, whoever looks now … */
+static bool was_seen(const struct scrape_vm *v) {
+        uint64_t ns = 0;
+
+        for (int i = 0; i < PROBES_N_STATES; i++)
+                ns += v->mv->sum.ns[i];
+        return v->mv->watched || ns > 0;
+}
+
+/* … and of this moment nothing is said of one that lives and is not looked at. */
+static bool is_seen(const struct scrape_vm *v) {
+        return was_seen(v) && !v->mv->refused;
+}
+
 static void waits(struct scrape *s) {
         expo_family(&s->x, "forkd_uffd_wait_seconds", "histogram",
                     "How long a thread of the VM stood still for a page of guest memory, from the fault until it ran again.");
@@ -25,6 +41,8 @@ static void waits(struct scrape *s) {
                 const struct probes_sample *p = &s->vms[i].mv->sum;
                 struct expo_hist h = { .sum_ns = p->wait_ns };
 
+                if (!was_seen(&s->vms[i]))
+                        continue;
                 for (unsigned b = 0; b < PROBES_BUCKETS; b++)
                         if (p->wait[b])
                                 expo_hist_add(&h, probes_bucket_end_ns(b), p->wait[b]);
@@ -34,7 +52,8 @@ static void waits(struct scrape *s) {
         for (unsigned i = 0; i < s->n_vms; i++) {
                 uint64_t since = s->vms[i].mv->waiting_since_ns, now = s->now_ns;
 
-                expo_seconds(&s->x, &s->vms[i].labels, since && now > since ? now - since : 0);
+                if (is_seen(&s->vms[i]))
+                        expo_seconds(&s->x, &s->vms[i].labels, since && now > since ? now - since : 0);
         }
 }
 
@@ -90,8 +109,12 @@ static const struct vcpu_family {
 };
 
 static void vcpus(struct scrape *s, const struct vcpu_family *f) {
+        bool gauge = strcmp(f->type, "gauge") == 0;
+
         expo_family(&s->x, f->name, f->type, f->help);
-        for (unsigned i = 0; i < s->n_vms; i++)
+        for (unsigned i = 0; i < s->n_vms; i++) {
+                if (!(gauge ? is_seen(&s->vms[i]) : was_seen(&s->vms[i])))
+                        continue;
                 for (unsigned k = 0; k < s->vms[i].mv->n_vcpus; k++) {
                         const struct monitor_vcpu *v = &s->vms[i].mv->vcpu[k];
                         struct expo_labels l = s->vms[i].labels;
@@ -102,6 +125,7 @@ static void vcpus(struct scrape *s, const struct vcpu_family *f) {
                         else
                                 expo_u64(&s->x, &l, f->get(v));
                 }
+        }
 }
 
 void families_vms(struct scrape *s) {
