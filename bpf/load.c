@@ -38,6 +38,7 @@ const char *probes_method_name(enum probes_method m) {
 }
 
 /* libbpf says more than anybody wants to read when a method is tried that this kernel does not have. */
+static int print(enum libbpf_print_level level, const char *fmt, va_list ap) attr_printf(2, 0);
 static int print(enum libbpf_print_level level, const char *fmt, va_list ap) {
         char line[400];
         int n;
