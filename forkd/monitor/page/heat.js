@@ -81,7 +81,7 @@ function heatWords() {
                 for (const [row, n] of c.rows) rows.set(row, (rows.get(row) || 0) + n);
         }
         const s = summary(rows), whose = $("heat-vm").value ? `${$("heat-vm").value}: ` : "", minutes = Math.round((seen / heatView.columns.length) * HEAT_SECONDS);
-        if (!seen) return "Counted from now on.";
+        if (!seen) return looks(model.doc || {}) ? "Counted from now on." : "Nobody looks: what needs you, above, tells why.";
         if (!s.total) return `${whose}no wait for memory in the ${fmtLong(minutes)} seen.`;
         return `${whose}${plural(s.total, "wait")} in the ${fmtLong(minutes)} seen: half ${rowEnd(s.p50)}, 99 % ${rowEnd(s.p99)}, the longest ${rowEnd(s.max)}.`;
 }

@@ -35,6 +35,7 @@ function vmOf(raw, kept, dt) {
         };
         vm.cpu = { oncpu: 0, runqueue: 0, memory: 0 };
         for (const c of vm.vcpus) for (const k of Object.keys(vm.cpu)) vm.cpu[k] += Math.min(Math.max(num(c[k]), 0), 1);
+        vm.watched = v.watched !== false;
         vm.cpus = Math.max(vm.vcpus.length, 1);
         vm.fresh = !kept; /* what it has counted before we knew it did not happen now */
         vm.waitsNow = kept ? since(count, kept.count) : 0;
@@ -78,10 +79,12 @@ function countInto(column, vm, before) {
         }
 }
 
-/* What forkd remembers of the time before: of all VMs together. What was seen here is better known. */
+/* What forkd remembers of the time before: of all VMs together. What was seen here is better known. The last moments are left out, for
+ * a wait in them may be counted by the next picture again; nobody has seen them then. */
+const RECALL_FROM = 2;
 function recall(lately) {
         const newest = Math.floor(num(lately.now_ms) / 1000), have = new Map(model.columns.map((c) => [c.second, c]));
-        for (let ago = Math.min(num(lately.known_s), HEAT_SECONDS - 1); ago >= 0; ago--) {
+        for (let ago = Math.min(num(lately.known_s), HEAT_SECONDS - 1); ago >= RECALL_FROM; ago--) {
                 const old = have.get(newest - ago);
                 if (!old || !old.seen) have.set(newest - ago, { second: newest - ago, seen: true, past: true, all: new Map(), of: new Map() });
         }
@@ -93,11 +96,14 @@ function recall(lately) {
         model.columns = [...have.values()].filter((c) => c.second > newest - HEAT_SECONDS).sort((a, b) => a.second - b.second);
 }
 
+/* Does anything look at guests? If not, zeros are no figures. */
+const looks = (doc) => map(doc.probes).ok !== false;
+
 /* Takes a document in. A forkd that began anew (another uptime) is another one: its totals are compared with nothing. */
 function ingest(doc) {
         const before = model.doc, elapsed = before ? num(doc.now_ms) - num(before.now_ms) : 0;
         const anew = !before || num(doc.uptime_ms) < num(before.uptime_ms) || elapsed <= 0;
-        const dt = anew ? 0 : elapsed / 1e3, known = !anew && elapsed <= HEAT_GAP_MS;
+        const dt = anew ? 0 : elapsed / 1e3, known = !anew && elapsed <= HEAT_GAP_MS && looks(doc);
         const old = anew ? new Map() : model.vms, column = addColumn(doc, dt, known);
         model.vms = new Map();
         for (const raw of list(doc.vms)) {

@@ -9,11 +9,12 @@ function drawTiles(doc) {
         const store = map(doc.store), pager = map(doc.pager), host = map(doc.host), ops = map(doc.operations);
         const oncpu = vms.reduce((s, v) => s + v.cpu.oncpu, 0), rate = vms.reduce((s, v) => s + v.rate, 0), cpus = num(host.cpus);
         const standby = vms.filter((v) => v.state === "standby").length;
+        const seen = looks(doc), unseen = seen ? null : "nobody looks";
         const tiles = [
                 ["VMs alive", fmtCount(alive.length), `${fmtCount(standby)} on standby`],
-                ["Guests on CPU", oncpu.toFixed(1), cpus ? `of ${fmtCount(cpus)} CPUs` : ""],
-                ["Waits for memory", `${fmtRate(rate)} / s`, "answered"],
-                ["Longest wait now", longest.waiting ? fmtTime(longest.waiting) : "none", longest.name || "", longest.waiting > 1 ? "bad" : null],
+                ["Guests on CPU", seen ? oncpu.toFixed(1) : "?", unseen || (cpus ? `of ${fmtCount(cpus)} CPUs` : "")],
+                ["Waits for memory", seen ? `${fmtRate(rate)} / s` : "?", unseen || "answered"],
+                ["Longest wait now", !seen ? "?" : longest.waiting ? fmtTime(longest.waiting) : "none", unseen || longest.name || "", longest.waiting > 1 ? "bad" : null],
                 ["Snapshots", fmtCount(model.snapshots.size), `${fmtBytes([...model.snapshots.values()].reduce((s, x) => s + num(x.stored_bytes), 0))} stored`],
                 ["Fork, p99", p99Of(ops.fork), `${fmtCount(num(map(ops.fork).count))} since start`],
                 ["Decoded pages", fmtBytes(num(pager.present_bytes)), num(pager.budget_bytes) ? `budget ${fmtBytes(num(pager.budget_bytes))}` : ""],
@@ -32,7 +33,7 @@ const THREAD_PARTS = [["oncpu", "on CPU"], ["runqueue", "waits for a CPU"], ["lo
 function pagerSays(p, threads) {
         const fault = threads.filter((t) => str(t.role) === "fault");
         if (p.up === false) return num(p.sessions) > 0 ? "It is down." : "It is not running: nobody needs it now.";
-        if (!fault.length) return "Its threads are not seen.";
+        if (!fault.some((t) => typeof t.oncpu === "number")) return "Its threads are not seen.";
         const [share, key] = THREAD_PARTS.map(([k]) => [Math.max(...fault.map((t) => num(t[k]))), k]).sort((a, b) => b[0] - a[0])[0];
         if (share < 0.3) return "Its threads mostly rest: a slow fault is not its doing now.";
         return { oncpu: `Decoding keeps it busy (${fmtShare(share)} of a thread): that is what slow faults wait for.`,

@@ -102,9 +102,9 @@ function updateRow(body, v) {
         setBar(c[3].children[0], [v.cpu.oncpu / v.cpus, v.cpu.runqueue / v.cpus, v.cpu.memory / v.cpus]);
         setText(c[3].lastChild, cpuText(v));
         setSpark(c[4].firstChild, v.rateHistory, 1);
-        setText(c[4].lastChild, alive ? fmtRate(v.rate) : "–");
+        setText(c[4].lastChild, !alive ? "–" : v.watched ? fmtRate(v.rate) : "?");
         setText(c[5], v.count ? fmtTime(v.p99) : "–");
-        setText(c[6], v.waiting > 0 ? fmtTime(v.waiting) : "–");
+        setText(c[6], v.waiting > 0 ? fmtTime(v.waiting) : alive && !v.watched ? "?" : "–");
         setAttr(c[6], "data-level", v.waiting > 1 ? "bad" : null);
         setText(c[7], v.mem ? fmtBytes(v.mem) : "–");
         setText(c[8].firstChild, v.snapshot ? snapName(snap, v.snapshot) : "–");
