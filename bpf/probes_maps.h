@@ -12,7 +12,7 @@ typedef __u32 uint32_t;
 #define PROBES_FIRST_LOG2 10u /* the first bucket of waits ends at 2^10 ns, about a microsecond */
 #define PROBES_BUCKETS 28u    /* … the last but one at 2^36 ns, 68 s; the last takes all that is above */
 #define PROBES_COMM 16
-#define PROBES_STACK 16 /* frames of the kernel's stack that are looked at */
+#define PROBES_STACK 7 /* frames of the kernel's stack that are looked at: who sleeps is near its top, and each costs */
 
 /* Where a thread is. */
 enum probes_state {

@@ -312,6 +312,15 @@ static int verify_all(struct bench_lab *lab, struct group *g, const struct bench
         return r < 0 ? r : touch_all(g, &ignored, e);
 }
 
+static int observe(const struct bench_lab *lab, struct group *g, bool over, struct err *e) {
+        const struct bench_observer *o = lab->observer;
+        int r = 0;
+
+        for (unsigned i = 0; o && r == 0 && i < g->n; i++)
+                r = (over ? o->end : o->begin)(o->arg, &g->clone[i].guest, g->clone[i].session.id, e);
+        return r;
+}
+
 static int measure(struct group *g, struct bench_lab *lab, const struct bench_touch *touch, struct bench_run *run,
                    struct err *e) {
         uint64_t cpu_before = 0, cpu_after = 0, start = now_ns();
@@ -328,9 +337,13 @@ static int measure(struct group *g, struct bench_lab *lab, const struct bench_to
         if (r == 0 && g->pager)
                 r = bench_cpu_ns(g->pager->pid, &cpu_before, e);
         if (r == 0)
+                r = observe(lab, g, false, e);
+        if (r == 0)
                 r = touch_all(g, run, e);
         if (r == 0 && g->pager)
                 r = bench_cpu_ns(g->pager->pid, &cpu_after, e);
+        if (r == 0)
+                r = observe(lab, g, true, e);
         if (r == 0 && lab->cfg->verify)
                 r = verify_all(lab, g, touch, e);
         run->wall_ms += populate_ms;

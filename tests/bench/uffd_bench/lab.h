@@ -48,13 +48,21 @@ const char *bench_mode_name(enum bench_mode m);
 const char *bench_mode_explain(enum bench_mode m);
 int bench_mode_parse(const char *s, enum bench_mode *ret) attr_warn_unused;
 
+/** Told of each guest before it touches its first page, and when all have touched their last. */
+struct bench_observer {
+        int (*begin)(void *arg, const struct bench_guest *g, const char *session, struct err *e);
+        int (*end)(void *arg, const struct bench_guest *g, const char *session, struct err *e);
+        void *arg;
+};
+
 /** An image, what the modes need of it, and the pagers. */
 struct bench_lab {
         const struct bench_config *cfg;
         struct bench_image image;
-        struct bench_raw raw;          /* made when a mode first needs it */
-        int list_fd;                   /* BENCH_RECORDED: what is touched; -1 */
-        struct bench_set set;          /* made when a mode first needs it */
+        struct bench_raw raw;                  /* made when a mode first needs it */
+        int list_fd;                           /* BENCH_RECORDED: what is touched; -1 */
+        struct bench_set set;                  /* made when a mode first needs it */
+        const struct bench_observer *observer; /* NULL: none */
         struct bench_pager cold, warm; /* cold: forgets an image with its last session; warm: keeps it, and has it decoded */
 };
 

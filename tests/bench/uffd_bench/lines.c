@@ -235,6 +235,7 @@ const struct bench_preset bench_presets[] = {
         { "scaling", "8 clones of 8 images, workers from 1 to the cores; service times", bench_line_scaling },
         { "fairness", "a quiet guest beside one that faults with 64 threads", bench_line_fairness },
         { "memory", "the pager's own memory, and 64 clones of one image", bench_line_memory },
+        { "probes", "what being watched by BPF programs costs, and whether they count right", bench_line_probes },
         { "cpu", "CPU of the pager by page, against decode and kernel copy alone", line_cpu },
 };
 const unsigned bench_n_presets = ARRAY_LEN(bench_presets);

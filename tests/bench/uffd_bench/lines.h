@@ -21,5 +21,7 @@ int bench_line_scaling(const struct bench_config *cfg, struct bench_report *repo
 int bench_line_fairness(const struct bench_config *cfg, struct bench_report *report, struct err *e) attr_warn_unused;
 /* lines_workingset.c */
 int bench_line_workingset(const struct bench_config *cfg, struct bench_report *report, struct err *e) attr_warn_unused;
+/* lines_probes.c */
+int bench_line_probes(const struct bench_config *cfg, struct bench_report *report, struct err *e) attr_warn_unused;
 /* lines_memory.c */
 int bench_line_memory(const struct bench_config *cfg, struct bench_report *report, struct err *e) attr_warn_unused;
