@@ -114,7 +114,7 @@ class Room(Case):
         self.assertEqual(self.lab.ctl("ps"), [])
 
     def test_descriptors(self):
-        self.lab.preexec = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (420, 420))
+        self.lab.preexec = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (580, 580))
         try:
             self.restart()
             room = self.admission()["descriptors"]["limit"]
