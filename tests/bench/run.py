@@ -20,12 +20,15 @@ import time
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parents[1] / "lib")]
 import floor  # noqa: E402
 import lines  # noqa: E402
+import watched  # noqa: E402
 from forkdlab import MIB, Lab  # noqa: E402
 from measure import available_mib, host, warm_memory  # noqa: E402
 
 DEFAULTS = ""
 # Decoded memory goes with its last clone, so that a first clone can be had again and again.
 FORGETFUL = "[pager]\nidle_image_seconds = 0\n"
+# And nothing is fetched ahead: what a guest reads is a fault.
+SERVED = "[pager]\nidle_image_seconds = 0\nworkingset = off\n"
 WARM_MIB = 2048
 BALLAST_MIB = 32
 
@@ -68,6 +71,8 @@ def plan(args):
         ("standby", DEFAULTS, lambda lab, base: lines.standby_against_save(lab, base, n)),
         ("idle", DEFAULTS, lambda lab, base: lines.idle_clones(lab, base, 1 if args.quick else 5)),
         ("chain", DEFAULTS, lambda lab, base: lines.chain_links(lab, base, 1 if args.quick else max(4, n // 2))),
+        ("idle-cost", DEFAULTS, lambda lab, base: watched.idle_cost(lab, lines.BASE, 2 if args.quick else 30)),
+        ("agreement", SERVED, lambda lab, base: watched.agreement(lab, 1 if args.quick else 2, *(("256M", 64) if args.quick else ("1G", 420)))),
         ("first", FORGETFUL, lambda lab, base: lines.first_clone_against_rival(lab, base, n)),
     ]
     return [s for s in steps if not args.only or s[0] in args.only]
@@ -110,7 +115,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="two rounds of everything: does it run at all?")
     p.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds of each comparison (20)")
-    p.add_argument("--only", action="append", choices=["fork", "first", "standby", "chain", "idle", "pager"], help="only this; may be repeated")
+    p.add_argument("--only", action="append", choices=["fork", "first", "standby", "chain", "idle", "idle-cost", "agreement", "pager"], help="only this; may be repeated")
     p.add_argument("--json", metavar="FILE", help="write all figures there too ('-': to stdout, instead of the tables)")
     args = p.parse_args()
     if args.rounds < 2:

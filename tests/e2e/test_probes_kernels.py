@@ -2,10 +2,11 @@
 """What the host's kernel cannot do the guest's can: fentry and kprobe at handle_userfault, run for real, and all methods held
 against the same known waits (tests/kernel/probes_try.c)."""
 
+import errno
 import os
-import unittest
 
 from case import Case, main
+from badkernel import without_bpf
 
 METHODS = ("fentry", "kprobe", "sched_switch")
 
@@ -39,6 +40,24 @@ class Kernels(Case):
         said = self.guest("/probes_try", "auto").splitlines()[0]
         self.assertTrue(said.startswith("fentry,"), said)
         self.assertNotIn(";", said.split(" opened in")[0].rstrip(";"), said)
+
+
+class Forbidden(Case):
+    """forkd, where a container's filter or a kernel's lockdown forbids BPF: it goes on without, and says so."""
+    lab_options = {"store": "1G", "setup": True}
+
+    def test_without(self):
+        self.lab.terminate()
+        self.lab.preexec = without_bpf(errno.EPERM)
+        self.lab.start()
+        probes = self.lab.ctl("stats")["probes"]
+        self.assertFalse(probes["ok"])
+        self.assertIn("Operation not permitted", probes["reason"])
+        self.assertTrue(probes["hint"])
+        self.lab.ctl("run", "v", "--mem", "128M")
+        vm, = self.lab.ctl("stats", "v")["vms"]
+        self.assertEqual((vm["state"], vm["watched"], vm["health"], vm["wait"]["count"]), ("running", False, "unknown", 0))
+        self.lab.ctl("rm", "v")
 
 
 if __name__ == "__main__":
