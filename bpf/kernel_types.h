@@ -14,6 +14,7 @@
 
 #include "bpf/probes_maps.h"
 
+#define TASK_INTERRUPTIBLE 0x1u
 #define TASK_UNINTERRUPTIBLE 0x2u
 #define PF_EXITING 0x4u        /* it is in do_exit: the scheduler will see it once more, and then never again */
 #define PF_KTHREAD 0x00200000u /* has no user's memory */
@@ -30,4 +31,25 @@ struct task_struct {
         unsigned int in_iowait : 1;
 };
 
+#if defined(__TARGET_ARCH_x86)
+struct pt_regs {
+        unsigned long orig_ax;
+};
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+        int syscallno;
+};
+#endif
+
 #pragma clang attribute pop
+
+/** The system call that the present thread is in, or a negative number: it is not in one, but in a fault or an interrupt. */
+static __always_inline long call_of(struct task_struct *task) {
+        struct pt_regs *regs = (struct pt_regs *) bpf_task_pt_regs(task);
+
+#if defined(__TARGET_ARCH_x86)
+        return (long) regs->orig_ax;
+#elif defined(__TARGET_ARCH_arm64)
+        return regs->syscallno;
+#endif
+}

@@ -46,31 +46,30 @@ int learn_parse(const char *text, uint64_t address, const char *prefix, uint64_t
         return 0;
 }
 
-/** The bounds of the innermost or the outermost function whose name begins with one of @prefixes. */
-static int find(const struct learn_bpf *s, const char *const prefixes[], bool outermost, uint64_t *ret_start, uint64_t *ret_end) {
+/** Looks for handle_userfault in the stack that was taken last. */
+static int find(const struct learn_bpf *s, struct learn_bounds *ret) {
         uint32_t n = __atomic_load_n(&s->bss->frames, __ATOMIC_ACQUIRE), frames = n < PROBES_STACK ? n : PROBES_STACK;
-        int r = -ENOENT;
 
-        for (uint32_t i = 0; i < frames && (r < 0 || outermost); i++) {
+        for (uint32_t i = 0; i < frames; i++) {
                 char text[sizeof(s->bss->name[0])];
 
                 memcpy(text, s->bss->name[i], sizeof(text));
                 text[sizeof(text) - 1] = '\0';
-                for (size_t k = 0; prefixes[k]; k++)
-                        if (learn_parse(text, s->bss->address[i], prefixes[k], ret_start, ret_end) == 0)
-                                r = 0;
+                if (learn_parse(text, s->bss->address[i], "handle_userfault", &ret->start, &ret->end) == 0) {
+                        ret->frames = i + 1;
+                        return 0;
+                }
         }
-        return r;
+        return -ENOENT;
 }
 
 /** Waits until the thread sleeps there: it may sleep elsewhere on its way. The programs can tell nobody, so it is looked at. */
-static int await(const struct learn_bpf *s, const char *const prefixes[], bool outermost, uint64_t *ret_start,
-                 uint64_t *ret_end) {
+static int await(const struct learn_bpf *s, struct learn_bounds *ret) {
         const struct timespec turn = { .tv_nsec = 200000 };
         uint64_t begin = now_ns();
         int r;
 
-        while ((r = find(s, prefixes, outermost, ret_start, ret_end)) < 0 && ms_since(begin) < SLEEP_TIMEOUT_MS)
+        while ((r = find(s, ret)) < 0 && ms_since(begin) < SLEEP_TIMEOUT_MS)
                 (void) nanosleep(&turn, NULL);
         return r;
 }
@@ -80,10 +79,7 @@ static int failed(int r, const char *what, char *why, size_t size) {
         return r;
 }
 
-int learn_sleeps(struct learn_bounds *ret, char *why, size_t size) {
-        static const char *const fault[] = { "handle_userfault", NULL };
-        static const char *const futex[] = { "__x64_sys_futex", "__arm64_sys_futex", "do_futex",
-                                             "futex_wait",      "__futex_wait",      NULL };
+int learn_fault(struct learn_bounds *ret, char *why, size_t size) {
         attr_cleanup(cleanup_learnp) struct learn_bpf *s = NULL;
         attr_cleanup(cleanup_trialp) struct trial *t = NULL;
         int r;
@@ -103,11 +99,6 @@ int learn_sleeps(struct learn_bounds *ret, char *why, size_t size) {
                 return failed(r, "loading a BPF program for the scheduler's switch", why, size);
         r = trial_fault(t);
         if (r == 0)
-                r = await(s, fault, false, &ret->fault_start, &ret->fault_end);
-        if (r < 0)
-                return failed(r, "finding handle_userfault in the stack of a thread that waits there", why, size);
-        r = trial_answer(t);
-        if (r == 0)
-                r = await(s, futex, true, &ret->futex_start, &ret->futex_end);
-        return r < 0 ? failed(r, "finding a futex wait in the stack of a thread that waits there", why, size) : 0;
+                r = await(s, ret);
+        return r < 0 ? failed(r, "finding handle_userfault in the stack of a thread that waits there", why, size) : 0;
 }

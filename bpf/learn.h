@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Where in this kernel threads sleep: learned from a thread of our own, see learn.bpf.c. */
+/* Where in this kernel threads wait for memory: learned from a thread of our own, see learn.bpf.c. */
 #pragma once
 
 #include <stddef.h>
@@ -7,14 +7,14 @@
 
 #include "common/cleanup.h"
 
-/** Of kernel functions, [start, end); 0, 0: not known. */
+/** handle_userfault, [start, end), and how many frames of a stack it takes to find it; 0: not known. */
 struct learn_bounds {
-        uint64_t fault_start, fault_end; /* handle_userfault */
-        uint64_t futex_start, futex_end; /* the outermost function of a futex wait */
+        uint64_t start, end;
+        uint32_t frames;
 };
 
-/** Takes some milliseconds. *@ret is filled as far as it goes; -errno of what failed, with the step in @why. */
-int learn_sleeps(struct learn_bounds *ret, char *why, size_t size) attr_warn_unused;
+/** Takes some milliseconds. -errno of what failed, with the step in @why; *@ret is zero then. */
+int learn_fault(struct learn_bounds *ret, char *why, size_t size) attr_warn_unused;
 
 /** "name+0x1b2/0x5e0" of the instruction at @address, if the name begins with @prefix: the function's bounds. -EINVAL: it is
  *  none of that, or makes no sense. Names that compilers made of @prefix ("prefix.cold") count. */

@@ -64,6 +64,23 @@ static bool attach_kvm(struct probes_bpf *s) {
         return s->links.on_kvm_exit && s->links.on_kvm_halt;
 }
 
+/** System calls in which a thread sleeps without touching guest memory. */
+static void tell_calls(uint8_t calls[PROBES_CALLS]) {
+        static const int idle[] = {
+#ifdef SYS_poll
+                SYS_poll,      SYS_select,          SYS_epoll_wait,
+#endif
+                SYS_ppoll,     SYS_pselect6,        SYS_epoll_pwait,     SYS_epoll_pwait2,
+                SYS_nanosleep, SYS_clock_nanosleep, SYS_rt_sigtimedwait,
+        };
+        static const int lock[] = { SYS_futex, SYS_futex_waitv };
+
+        for (size_t i = 0; i < ARRAY_LEN(idle); i++)
+                calls[idle[i]] = PROBES_CALL_IDLE;
+        for (size_t i = 0; i < ARRAY_LEN(lock); i++)
+                calls[lock[i]] = PROBES_CALL_LOCK;
+}
+
 int probes_load(struct probes *p, enum probes_method method, const struct learn_bounds *bounds, char *why, size_t size) {
         struct probes_bpf *s = probes_bpf__open();
         int r;
@@ -71,10 +88,10 @@ int probes_load(struct probes *p, enum probes_method method, const struct learn_
         if (!s)
                 return failed(-errno, "opening the BPF programs", why, size);
         s->rodata->by_stack = method == PROBES_SWITCH;
-        s->rodata->fault_start = bounds->fault_start;
-        s->rodata->fault_end = bounds->fault_end;
-        s->rodata->futex_start = bounds->futex_start;
-        s->rodata->futex_end = bounds->futex_end;
+        s->rodata->fault_start = bounds->start;
+        s->rodata->fault_end = bounds->end;
+        s->rodata->fault_frames = bounds->frames;
+        tell_calls(s->rodata->calls);
         (void) bpf_map__set_max_entries(s->maps.processes, p->status.max_processes);
         (void) bpf_map__set_max_entries(s->maps.threads, p->status.max_threads);
         (void) bpf_program__set_autoload(s->progs.fault_fentry, method == PROBES_FENTRY);
@@ -175,7 +192,7 @@ static int try_out(struct probes *p, char *why, size_t size) {
 static int try_method(struct probes *p, enum probes_method m, const struct learn_bounds *bounds, char *why, size_t size) {
         int r;
 
-        if (m == PROBES_SWITCH && bounds->fault_end == 0)
+        if (m == PROBES_SWITCH && bounds->frames == 0)
                 return -ENOENT; /* why is said already */
         r = probes_load(p, m, bounds, why, size);
         if (r < 0)
@@ -199,8 +216,8 @@ static int choose(struct probes *p, int wanted, struct err *e) {
         char learn_why[120] = "", why[120];
         int r = -EINVAL;
 
-        if (learn_sleeps(&bounds, learn_why, sizeof(learn_why)) < 0)
-                log_debug("learning where threads sleep: %s", learn_why);
+        if (learn_fault(&bounds, learn_why, sizeof(learn_why)) < 0)
+                log_debug("learning where threads wait for memory: %s", learn_why);
         for (size_t i = 0; i < ARRAY_LEN(order); i++) {
                 if (wanted >= 0 && order[i] != (enum probes_method) wanted)
                         continue;

@@ -22,7 +22,8 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 /* Set by the loader. Empty bounds: not known, nothing is taken for it. */
 const volatile bool by_stack = false;                   /* no program notes waits for memory */
 const volatile uint64_t fault_start = 0, fault_end = 0; /* handle_userfault */
-const volatile uint64_t futex_start = 0, futex_end = 0; /* the system call */
+const volatile uint32_t fault_frames = 0;               /* of a stack in which it is found, it is the last */
+const volatile uint8_t calls[PROBES_CALLS] = {};        /* of each system call, an enum probes_call */
 
 /* Told to whoever reads. */
 uint64_t overflows = 0; /* threads that found no place */
@@ -165,26 +166,33 @@ static __always_inline void end_wait(struct probes_thread_entry *t, uint64_t now
         t->fault = 0;
 }
 
-/** What the present thread, which gives up its CPU, sleeps for. */
+static __always_inline bool is_in_fault(void *ctx) {
+        uint64_t stack[PROBES_STACK] = {};
+
+        if (!by_stack || fault_frames == 0 || fault_frames > PROBES_STACK)
+                return false;
+        if (bpf_get_stack(ctx, stack, fault_frames * sizeof(stack[0]), 0) < 0)
+                return false;
+        for (uint32_t i = 0; i < PROBES_STACK && i < fault_frames; i++)
+                if (stack[i] >= fault_start && stack[i] < fault_end)
+                        return true;
+        return false;
+}
+
+/** What the present thread, which gives up its CPU, sleeps for. Walking its stack is what costs here, so it is not done where the
+ *  system call tells: those that are told of never touch guest memory. */
 static __always_inline uint32_t classify(void *ctx, struct task_struct *task, uint32_t task_state, uint32_t fault) {
-        uint64_t stack[PROBES_STACK];
-        long n;
+        long call;
 
         if (fault)
                 return PROBES_MEMORY;
         if (BPF_CORE_READ_BITFIELD_PROBED(task, in_iowait))
                 return PROBES_DISK;
-        if (futex_end || (by_stack && fault_end)) {
-                n = bpf_get_stack(ctx, stack, sizeof(stack), 0);
-                for (uint32_t i = 0; i < PROBES_STACK; i++) {
-                        if ((long) (i * sizeof(uint64_t)) >= n)
-                                break;
-                        if (by_stack && stack[i] >= fault_start && stack[i] < fault_end)
-                                return PROBES_MEMORY;
-                        if (stack[i] >= futex_start && stack[i] < futex_end)
-                                return PROBES_LOCK;
-                }
-        }
+        call = call_of(task);
+        if (call >= 0 && call < PROBES_CALLS && calls[call] != PROBES_CALL_ANY && (task_state & TASK_INTERRUPTIBLE))
+                return calls[call] == PROBES_CALL_LOCK ? PROBES_LOCK : PROBES_IDLE;
+        if (is_in_fault(ctx))
+                return PROBES_MEMORY;
         return task_state & TASK_UNINTERRUPTIBLE ? PROBES_LOCK : PROBES_IDLE;
 }
 

@@ -5,6 +5,7 @@
 #ifdef __bpf__
 typedef __u64 uint64_t;
 typedef __u32 uint32_t;
+typedef __u8 uint8_t;
 #else
 #include <stdint.h>
 #endif
@@ -12,7 +13,8 @@ typedef __u32 uint32_t;
 #define PROBES_FIRST_LOG2 10u /* the first bucket of waits ends at 2^10 ns, about a microsecond */
 #define PROBES_BUCKETS 28u    /* … the last but one at 2^36 ns, 68 s; the last takes all that is above */
 #define PROBES_COMM 16
-#define PROBES_STACK 7 /* frames of the kernel's stack that are looked at: who sleeps is near its top, and each costs */
+#define PROBES_STACK 16  /* frames of the kernel's stack that are looked at, at most */
+#define PROBES_CALLS 512 /* system calls whose kind is told to the programs */
 
 /* Where a thread is. */
 enum probes_state {
@@ -24,6 +26,13 @@ enum probes_state {
         PROBES_LOCK,     /* in a futex, or in the kernel without a signal's reach and not for a disk */
         PROBES_DISK,     /* in an I/O wait */
         PROBES_N_STATES,
+};
+
+/* What a thread that sleeps in a system call sleeps for. */
+enum probes_call {
+        PROBES_CALL_ANY, /* that is to be looked at */
+        PROBES_CALL_IDLE,
+        PROBES_CALL_LOCK,
 };
 
 /** Of one thread, or the sum of several. Only grows. A wait for memory lasts until the thread has a CPU again, which is how the

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A thread of our own that waits for memory, and then in a futex, when it is told to: what the kernel does then is known, so
- * what the programs see of it can be checked. */
+/* A thread of our own that waits for memory when it is told to: what the kernel does then is known, so what the programs see of it
+ * can be checked. */
 #pragma once
 
 #include <stdbool.h>
@@ -18,5 +18,5 @@ pid_t trial_tid(const struct trial *t);
 
 /** Has it touch the page, and returns when it sleeps for that. -ETIMEDOUT. */
 int trial_fault(struct trial *t) attr_warn_unused;
-/** Gives it the page; it goes on to wait in the futex. */
+/** Gives it the page; it sleeps again until it is let go. */
 int trial_answer(struct trial *t) attr_warn_unused;
