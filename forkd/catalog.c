@@ -8,7 +8,7 @@
 #include "common/co.h"
 #include "common/log.h"
 #include "forkd/daemon.h"
-#include "forkd/worker.h"
+#include "forkd/worker/worker.h"
 
 #define SYNC_TIMEOUT_MS 600000
 

@@ -39,7 +39,7 @@ struct config {
         unsigned window_ms;           /* [monitor] window_ms: a vCPU is judged by what it did for so long */
         unsigned keep_ended_seconds;  /* [monitor] keep_ended_seconds: the numbers of a VM that is no more */
         bool jail;                    /* [security] jail: VMMs and the pager are users of their own and see almost nothing */
-        unsigned uid_base;            /* [security] uid_base: the first of these users; 0: see forkd/jail.h */
+        unsigned uid_base;            /* [security] uid_base: the first of these users; 0: see forkd/host/jail.h */
         char metrics_listen[128];     /* [metrics] listen: see forkd/monitor/http_address.h */
         bool metrics_chosen;          /* … it was set, and is no mere default */
         unsigned metrics_max_vms;     /* [metrics] max_vms: VMs that have series of their own */

@@ -20,7 +20,7 @@
 #include "common/rpc.h"
 #include "forkd/config.h"
 #include "forkd/monitor/times.h"
-#include "forkd/vm.h"
+#include "forkd/vm/vm.h"
 #include "snapstore/store.h"
 
 #define FORKD_PROTOCOL 1

@@ -9,7 +9,7 @@
 #include <time.h>
 
 #include "common/co.h"
-#include "forkd/vm.h"
+#include "forkd/vm/vm.h"
 
 struct entry {
         uint64_t number;

@@ -6,8 +6,8 @@
 
 #include "common/log.h"
 #include "forkd/daemon.h"
-#include "forkd/orphans.h"
-#include "forkd/worker.h"
+#include "forkd/host/orphans.h"
+#include "forkd/worker/worker.h"
 
 static const char usage[] = "Usage: forkd [--state-dir DIR] [--run-dir DIR] [--config FILE] [--log-level LEVEL]\n"
                             "\n"

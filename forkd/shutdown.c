@@ -9,15 +9,15 @@
 
 #include "common/io.h"
 #include "common/log.h"
-#include "forkd/api.h"
+#include "forkd/api/api.h"
 #include "forkd/daemon.h"
 #include "forkd/events.h"
 #include "forkd/monitor/http.h"
 #include "forkd/monitor/metrics.h"
 #include "forkd/pager/link.h"
-#include "forkd/streams.h"
-#include "forkd/turns.h"
-#include "forkd/worker.h"
+#include "forkd/api/streams.h"
+#include "forkd/host/turns.h"
+#include "forkd/worker/worker.h"
 
 #define DRAIN_TIMEOUT_MS 60000 /* longer than any single step of an operation but a boot */
 #define CANCEL_TIMEOUT_MS 5000

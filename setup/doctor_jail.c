@@ -11,7 +11,7 @@
 #include "forkd/vmm/vmm_jail.h"
 #include "setup/doctor_internal.h"
 
-#define ANY_UID 2147221502u /* of those that are nobody's: forkd/jail.c */
+#define ANY_UID 2147221502u /* of those that are nobody's: forkd/host/jail.c */
 #define TRY_TIMEOUT_MS 10000
 #define TRY_PROGRAM "/usr/bin/true"
 

@@ -3,8 +3,8 @@
 #include "forkd/events.h"
 #include "forkd/monitor/metrics_internal.h"
 #include "forkd/monitor/store_use.h"
-#include "forkd/room.h"
-#include "forkd/vm.h"
+#include "forkd/host/room.h"
+#include "forkd/vm/vm.h"
 
 /* ---- operations ---- */
 

@@ -3,7 +3,7 @@
 
 #include "common/io.h"
 #include "forkd/monitor/metrics_internal.h"
-#include "forkd/vm.h"
+#include "forkd/vm/vm.h"
 
 static void states(struct scrape *s) {
         uint64_t n[VM_FAILED + 1] = { 0 };

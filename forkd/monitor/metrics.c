@@ -14,7 +14,7 @@
 #include "common/log.h"
 #include "forkd/monitor/http.h"
 #include "forkd/monitor/metrics_internal.h"
-#include "forkd/vm.h"
+#include "forkd/vm/vm.h"
 
 #define MAX_SCRAPES 16u /* at a time */
 

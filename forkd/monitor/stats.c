@@ -8,13 +8,13 @@
 
 #include "common/io.h"
 #include "forkd/catalog.h"
-#include "forkd/host.h"
+#include "forkd/host/host.h"
 #include "forkd/monitor/figures.h"
 #include "forkd/monitor/http.h"
 #include "forkd/monitor/stats_internal.h"
 #include "forkd/monitor/store_use.h"
 #include "forkd/pager/totals.h"
-#include "forkd/room.h"
+#include "forkd/host/room.h"
 
 /* ---- lists that end ---- */
 

@@ -26,7 +26,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/events.h"
-#include "forkd/jail.h"
+#include "forkd/host/jail.h"
 #include "forkd/monitor/monitor.h"
 #include "forkd/pidfile.h"
 #include "forkd/vmm/cgroup.h"

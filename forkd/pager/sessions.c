@@ -15,7 +15,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/spawn.h"
-#include "forkd/recording.h"
+#include "forkd/vm/recording.h"
 
 static struct vm *session_of(struct pager *p, const msgpack_object *params) {
         struct vm *vm;

@@ -18,7 +18,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "forkd/events.h"
-#include "forkd/recording.h"
+#include "forkd/vm/recording.h"
 
 #define CONDEMNED "pager-lost: two pagers have died at the same page of its memory image"
 

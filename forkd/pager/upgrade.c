@@ -19,7 +19,7 @@
 #include "common/log.h"
 #include "forkd/events.h"
 #include "forkd/pidfile.h"
-#include "forkd/recording.h"
+#include "forkd/vm/recording.h"
 
 #define ATTACH_TIMEOUT_MS 30000
 #define DRAIN_TIMEOUT_MS 10000

@@ -40,7 +40,7 @@ struct vmm_start {
         const char *disks[VMM_MAX_DISKS];
         const struct vmm_jail *jail;           /* NULL: it runs as root, in forkd's namespaces */
         uid_t uid;                             /* its user (and group) in the jail */
-        const char *instance;                  /* goes into its environment as FORKD_INSTANCE; see forkd/orphans.h */
+        const char *instance;                  /* goes into its environment as FORKD_INSTANCE; see forkd/host/orphans.h */
         int cgroup_fd;                         /* the cgroup it is born in, see spawn.h; -1: none */
         const char *kernel, *initrd, *cmdline; /* for a boot; NULL when device state will be loaded */
         bool incoming;                         /* wait for load_state */

@@ -28,7 +28,7 @@
 #include "forkd/monitor/internal.h"
 #include "forkd/monitor/metrics.h"
 #include "forkd/pager/internal.h"
-#include "forkd/room.h"
+#include "forkd/host/room.h"
 #include "pager/limits.h"
 
 #define MAX_TEXT (256u << 20)

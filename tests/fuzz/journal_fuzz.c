@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "forkd/journal.h"
+#include "forkd/vm/journal.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -19,7 +19,7 @@
 #include "common/jail.h"
 #include "common/spawn.h"
 
-#define SOMEBODY 2147221000u /* nobody's: forkd/jail.c */
+#define SOMEBODY 2147221000u /* nobody's: forkd/host/jail.c */
 
 /* Runs a script; what it prints into @out. 0, or what spawn_process said. */
 static int run(const struct jail *jail, const char *script, char *out, size_t size, char *step) {

@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "forkd/account.h"
+#include "forkd/api/account.h"
 
 #define S 1000000000ull
 #define ALICE 1000

@@ -5,7 +5,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "forkd/admission.h"
+#include "forkd/host/admission.h"
 
 #define MIB (1ull << 20)
 

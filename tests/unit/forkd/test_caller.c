@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
-#include "forkd/caller.h"
+#include "forkd/api/caller.h"
 
 #define USER 54321
 #define N_GROUPS 100

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
-#include "forkd/dirty.h"
+#include "forkd/vm/dirty.h"
 #include "snapstore/image.h"
 
 #define PAGE SNAP_PAGE_SIZE

@@ -7,7 +7,7 @@
 
 #include "common/co.h"
 #include "forkd/events.h"
-#include "forkd/vm.h"
+#include "forkd/vm/vm.h"
 
 static struct event_base *base;
 static struct events *ev;

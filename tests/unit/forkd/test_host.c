@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
-#include "forkd/host.h"
+#include "forkd/host/host.h"
 
 static char root[64];
 static struct host *h;

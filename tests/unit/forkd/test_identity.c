@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "common/ids.h"
-#include "forkd/identity.h"
+#include "forkd/vm/identity.h"
 
 struct owner {
         struct identity_holder h; /* first */

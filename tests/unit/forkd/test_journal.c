@@ -17,8 +17,8 @@
 #include "common/mp.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
-#include "forkd/identity.h"
-#include "forkd/journal.h"
+#include "forkd/vm/identity.h"
+#include "forkd/vm/journal.h"
 
 static struct daemon d;
 

@@ -16,8 +16,8 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/pager/internal.h"
-#include "forkd/recording.h"
-#include "forkd/worker.h"
+#include "forkd/vm/recording.h"
+#include "forkd/worker/worker.h"
 #include "snapstore/writer.h"
 
 #define PAGES 600u

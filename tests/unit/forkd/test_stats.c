@@ -15,7 +15,7 @@
 #include "forkd/monitor/internal.h"
 #include "forkd/monitor/stats.h"
 #include "forkd/pager/internal.h"
-#include "forkd/room.h"
+#include "forkd/host/room.h"
 
 static struct daemon d;
 

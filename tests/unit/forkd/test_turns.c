@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "common/co.h"
-#include "forkd/turns.h"
+#include "forkd/host/turns.h"
 
 static struct event_base *base;
 static struct turns *turns;

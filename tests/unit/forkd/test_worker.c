@@ -16,9 +16,9 @@
 #include <unistd.h>
 
 #include "common/io.h"
-#include "forkd/caller.h"
+#include "forkd/api/caller.h"
 #include "forkd/daemon.h"
-#include "forkd/worker.h"
+#include "forkd/worker/worker.h"
 #include "snapstore/store.h"
 
 #define PAGE SNAP_PAGE_SIZE

@@ -1,0 +1,362 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation: PAGEMAP_SCAN (Linux 6.7) walks the page table and returns runs of pages that are present
+ * or swapped, not file-backed and not the shared zero page. Older kernels offer one 64-bit word per page in
+ * /proc/<pid>/pagemap; there the zero page cannot be told from an anonymous one, so zero pages are copied too
+ * and the writer finds that they are zero. The content comes by process_vm_readv, many runs at a time.
+ *
+ * Reading is what the guest is paused for, compressing is not: pages are gathered in a buffer, which is written
+ * when the guest runs again. Only a guest that dirtied more than the buffer holds waits for the rest. */
+#include "forkd/vm/dirty.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+
+#include "common/io.h"
+
+#define PAGE SNAP_PAGE_SIZE
+#define SCAN_RUNS 512u
+#define READ_RUNS 1024u         /* UIO_MAXIOV */
+#define BUFFER_PAGES (64u << 8) /* 64 MiB */
+#define MAX_MAPS (8u << 20)     /* /proc/<pid>/maps: a QEMU has some hundred lines */
+#define KEEP_PAGES (8u << 8)    /* of it stay with an idle worker */
+
+/* Debian 12's headers are older than PAGEMAP_SCAN: from include/uapi/linux/fs.h of Linux 6.7. */
+#ifndef PAGEMAP_SCAN
+#define PAGE_IS_PRESENT (1u << 3)
+#define PAGE_IS_SWAPPED (1u << 4)
+#define PAGE_IS_FILE (1u << 2)
+#define PAGE_IS_PFNZERO (1u << 5)
+struct page_region {
+        uint64_t start, end, categories;
+};
+struct pm_scan_arg {
+        uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
+        uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
+#endif
+
+/* Likewise, of Linux 6.11: which mapping covers an address. */
+#ifndef PROCMAP_QUERY
+#define PROCMAP_QUERY_VMA_SHARED 0x08
+struct procmap_query {
+        uint64_t size, query_flags, query_addr, vma_start, vma_end, vma_flags, vma_page_size, vma_offset, inode;
+        uint32_t dev_major, dev_minor, vma_name_size, build_id_size;
+        uint64_t vma_name_addr, build_id_addr;
+};
+#define PROCMAP_QUERY _IOWR('f', 17, struct procmap_query)
+#endif
+
+struct run {
+        uint64_t first, n; /* guest pages */
+};
+
+struct dirty_buf {
+        char *data; /* BUFFER_PAGES pages, mapped; touched as far as needed */
+        struct run *runs;
+        size_t n_pages, n_runs;
+};
+
+int dirty_buf_new(struct dirty_buf **ret) {
+        struct dirty_buf *b = calloc(1, sizeof(*b));
+
+        if (!b)
+                return -ENOMEM;
+        b->runs = calloc(BUFFER_PAGES, sizeof(*b->runs));
+        b->data = mmap(NULL, (size_t) BUFFER_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                       -1, 0);
+        if (b->data == MAP_FAILED)
+                b->data = NULL;
+        if (!b->runs || !b->data) {
+                dirty_buf_free(b);
+                return -ENOMEM;
+        }
+        *ret = b;
+        return 0;
+}
+
+void dirty_buf_free(struct dirty_buf *b) {
+        if (!b)
+                return;
+        if (b->data)
+                (void) munmap(b->data, (size_t) BUFFER_PAGES * PAGE);
+        free(b->runs);
+        free(b);
+}
+
+void dirty_buf_clear(struct dirty_buf *b) {
+        if (b->n_pages > KEEP_PAGES)
+                (void) madvise(b->data + (size_t) KEEP_PAGES * PAGE, (b->n_pages - KEEP_PAGES) * PAGE, MADV_DONTNEED);
+        b->n_pages = b->n_runs = 0;
+}
+
+int dirty_buf_write(struct dirty_buf *b, struct snap_writer *w) {
+        const char *data = b->data;
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < b->n_runs; i++) {
+                r = snap_writer_put(w, b->runs[i].first, data, b->runs[i].n);
+                data += b->runs[i].n * PAGE;
+        }
+        dirty_buf_clear(b);
+        return r;
+}
+
+/* ---- reading ---- */
+
+struct copier {
+        pid_t pid;
+        int pagemap;
+        struct dirty_buf *buf;
+        struct snap_writer *w;
+        struct iovec remote[READ_RUNS]; /* to be read into the buffer next */
+        size_t n_remote, pending;       /* pending: their pages */
+        struct dirty_stats stats;
+};
+
+/* Reads what add_run has gathered. */
+static int read_pending(struct copier *c) {
+        struct iovec local = { .iov_base = c->buf->data + c->buf->n_pages * PAGE, .iov_len = c->pending * PAGE };
+        ssize_t got;
+
+        if (c->pending == 0)
+                return 0;
+        got = process_vm_readv(c->pid, &local, 1, c->remote, c->n_remote, 0);
+        if (got < 0)
+                return -errno;
+        if ((size_t) got != local.iov_len)
+                return -EFAULT;
+        c->buf->n_pages += c->pending;
+        c->stats.pages += c->pending;
+        c->n_remote = c->pending = 0;
+        return 0;
+}
+
+/* @n pages at host address @addr are guest pages @first and following. */
+static int add_run(struct copier *c, uint64_t addr, uint64_t first, uint64_t n) {
+        if (!c->buf) { /* they are only counted */
+                c->stats.pages += n;
+                return 0;
+        }
+        while (n > 0) {
+                struct dirty_buf *b = c->buf;
+                uint64_t now = MIN_OF(n, (uint64_t) (BUFFER_PAGES - b->n_pages - c->pending));
+                int r = 0;
+
+                if (now == 0 || c->n_remote == READ_RUNS) {
+                        r = read_pending(c);
+                        if (r == 0 && now == 0)
+                                r = dirty_buf_write(b, c->w); /* more than fits: the rest of this has to be compressed now */
+                        if (r < 0)
+                                return r;
+                        continue;
+                }
+                c->remote[c->n_remote++] = (struct iovec){ .iov_base = (void *) (uintptr_t) addr, .iov_len = now * PAGE };
+                c->pending += now;
+                b->runs[b->n_runs++] = (struct run){ .first = first, .n = now };
+                addr += now * PAGE;
+                first += now;
+                n -= now;
+        }
+        return 0;
+}
+
+static int copy_scanned(struct copier *c, const struct vmm_region *g) {
+        struct page_region runs[SCAN_RUNS];
+        uint64_t pos = g->host_addr, end = g->host_addr + g->size;
+
+        while (pos < end) {
+                struct pm_scan_arg arg = {
+                        .size = sizeof(arg),
+                        .start = pos,
+                        .end = end,
+                        .vec = (uintptr_t) runs,
+                        .vec_len = SCAN_RUNS,
+                        .category_inverted = PAGE_IS_FILE | PAGE_IS_PFNZERO,
+                        .category_mask = PAGE_IS_FILE | PAGE_IS_PFNZERO,
+                        .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                        .return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                };
+                int n = ioctl(c->pagemap, PAGEMAP_SCAN, &arg);
+
+                if (n < 0)
+                        return -errno;
+                for (int i = 0; i < n; i++) {
+                        int r = add_run(c, runs[i].start, (runs[i].start - g->host_addr + g->offset) / PAGE,
+                                        (runs[i].end - runs[i].start) / PAGE);
+
+                        if (r < 0)
+                                return r;
+                }
+                if (arg.walk_end <= pos)
+                        break; /* no progress: would be a bug of the kernel, not a reason to spin */
+                pos = arg.walk_end;
+        }
+        return 0;
+}
+
+/* A word of /proc/<pid>/pagemap: bit 63 present, 62 swapped, 61 file-backed or shared. */
+static bool word_is_dirty(uint64_t word) {
+        return (word >> 62) != 0 && !(word >> 61 & 1);
+}
+
+static int copy_by_words(struct copier *c, const struct vmm_region *g) {
+        uint64_t words[SCAN_RUNS], n_pages = g->size / PAGE;
+
+        for (uint64_t page = 0; page < n_pages;) {
+                uint64_t n = MIN_OF(n_pages - page, (uint64_t) SCAN_RUNS);
+                int r = io_pread_full(c->pagemap, words, n * 8, (g->host_addr / PAGE + page) * 8);
+
+                if (r < 0)
+                        return r;
+                for (uint64_t i = 0; i < n;) {
+                        uint64_t run = 0;
+
+                        while (i + run < n && word_is_dirty(words[i + run]))
+                                run++;
+                        if (run > 0) {
+                                r = add_run(c, g->host_addr + (page + i) * PAGE, g->offset / PAGE + page + i, run);
+                                if (r < 0)
+                                        return r;
+                        }
+                        i += run + 1;
+                }
+                page += n;
+        }
+        return 0;
+}
+
+/* ---- is it as described ---- */
+
+/* A range that is not mapped, or is mapped shared, has no dirty pages: an image made of it would lack what the
+ * guest wrote, and nobody would notice. So all of @regions must be private mappings. Done after the copy: what is
+ * mapped then was mapped all the time, and the process lives. */
+static int check_by_query(pid_t pid, const struct vmm_region *regions, size_t n_regions) {
+        cleanup_fd int fd = -1;
+        char path[48];
+
+        (void) snprintf(path, sizeof(path), "/proc/%d/maps", (int) pid);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+                return errno == ENOENT ? -ESRCH : -errno;
+        for (size_t i = 0; i < n_regions; i++) {
+                uint64_t pos = regions[i].host_addr, end = pos + regions[i].size;
+
+                while (pos < end) {
+                        struct procmap_query q = { .size = sizeof(q), .query_addr = pos };
+
+                        if (ioctl(fd, PROCMAP_QUERY, &q) < 0)
+                                return errno == ENOENT ? -EFAULT : -errno;
+                        if (q.vma_flags & PROCMAP_QUERY_VMA_SHARED || q.vma_end <= pos)
+                                return -EFAULT;
+                        pos = q.vma_end;
+                }
+        }
+        return 0;
+}
+
+/* The same on older kernels: half a millisecond of the guest's pause, for the text of some hundred mappings. @todo,
+ * one per region, is how far it is known to be private. */
+static int check_by_text(pid_t pid, const struct vmm_region *regions, size_t n_regions) {
+        cleanup_free uint64_t *todo = calloc(n_regions + 1, sizeof(*todo));
+        cleanup_free char *text = NULL;
+        char path[48];
+        size_t len;
+        int r;
+
+        if (!todo)
+                return -ENOMEM;
+        (void) snprintf(path, sizeof(path), "/proc/%d/maps", (int) pid);
+        r = io_read_file(AT_FDCWD, path, MAX_MAPS, &text, &len);
+        if (r < 0 || len == 0) /* a zombie has no mappings */
+                return r == -ENOENT || r == 0 ? -ESRCH : r;
+        for (size_t i = 0; i < n_regions; i++)
+                todo[i] = regions[i].host_addr;
+        for (char *line = text, *next; line; line = next) {
+                uint64_t start, end;
+                char perms[5];
+
+                next = strchr(line, '\n');
+                if (next)
+                        *next++ = '\0'; /* or sscanf would measure all of the rest, each time */
+                if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s", &start, &end, perms) != 3)
+                        continue;
+                for (size_t i = 0; i < n_regions; i++)
+                        if (perms[3] == 'p' && start <= todo[i] && todo[i] < end)
+                                todo[i] = end;
+        }
+        for (size_t i = 0; i < n_regions; i++)
+                if (todo[i] < regions[i].host_addr + regions[i].size)
+                        return -EFAULT;
+        return 0;
+}
+
+static int check_mappings(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions) {
+        int r = method == DIRTY_WORDS ? -ENOTTY : check_by_query(pid, regions, n_regions);
+
+        return r == -ENOTTY ? check_by_text(pid, regions, n_regions) : r;
+}
+
+static bool region_valid(const struct vmm_region *g) {
+        return g->host_addr % PAGE == 0 && g->size % PAGE == 0 && g->offset % PAGE == 0 && g->size <= SNAP_MAX_RAM &&
+               g->host_addr <= UINT64_MAX - g->size && g->offset <= SNAP_MAX_RAM - g->size;
+}
+
+static int copy_region(struct copier *c, enum dirty_method method, const struct vmm_region *g) {
+        int r = method == DIRTY_WORDS ? -ENOTTY : copy_scanned(c, g);
+
+        return r == -ENOTTY && method != DIRTY_SCAN ? copy_by_words(c, g) : r;
+}
+
+int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf,
+                  struct snap_writer *w, struct dirty_stats *ret) {
+        cleanup_free struct copier *c = calloc(1, sizeof(*c));
+        cleanup_fd int pagemap = -1;
+        char path[48];
+        int r = 0;
+
+        if (!c)
+                return -ENOMEM;
+        (void) snprintf(path, sizeof(path), "/proc/%d/pagemap", (int) pid);
+        pagemap = open(path, O_RDONLY | O_CLOEXEC);
+        if (pagemap < 0)
+                return errno == ENOENT ? -ESRCH : -errno;
+        if (buf)
+                dirty_buf_clear(buf);
+        c->pid = pid;
+        c->w = w;
+        c->buf = buf;
+        c->pagemap = pagemap;
+        for (size_t i = 0; r == 0 && i < n_regions; i++) {
+                if (!region_valid(&regions[i]))
+                        return -EFAULT;
+                r = copy_region(c, method, &regions[i]);
+        }
+        if (r == 0 && buf)
+                r = read_pending(c);
+        if (r == 0)
+                r = check_mappings(method, pid, regions, n_regions);
+        if (r == 0)
+                *ret = c->stats;
+        return r;
+}
+
+int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
+               struct dirty_stats *ret) {
+        return dirty_copy_by(DIRTY_ANY, pid, regions, n_regions, buf, w, ret);
+}
+
+int dirty_count(pid_t pid, const struct vmm_region *regions, size_t n_regions, uint64_t *ret) {
+        struct dirty_stats stats;
+        int r = dirty_copy_by(DIRTY_ANY, pid, regions, n_regions, NULL, NULL, &stats);
+
+        if (r == 0)
+                *ret = stats.pages;
+        return r;
+}
