@@ -117,7 +117,7 @@ class Security(Case):
         text = (ROOT / "docs" / "security.md").read_text()
         rows = re.findall(r"^\| (`[^|]*`) \| (root|group) \|", text, re.M)
         said = {m: who for cell, who in rows for m in re.findall(r"`([a-z._]+)`", cell)}
-        table = re.findall(r'\{ "([a-z._]+)", api_\w+(, API_MEMBER)?', (ROOT / "forkd" / "api.c").read_text())
+        table = re.findall(r'\{ "([a-z._]+)", api_\w+(, API_MEMBER)?', (ROOT / "forkd" / "api" / "api.c").read_text())
         self.assertEqual(said, {m: "group" if member else "root" for m, member in table})
         c = self.connect(MEMBER)
         for method, who in said.items():
