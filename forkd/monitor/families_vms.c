@@ -48,7 +48,8 @@ static void waits(struct scrape *s) {
                                 expo_hist_add(&h, probes_bucket_end_ns(b), p->wait[b]);
                 expo_hist(&s->x, &s->vms[i].labels, &h);
         }
-        expo_family(&s->x, "forkd_uffd_waiting_seconds", "gauge", "The longest such wait that is under way; 0: there is none.");
+        expo_family(&s->x, "forkd_uffd_waiting_seconds", "gauge",
+                    "The longest wait for a page that is under way; 0: there is none.");
         for (unsigned i = 0; i < s->n_vms; i++) {
                 uint64_t since = s->vms[i].mv->waiting_since_ns, now = s->now_ns;
 

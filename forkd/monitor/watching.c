@@ -64,7 +64,13 @@ static struct monitor_vcpu *place_of(const struct watched *w, const struct probe
         return c;
 }
 
+/* Since when it waits for memory. One that has got it, and has no CPU, waits for that: no pager is to blame, and nobody is stuck. */
+static uint64_t waits_since(const struct probes_thread *t) {
+        return t->state == PROBES_MEMORY ? t->wait_since_ns : 0;
+}
+
 static void add_vcpu(struct watched *w, struct monitor_vcpu *c, const struct probes_thread *t) {
+        uint64_t since = waits_since(t);
         struct probes_sample more;
 
         grow(&t->sum, &c->last, &c->sum, &more);
@@ -73,7 +79,7 @@ static void add_vcpu(struct watched *w, struct monitor_vcpu *c, const struct pro
         c->seen = true;
         c->state = vcpu_state(t->state);
         c->since_ns = t->since_ns;
-        c->waiting_ns = t->wait_since_ns && w->m->look_ns > t->wait_since_ns ? w->m->look_ns - t->wait_since_ns : 0;
+        c->waiting_ns = since && w->m->look_ns > since ? w->m->look_ns - since : 0;
 }
 
 /* ---- the pager's ---- */
@@ -127,6 +133,7 @@ static void add_thread(struct watched *w, const struct probes_thread *t) {
 static void on_each(void *arg, struct probes_watch *pw, const struct probes_thread *t, const struct probes_sample *ended) {
         struct watched *w = probes_watch_data(pw);
         struct monitor_vcpu *c;
+        uint64_t since;
 
         if (!t) {
                 probes_add(&w->look, ended);
@@ -134,8 +141,9 @@ static void on_each(void *arg, struct probes_watch *pw, const struct probes_thre
         }
         probes_add(&w->look, &t->sum);
         w->threads++;
-        if (t->wait_since_ns && (w->oldest_wait_ns == 0 || t->wait_since_ns < w->oldest_wait_ns))
-                w->oldest_wait_ns = t->wait_since_ns;
+        since = waits_since(t);
+        if (since && (w->oldest_wait_ns == 0 || since < w->oldest_wait_ns))
+                w->oldest_wait_ns = since;
         if (w->kind == WATCHED_PAGER)
                 add_thread(w, t);
         else if ((c = place_of(w, t)))

@@ -24,8 +24,11 @@
 #include "forkd/daemon.h"
 #include "forkd/pager/link.h"
 #include "forkd/pager/totals.h"
+#include "pager/limits.h"
 
 #define PAGER_CALL_TIMEOUT_MS 10000
+/* A pager ends sessions by itself whose faults wait too long for a disk; one that does not come to that hangs. */
+#define PAGER_PATIENCE_MS ((PAGER_FAULT_SECONDS + 10) * 1000)
 #define PAGER_SUSPECTS 64
 
 /** A pager process, as long as forkd has to do with it. */
@@ -42,6 +45,7 @@ struct pager_process {
         bool hung;                         /* we have killed it for that */
         bool watched;                      /* a coroutine watches its heart: */
         struct co_wait *pause, *unwatched; /* between two beats; who waits for the coroutine's end */
+        uint64_t at_work_ns;               /* when a heartbeat told last that it had a fault in hand, or read from a disk */
         struct pager_figures figures;      /* what it has told last */
 };
 

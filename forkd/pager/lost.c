@@ -6,6 +6,10 @@
  * it was read and forgotten, or a wake-up went missing. What helps is to wake all of the guest's memory: who still misses his page
  * faults again, and the pager reads that. Should the wait that begins then become as long, the guest does not get its memory.
  *
+ * A fault that nobody has read is not lost: a pager that waits for a slow disk, for one guest after the other, comes to it later. Our own
+ * descriptor of the userfaultfd tells that there are such faults. They get the time that a pager has which reads from a disk, unless it
+ * has had nothing to do lately.
+ *
  * Whose fault that is cannot be told from one guest: a VMM holds its userfaultfd, and may take from it what was meant for the pager,
  * or wait at one of its own, for a guest that took it over. So a guest alone is ended alone; the pager counts as hung when most of
  * those that it serves have come to this.
@@ -14,6 +18,7 @@
 #include "forkd/pager/internal.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 
@@ -53,11 +58,20 @@ static uint64_t long_wait_ms(struct vm *vm, uint64_t deadline_ms) {
         return mv->waiting_ns / 1000000 >= deadline_ms ? mv->waiting_ns / 1000000 : 0;
 }
 
+/* There is something in its userfaultfd, and its pager is busy with others. */
+static bool is_unread(const struct vm *vm, uint64_t wait_ms, uint64_t deadline_ms) {
+        struct pollfd unread = { .fd = vm->hold.uffd, .events = POLLIN };
+        uint64_t at_work_ns = vm->hold.process->at_work_ns;
+
+        return wait_ms < PAGER_PATIENCE_MS && at_work_ns != 0 && ms_since(at_work_ns) < (double) deadline_ms &&
+               poll(&unread, 1, 0) == 1 && (unread.revents & POLLIN);
+}
+
 static enum wait look_at(struct vm *vm, uint64_t oldest_ms, uint64_t deadline_ms) {
         uint64_t wait_ms = long_wait_ms(vm, deadline_ms), now = now_ns();
         bool same;
 
-        if (wait_ms == 0 || oldest_ms >= wait_ms / 2)
+        if (wait_ms == 0 || oldest_ms >= wait_ms / 2 || is_unread(vm, wait_ms, deadline_ms))
                 return WAIT_FINE;
         /* Not a wait that began long after the last time that it was woken. */
         same = vm->hold.woken_ns != 0 && monitor_of(vm)->waiting_since_ns < vm->hold.woken_ns + deadline_ms * 1000000 / 2;

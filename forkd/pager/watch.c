@@ -20,11 +20,9 @@
 
 #include "common/io.h"
 #include "common/log.h"
-#include "pager/limits.h"
 
 #define BEATS 8 /* within the deadline */
 #define LATE 2  /* a turn that took so many times its time tells of us, not of the pager */
-#define STUCK_MS ((PAGER_FAULT_SECONDS + 10) * 1000)
 
 /* Why it must be taken for hung, or NULL. */
 static const char *judge(const msgpack_object *beat, uint64_t deadline_ms, char *buf, size_t size) {
@@ -40,24 +38,43 @@ static const char *judge(const msgpack_object *beat, uint64_t deadline_ms, char 
                 if (mp_get_u64(w, "stamp_age_ms", &age) < 0)
                         return "its heartbeat makes no sense";
                 (void) mp_get_bool(w, "reading", &reading);
-                if (age <= deadline_ms || (reading && age <= STUCK_MS))
+                if (age <= deadline_ms || (reading && age <= PAGER_PATIENCE_MS))
                         continue;
                 (void) snprintf(buf, size, "its fault worker %u has not moved for %llu ms%s", (unsigned) i,
                                 (unsigned long long) age, reading ? ", in a read" : "");
                 return buf;
         }
         (void) mp_get_u64(beat, "oldest_fault_ms", &oldest);
-        if (oldest <= STUCK_MS)
+        if (oldest <= PAGER_PATIENCE_MS)
                 return NULL;
         (void) snprintf(buf, size, "a fault has waited for %llu ms, and it does nothing about it", (unsigned long long) oldest);
         return buf;
+}
+
+/* Does it do something for anybody? Who comes after that waits, and is not forgotten. */
+static bool is_at_work(const msgpack_object *beat, uint64_t oldest_ms) {
+        const msgpack_object *workers = mp_get_array(beat, "workers");
+        bool at_work = oldest_ms > 0;
+
+        for (uint32_t i = 0; workers && !at_work && i < workers->via.array.size; i++)
+                (void) mp_get_bool(&workers->via.array.ptr[i], "reading", &at_work);
+        return at_work;
+}
+
+static const char *judge_waits(struct pager_process *o, const msgpack_object *beat, uint64_t deadline_ms) {
+        uint64_t oldest;
+
+        if (mp_get_u64(beat, "oldest_fault_ms", &oldest) < 0)
+                return NULL;
+        if (is_at_work(beat, oldest))
+                o->at_work_ns = now_ns();
+        return pager_lost_faults(o, oldest, deadline_ms);
 }
 
 /* One beat: 0; -ETIMEDOUT: there was none within the deadline, -EIO: its workers hang, with *ret_why; else it is gone. */
 static int beat(struct pager_process *o, int turn_ms, char *buf, size_t size, const char **ret_why) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         struct rpc_co call;
-        uint64_t oldest;
         struct err e;
         int r;
 
@@ -79,8 +96,8 @@ static int beat(struct pager_process *o, int turn_ms, char *buf, size_t size, co
         }
         if (r == 0)
                 *ret_why = judge(&a.doc.root, (uint64_t) turn_ms * BEATS, buf, size);
-        if (r == 0 && !*ret_why && mp_get_u64(&a.doc.root, "oldest_fault_ms", &oldest) == 0)
-                *ret_why = pager_lost_faults(o, oldest, (uint64_t) turn_ms * BEATS);
+        if (r == 0 && !*ret_why)
+                *ret_why = judge_waits(o, &a.doc.root, (uint64_t) turn_ms * BEATS);
         return r == 0 && *ret_why ? -EIO : r;
 }
 

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -97,7 +98,7 @@ static int setup(void **state) {
                 vms[i].hold.pid = vms[i].pid = (pid_t) (0x7f000000 + i); /* nobody's */
                 vms[i].hold.memfd = memfd_create("none", MFD_CLOEXEC);
                 vms[i].hold.sock = memfd_create("none", MFD_CLOEXEC);
-                vms[i].hold.uffd = memfd_create("none", MFD_CLOEXEC);
+                vms[i].hold.uffd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); /* nothing to be read */
                 vms[i].hold.n_regions = 1;
                 TAILQ_INSERT_TAIL(&d.vms, &vms[i], entry);
                 monitor_vm_born(d.monitor, &vms[i], -1, vms[i].pid);
@@ -120,6 +121,7 @@ static int teardown(void **state) {
 /* VM @i has waited for @ms. */
 static void waits(unsigned i, uint64_t ms) {
         cpu[i]->t.wait_since_ns = ms ? now_ns() - ms * MS : 0;
+        cpu[i]->t.state = ms ? PROBES_MEMORY : PROBES_IDLE;
 }
 
 static const char *beat(uint64_t oldest_ms) {
@@ -163,6 +165,31 @@ static void test_slow(void **state) {
         assert_null(beat(5 * DEADLINE_MS + 100));
         assert_true(vms[0].hold.woken_ns == 0);
         pager.replacing = 1; /* nor while sessions are moved */
+        assert_null(beat(0));
+        assert_true(vms[0].hold.woken_ns == 0);
+}
+
+/* Nor is it lost while a pager that is busy with others has not read it; one that does nothing, or takes for ever, has no excuse. */
+static void test_unread(void **state) {
+        assert_int_equal(eventfd_write(vms[0].hold.uffd, 1), 0);
+        process.at_work_ns = now_ns();
+        waits(0, 10 * DEADLINE_MS);
+        assert_null(beat(0));
+        assert_true(vms[0].hold.woken_ns == 0);
+        waits(0, PAGER_PATIENCE_MS + DEADLINE_MS);
+        assert_null(beat(0));
+        assert_true(vms[0].hold.woken_ns != 0);
+        assert_int_equal(eventfd_write(vms[1].hold.uffd, 1), 0);
+        process.at_work_ns = now_ns() - 2 * DEADLINE_MS * MS;
+        waits(1, DEADLINE_MS + 1);
+        assert_null(beat(0));
+        assert_true(vms[1].hold.woken_ns != 0);
+}
+
+/* It has got its memory, and no CPU: nobody's fault is lost. */
+static void test_no_cpu(void **state) {
+        waits(0, 10 * DEADLINE_MS);
+        cpu[0]->t.state = PROBES_RUNQUEUE;
         assert_null(beat(0));
         assert_true(vms[0].hold.woken_ns == 0);
 }
@@ -216,7 +243,8 @@ static void test_no_probes(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
 #define T(t) cmocka_unit_test_setup_teardown(t, setup, teardown)
-                T(test_woken), T(test_slow), T(test_one_of_many), T(test_most), T(test_again), T(test_no_probes),
+                T(test_woken),       T(test_slow), T(test_unread), T(test_no_cpu),
+                T(test_one_of_many), T(test_most), T(test_again),  T(test_no_probes),
         };
 
         log_init("test_lost", LOG_LVL_ERROR);

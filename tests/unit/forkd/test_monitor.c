@@ -548,6 +548,12 @@ static void test_stuck(void **state) {
         assert_int_equal(monitor_vm_health(mv, why), MONITOR_OK);
         assert_int_equal(events_of("vcpu.stuck"), 1);
         assert_int_equal(events_of("vcpu.ok"), 1);
+        cpu->t.state = PROBES_RUNQUEUE; /* it has its page, and no CPU */
+        cpu->t.wait_since_ns = now_ns() - 1500 * MS;
+        turn();
+        assert_int_equal(monitor_vm_health(mv, why), MONITOR_OK);
+        assert_true(mv->waiting_ns == 0 && mv->vcpu[0].waiting_ns == 0);
+        io->t.state = PROBES_MEMORY;
         io->t.wait_since_ns = now_ns() - 1500 * MS; /* a device's thread, by a whole VMM's health */
         turn();
         assert_int_equal(monitor_vm_health(mv, why), MONITOR_STUCK);

@@ -130,9 +130,11 @@ static bool was_killed(void) {
 static void test_healthy(void **state) {
         heart.age_ms = DEADLINE_MS; /* busy, but within its deadline */
         assert_false(beats_or_death(20));
+        assert_true(process->at_work_ns == 0);
         heart.age_ms = 10 * DEADLINE_MS; /* the disk is slow: not the watchdog's business yet */
         heart.reading = true;
         assert_false(beats_or_death(40));
+        assert_true(process->at_work_ns != 0);
 }
 
 static void test_mute(void **state) {
