@@ -51,7 +51,6 @@ struct monitor {
         bool ticking;
         uint64_t turn_ns, look_ns; /* the last */
         uint64_t looks, voided;
-        unsigned unwatched; /* told of already */
         struct monitor_vm_list vms;
         unsigned n_ended;
         struct watched_list watches;

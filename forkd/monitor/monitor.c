@@ -125,10 +125,21 @@ static struct monitor_vm *enter(struct monitor *m, struct vm *vm) {
 
 /* ---- what happens to VMs and to the pager ---- */
 
-/* Once, until all are watched again. */
+static bool any_refused(const struct monitor *m) {
+        const struct monitor_vm *mv;
+
+        TAILQ_FOREACH (mv, &m->vms, entry)
+                if (mv->refused)
+                        return true;
+        return false;
+}
+
+/* Told once, until all are watched again. */
 static void refuse(struct monitor *m, struct monitor_vm *mv, int r) {
+        bool told = any_refused(m);
+
         mv->refused = true;
-        if (m->unwatched++ > 0)
+        if (told)
                 return;
         log_warning("%s (%s) is not watched: %s", mv->name, mv->id,
                     r == -ENOSPC ? "as many processes as fit are watched already" : strerror(-r));
@@ -140,12 +151,10 @@ static void watch_vm(struct monitor *m, struct monitor_vm *mv, int pidfd, pid_t 
         int r = monitor_watch(m, mv, NULL, pidfd, pid);
 
         mv->watched = r == 0;
-        if (r == 0 && mv->refused) {
+        if (r == 0)
                 mv->refused = false;
-                m->unwatched = 0;
-        } else if (r < 0 && r != -EOPNOTSUPP && r != -ESRCH && !mv->refused) {
+        else if (r != -EOPNOTSUPP && r != -ESRCH && !mv->refused)
                 refuse(m, mv, r);
-        }
         tick(m);
 }
 
@@ -217,6 +226,7 @@ void monitor_pager_gone(struct monitor *m, struct pager_process *o) {
 /* ---- probes ---- */
 
 static void open_probes(struct monitor *m) {
+        struct probes_status st;
         struct err e = { 0 };
         int r;
 
@@ -230,8 +240,6 @@ static void open_probes(struct monitor *m) {
                 events_add(m->d->events, "probes.absent", NULL, "%s", e.message);
                 return;
         }
-        struct probes_status st;
-
         m->lately.since_ns = now_ns();
         probes_get_status(m->probes, &st);
         log_info("guests and the pager are watched by probes (%s, %.0f ms)%s%s", probes_method_name(st.method),

@@ -273,6 +273,15 @@ void monitor_void(struct monitor *m) {
 
 /* ---- which processes ---- */
 
+static bool any_gone(const struct monitor *m) {
+        const struct watched *w;
+
+        TAILQ_FOREACH (w, &m->watches, entry)
+                if (w->gone)
+                        return true;
+        return false;
+}
+
 int monitor_watch(struct monitor *m, struct monitor_vm *mv, struct pager_process *o, int pidfd, pid_t pid) {
         struct watched *w;
         int r;
@@ -284,7 +293,7 @@ int monitor_watch(struct monitor *m, struct monitor_vm *mv, struct pager_process
                 return -ENOMEM;
         *w = (struct watched){ .kind = mv ? WATCHED_VM : WATCHED_PAGER, .m = m, .mv = mv, .o = o, .pid = pid };
         r = probes_watch(m->probes, pidfd, pid, w, &w->w);
-        if (r == -ENOSPC) { /* those who have ended hold places until they are read a last time */
+        if (r == -ENOSPC && any_gone(m)) { /* those who have ended hold places until they are read a last time */
                 monitor_read(m);
                 r = probes_watch(m->probes, pidfd, pid, w, &w->w);
         }

@@ -285,6 +285,7 @@ static void test_no_place(void **state) {
         struct monitor_probes p;
         static struct vm vm[10];
         char why[MONITOR_WHY_SIZE];
+        unsigned reads;
 
         for (unsigned i = 0; i < 10; i++) {
                 char id[24];
@@ -305,6 +306,15 @@ static void test_no_place(void **state) {
         born(&vm[8], 108);
         assert_true(monitor_of(&vm[8])->watched);
         for (unsigned i = 0; i < 10; i++)
+                monitor_vm_forget(m, &vm[i]);
+        /* nobody is left who found no place: the next one is told of; and where nobody has ended nothing is read */
+        for (unsigned i = 0; i < 8; i++)
+                born(&vm[i], (pid_t) (200 + i));
+        reads = fake.reads;
+        born(&vm[8], 208);
+        assert_int_equal(events_of("probes.full"), 2);
+        assert_int_equal(fake.reads, reads);
+        for (unsigned i = 0; i < 9; i++)
                 monitor_vm_forget(m, &vm[i]);
 }
 
