@@ -20,9 +20,6 @@
 static inline void cleanup_learnp(struct learn_bpf **s) {
         learn_bpf__destroy(*s);
 }
-static inline void cleanup_trialp(struct trial **t) {
-        trial_free(*t);
-}
 
 int learn_parse(const char *text, uint64_t address, const char *prefix, uint64_t *ret_start, uint64_t *ret_end) {
         size_t n = strlen(prefix);

@@ -22,10 +22,6 @@
 #define MAX_PLACES (1u << 20)
 #define TRIAL_NS 2000000 /* how long our fault waits */
 
-static inline void cleanup_trialp(struct trial **t) {
-        trial_free(*t);
-}
-
 static const char *const method_names[] = {
         [PROBES_NONE] = "none",
         [PROBES_FENTRY] = "fentry",

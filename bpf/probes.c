@@ -127,20 +127,6 @@ static void each_task(struct probes_watch *w, void (*fn)(struct probes_watch *w,
         (void) closedir(dir);
 }
 
-/* The programs tell it from when it runs: one that sleeps for ever would have none. */
-static void read_comm(int task_fd, const char *tid, char comm[PROBES_COMM]) {
-        cleanup_fd int fd = -1;
-        char path[64];
-        ssize_t n;
-
-        (void) snprintf(path, sizeof(path), "%s/comm", tid);
-        fd = openat(task_fd, path, O_RDONLY | O_CLOEXEC);
-        n = fd < 0 ? 0 : read(fd, comm, PROBES_COMM - 1);
-        for (ssize_t i = 0; i < n; i++)
-                if (comm[i] == '\n')
-                        comm[i] = '\0';
-}
-
 /* One that the programs have seen meanwhile is theirs. */
 static void seed(struct probes_watch *w, int task_fd, const char *name, uint32_t tid) {
         struct probes_thread_entry t = { .watch = w->number, .tgid = (uint32_t) w->pid };
@@ -148,7 +134,9 @@ static void seed(struct probes_watch *w, int task_fd, const char *name, uint32_t
         t.state = (uint32_t) state_of(task_fd, name);
         if (t.state == PROBES_UNKNOWN)
                 return;
-        read_comm(task_fd, name, t.comm);
+        /* The programs tell it from when it runs: one that sleeps for ever would have none. */
+        if (read_task(task_fd, name, "comm", t.comm, sizeof(t.comm)) > 0)
+                t.comm[strcspn(t.comm, "\n")] = '\0';
         t.since = now_ns();
         if (t.state == PROBES_MEMORY)
                 t.wait_since = t.since;
@@ -214,8 +202,13 @@ static void tell(const struct probes *p, uint32_t tid, const struct probes_threa
         struct probes_watch *w = watch_of(p, t->watch);
         struct probes_thread thread = { .tid = (pid_t) tid };
 
-        if (!w)
+        if (!w) {
+                /* Of a watch that is no more, by which it was not forgotten (a thread that took its leader's place by execve had another
+                 * number by then): the place is needed. One that had just gone reads as watch 0, and has none. */
+                if (t->watch)
+                        best_effort(bpf_map_delete_elem(p->threads_fd, &tid));
                 return;
+        }
         thread.state = t->state < PROBES_N_STATES ? (enum probes_state) t->state : PROBES_UNKNOWN;
         thread.since_ns = t->since;
         thread.wait_since_ns = t->wait_since;

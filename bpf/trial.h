@@ -14,6 +14,9 @@ struct trial;
 int trial_new(struct trial **ret) attr_warn_unused;
 /** Lets go of the thread, whatever it waits for, and waits for its end. NULL is fine. */
 void trial_free(struct trial *t);
+static inline void cleanup_trialp(struct trial **t) {
+        trial_free(*t);
+}
 pid_t trial_tid(const struct trial *t);
 
 /** Has it touch the page, and returns when it sleeps for that. -ETIMEDOUT. */

@@ -246,7 +246,8 @@ static void test_states(void **state) {
         wait_for_end(p, w, sleep.tid, &l);
         wait_for_end(p, w, lock.tid, &l);
         assert_true(l.ended.ns[PROBES_ONCPU] >= on);
-        assert_in_range((double) l.ended.ns[PROBES_ONCPU] / (double) (spin.cpu_ns + sleep.cpu_ns + lock.cpu_ns) * 100, 80, 120);
+        /* What a hypervisor takes away the clock of the CPU does not count. */
+        assert_in_range((double) l.ended.ns[PROBES_ONCPU] / (double) (spin.cpu_ns + sleep.cpu_ns + lock.cpu_ns) * 100, 80, 150);
         assert_true(l.ended.ns[PROBES_LOCK] > 250000000ull);
         probes_close(p);
 }
@@ -321,7 +322,7 @@ static void check_waits(int method) {
         touch.pages = m.pages;
         start(&touch, TOUCH);
         for (unsigned i = 0; i < PAGES; i++) {
-                uint64_t page = next_fault(&m), begin = now_ns();
+                uint64_t page = next_fault(&m), begin;
 
                 if (i == 0) {
                         /* One that is under way is seen, and since when. */
@@ -332,8 +333,10 @@ static void check_waits(int method) {
                 }
                 if (i % 20 == 0) {
                         wait_for_state(p, w, touch.tid, PROBES_MEMORY, &l);
-                        run_for(3);
                 }
+                begin = now_ns(); /* on a busy host a fault is told long before its thread sleeps */
+                if (i % 20 == 0)
+                        run_for(3);
                 answer(&m, page);
                 held += now_ns() - begin;
         }
@@ -526,17 +529,81 @@ static void test_unwatch_alive(void **state) {
         struct worker spin = { 0 };
         struct probes_watch *w;
         struct look l;
+        uint64_t begin;
 
         start(&spin, SPIN);
         w = watch(p, getpid());
         run_for(30);
         probes_unwatch(w);
+        begin = now_ns();
         w = watch(p, getpid());
         look_at(p, w, &l);
         assert_int_equal(l.strangers, 0);
         assert_non_null(find(&l, spin.tid));
-        assert_true(l.sum.ns[PROBES_ONCPU] < 25000000);
+        /* Nothing from before: each of its threads has had no more than the time since then. */
+        assert_true(l.sum.ns[PROBES_ONCPU] <= (now_ns() - begin) * l.n);
         stop(&spin);
+        probes_close(p);
+}
+
+static void *exec_main(void *arg) {
+        char c;
+
+        if (read(*(int *) arg, &c, 1) == 1)
+                (void) execl("/bin/sleep", "sleep", "60", (char *) NULL);
+        _exit(1);
+}
+
+static bool is_called(pid_t pid, const char *name) {
+        char path[32], *data;
+        bool is;
+
+        (void) snprintf(path, sizeof(path), "/proc/%d/comm", (int) pid);
+        assert_int_equal(io_read_file(AT_FDCWD, path, 64, &data, NULL), 0);
+        is = strcmp(data, name) == 0;
+        free(data);
+        return is;
+}
+
+/** A thread that takes its leader's place gets its number, and leaves an entry behind: not for ever. */
+static void test_exec_of_a_thread(void **state) {
+        struct probes *p = open_probes(-1, 0, 0);
+        struct probes_status st;
+        struct probes_watch *w;
+        int go[2];
+        struct look l;
+        uint64_t begin;
+        pid_t pid;
+
+        assert_int_equal(pipe2(go, O_CLOEXEC), 0);
+        pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+                pthread_t t;
+
+                if (pthread_create(&t, NULL, exec_main, &go[0]) == 0)
+                        (void) pthread_join(t, NULL);
+                _exit(1);
+        }
+        w = watch(p, pid);
+        for (begin = now_ns(), look_at(p, w, &l); l.n < 2 && ms_since(begin) < DEADLINE_MS; look_at(p, w, &l))
+                turn();
+        assert_int_equal(l.n, 2);
+        assert_int_equal(write(go[1], "", 1), 1);
+        for (begin = now_ns(); !is_called(pid, "sleep\n") && ms_since(begin) < DEADLINE_MS;)
+                turn();
+        assert_true(is_called(pid, "sleep\n"));
+        end_process(pid);
+        probes_unwatch(w);
+        for (begin = now_ns(); ms_since(begin) < DEADLINE_MS; turn()) {
+                assert_int_equal(probes_read(p, see, &l), 0);
+                probes_get_status(p, &st);
+                if (st.threads == 0)
+                        break;
+        }
+        assert_int_equal(st.threads, 0);
+        (void) close_fd(go[0]);
+        (void) close_fd(go[1]);
         probes_close(p);
 }
 
@@ -621,10 +688,9 @@ static void test_bad_options(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_states),       cmocka_unit_test(test_waits),
-                cmocka_unit_test(test_there_before), cmocka_unit_test(test_pid_again),
-                cmocka_unit_test(test_ended),        cmocka_unit_test(test_unwatch_alive),
-                cmocka_unit_test(test_full),         cmocka_unit_test(test_coming_and_going),
+                cmocka_unit_test(test_states),           cmocka_unit_test(test_waits), cmocka_unit_test(test_there_before),
+                cmocka_unit_test(test_pid_again),        cmocka_unit_test(test_ended), cmocka_unit_test(test_unwatch_alive),
+                cmocka_unit_test(test_exec_of_a_thread), cmocka_unit_test(test_full),  cmocka_unit_test(test_coming_and_going),
                 cmocka_unit_test(test_bad_options),
         };
         struct probes_options opt = { .method = -1 };
