@@ -5,63 +5,9 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- UTF-8 (RFC 3629: no surrogates, nothing overlong, nothing above U+10FFFF) ---- */
+#include "common/utf8.h"
 
-/* Length of the sequence that starts at @s: 1 … 4; 0 if it is none; -1 if it is one so far but ends at @len. */
-static int sequence(const unsigned char *s, size_t len) {
-        unsigned char lo = 0x80, hi = 0xbf;
-        int n;
-
-        if (s[0] < 0x80)
-                return 1;
-        if (s[0] >= 0xc2 && s[0] <= 0xdf)
-                n = 2;
-        else if (s[0] >= 0xe0 && s[0] <= 0xef)
-                n = 3;
-        else if (s[0] >= 0xf0 && s[0] <= 0xf4)
-                n = 4;
-        else
-                return 0;
-        if (s[0] == 0xe0)
-                lo = 0xa0;
-        else if (s[0] == 0xed)
-                hi = 0x9f;
-        else if (s[0] == 0xf0)
-                lo = 0x90;
-        else if (s[0] == 0xf4)
-                hi = 0x8f;
-        for (int i = 1; i < n; i++) {
-                if ((size_t) i >= len)
-                        return -1;
-                if (s[i] < lo || s[i] > hi)
-                        return 0;
-                lo = 0x80;
-                hi = 0xbf;
-        }
-        return n;
-}
-
-bool utf8_valid(const char *s, size_t len) {
-        const unsigned char *p = (const unsigned char *) s;
-
-        for (size_t i = 0; i < len;) {
-                int n = sequence(p + i, len - i);
-
-                if (n <= 0)
-                        return false;
-                i += (size_t) n;
-        }
-        return true;
-}
-
-size_t utf8_whole(const char *s, size_t len) {
-        const unsigned char *p = (const unsigned char *) s;
-
-        for (size_t back = 1; back <= 3 && back <= len; back++)
-                if (p[len - back] >= 0xc0)
-                        return sequence(p + len - back, back) < 0 ? len - back : len;
-        return len;
-}
+/* ---- text ---- */
 
 json_t *json_text(const char *s, size_t len) {
         const unsigned char *p = (const unsigned char *) s;
@@ -76,7 +22,7 @@ json_t *json_text(const char *s, size_t len) {
         if (!buf)
                 return NULL;
         for (size_t i = 0; i < len;) {
-                int k = sequence(p + i, len - i);
+                int k = utf8_sequence(p + i, len - i);
 
                 if (k > 0) {
                         memcpy(buf + n, s + i, (size_t) k);

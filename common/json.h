@@ -27,11 +27,6 @@ int json_set_bytes(json_t *map, const char *key, const void *data, size_t len) a
 /** One document and a newline. */
 int json_print(FILE *f, const json_t *j) attr_warn_unused;
 
-/** Length of the longest prefix of @s that does not cut a UTF-8 sequence in two: @len, or up to 3 less.
- *  Bytes that are no UTF-8 at all count as whole. */
-size_t utf8_whole(const char *s, size_t len);
-bool utf8_valid(const char *s, size_t len);
-
 /* Fields of a map; the default when absent or of another type. */
 const char *json_str(const json_t *map, const char *key, const char *fallback);
 double json_num(const json_t *map, const char *key, double fallback);

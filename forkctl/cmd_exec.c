@@ -15,6 +15,7 @@
 
 #include "forkctl/commands.h"
 #include "common/json.h"
+#include "common/utf8.h"
 #include "forkctl/stream.h"
 #include "forkctl/tty.h"
 

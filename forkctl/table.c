@@ -8,6 +8,7 @@
 
 #include "common/ids.h"
 #include "common/json.h"
+#include "common/utf8.h"
 
 #define CELL_MAX 1024
 #define SECTION_FROM 4 /* a nested map of more fields becomes a section */

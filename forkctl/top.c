@@ -10,6 +10,7 @@
 #include <strings.h>
 
 #include "common/json.h"
+#include "common/utf8.h"
 #include "forkctl/draw.h"
 
 static const char *const health_names[TOP_N_HEALTHS] = {

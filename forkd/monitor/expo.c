@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/utf8.h"
 
 #define FIRST_SIZE 65536u
 #define NS_DIGITS 9
@@ -82,36 +83,12 @@ static void put_seconds(struct expo *x, uint64_t ns) {
 
 /* ---- labels ---- */
 
-/* The length of the UTF-8 character at @s, 0: that is none. */
-static size_t utf8_length(const unsigned char *s) {
-        static const struct {
-                unsigned char mask, lead, first_min, first_max;
-                size_t len;
-        } forms[] = {
-                { 0x80, 0x00, 0, 0, 1 },       { 0xe0, 0xc0, 0x80, 0xbf, 2 }, { 0xff, 0xe0, 0xa0, 0xbf, 3 },
-                { 0xff, 0xed, 0x80, 0x9f, 3 }, { 0xf0, 0xe0, 0x80, 0xbf, 3 }, { 0xff, 0xf0, 0x90, 0xbf, 4 },
-                { 0xff, 0xf4, 0x80, 0x8f, 4 }, { 0xfc, 0xf0, 0x80, 0xbf, 4 },
-        };
-
-        if (s[0] == 0xc0 || s[0] == 0xc1)
-                return 0;
-        for (size_t f = 0; f < ARRAY_LEN(forms); f++) {
-                if ((s[0] & forms[f].mask) != forms[f].lead)
-                        continue;
-                for (size_t i = 1; i < forms[f].len; i++)
-                        if (s[i] < (i == 1 ? forms[f].first_min : 0x80) || s[i] > (i == 1 ? forms[f].first_max : 0xbf))
-                                return 0;
-                return forms[f].len;
-        }
-        return 0;
-}
-
 /* The next character of a label's value, as it is written; *s goes behind it. */
 static const char *escaped(const unsigned char **s, size_t *ret_len) {
-        size_t n = utf8_length(*s);
         const char *p = (const char *) *s;
+        int n = utf8_sequence(*s, strnlen(p, 4));
 
-        *s += MAX_OF(n, (size_t) 1);
+        *s += MAX_OF(n, 1);
         *ret_len = 2;
         switch (p[0]) {
         case '\\':
@@ -123,8 +100,8 @@ static const char *escaped(const unsigned char **s, size_t *ret_len) {
         default:
                 break;
         }
-        *ret_len = n ? n : 3;
-        return n ? p : "\xef\xbf\xbd";
+        *ret_len = n > 0 ? (size_t) n : 3;
+        return n > 0 ? p : "\xef\xbf\xbd";
 }
 
 static bool append(struct expo_labels *l, const char *s, size_t len) {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/json.h"
+#include "common/utf8.h"
 #include "forkctl/table.h"
 #include "forkctl/top.h"
 

@@ -9,33 +9,6 @@
 
 #include "common/json.h"
 
-static void test_utf8(void **state) {
-        static const char *const good[] = { "", "a", "ü", "€", "😀", "\xf4\x8f\xbf\xbf", "\xed\x9f\xbf", "\xee\x80\x80" };
-        static const char *const bad[] = {
-                "\x80",         "\xc3",         "\xc0\xaf",         "\xc1\xbf",
-                "\xe0\x9f\xbf", "\xed\xa0\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80",
-                "\xf5\x80\x80", "\xff",         "a\xe2\x82",        "\xe2\x82z",
-        };
-
-        for (size_t i = 0; i < ARRAY_LEN(good); i++)
-                assert_true(utf8_valid(good[i], strlen(good[i])));
-        for (size_t i = 0; i < ARRAY_LEN(bad); i++)
-                if (utf8_valid(bad[i], strlen(bad[i])))
-                        fail_msg("bad sequence %zu was taken", i);
-}
-
-static void test_whole(void **state) {
-        assert_int_equal(utf8_whole("abc", 3), 3);
-        assert_int_equal(utf8_whole("", 0), 0);
-        assert_int_equal(utf8_whole("a\xe2\x82\xac", 4), 4);
-        assert_int_equal(utf8_whole("a\xe2\x82", 3), 1);
-        assert_int_equal(utf8_whole("a\xe2", 2), 1);
-        assert_int_equal(utf8_whole("\xf0\x9f\x98", 3), 0);
-        assert_int_equal(utf8_whole("\xff\xff", 2), 2);         /* no sequence will come of it */
-        assert_int_equal(utf8_whole("\x82\x82\x82\x82", 4), 4); /* nor of that */
-        assert_int_equal(utf8_whole("\xed\xa0", 2), 2);         /* a surrogate: bad already */
-}
-
 static void test_text(void **state) {
         cleanup_json json_t *a = json_text("a\xff\xe2\x82z", 5), *b = json_text("\0x", 2), *c = json_text(NULL, 0);
 
@@ -129,9 +102,8 @@ static void test_getters(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_utf8),    cmocka_unit_test(test_whole),  cmocka_unit_test(test_text),
-                cmocka_unit_test(test_bytes),   cmocka_unit_test(test_values), cmocka_unit_test(test_keys),
-                cmocka_unit_test(test_getters),
+                cmocka_unit_test(test_text), cmocka_unit_test(test_bytes),   cmocka_unit_test(test_values),
+                cmocka_unit_test(test_keys), cmocka_unit_test(test_getters),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
