@@ -42,6 +42,8 @@ void pager_totals_fold(struct pager_process *o) {
 
 /* ---- what a pager tells ---- */
 
+#define MAX_AGE_MS 1e12 /* of a fault: 30 years */
+
 /* Microseconds as a double: of what may be any double at all. */
 static uint64_t ns_of(double us) {
         return us > 0 && us < 1e15 ? (uint64_t) (us * 1e3 + 0.5) : 0;
@@ -120,6 +122,7 @@ static void note(struct pager_process *o, struct rpc_answer *a) {
         const msgpack_object *totals = mp_get(&a->doc.root, "totals");
         struct pager_totals *told = &o->p->told;
         struct pager_figures said = o->figures;
+        double oldest;
 
         pager_totals_read(totals, &said);
         rise_figures(&o->figures, &said);
@@ -131,7 +134,8 @@ static void note(struct pager_process *o, struct rpc_answer *a) {
         (void) mp_get_u64(totals, "images", &told->images);
         (void) mp_get_u64(totals, "present_bytes", &told->present_bytes);
         (void) mp_get_u64(totals, "budget_bytes", &told->budget_bytes);
-        (void) mp_get_double(totals, "oldest_fault_ms", &told->oldest_fault_ms);
+        if (mp_get_double(totals, "oldest_fault_ms", &oldest) == 0)
+                told->oldest_fault_ms = oldest > 0 ? MIN_OF(oldest, MAX_AGE_MS) : 0;
         rpc_answer_clear(&o->p->answer);
         o->p->answer = *a;
         *a = (struct rpc_answer){ 0 };

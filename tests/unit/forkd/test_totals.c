@@ -17,6 +17,7 @@ static struct played {
         struct rpc_conn *far;
         struct pager_process *o;
         uint64_t missing, waits;
+        double oldest_ms;
         unsigned asked;
         bool mute, garbage;
 } first, second;
@@ -57,7 +58,7 @@ static void on_call(struct rpc_msg *m, void *arg) {
                 put_hist(&b, "service", p->waits);
                 mp_kv_u64(&b, "sessions", 3);
                 mp_kv_u64(&b, "present_bytes", 4096);
-                mp_kv_double(&b, "oldest_fault_ms", 1.5);
+                mp_kv_double(&b, "oldest_fault_ms", p->oldest_ms);
         }
         assert_ok(rpc_reply(m->conn, m->msgid, &b, NULL, 0));
 }
@@ -66,7 +67,7 @@ static void play(struct played *p) {
         static const struct rpc_handlers theirs = { .on_message = on_call }, ours = { .on_message = pager_on_message };
         int sv[2];
 
-        *p = (struct played){ .o = calloc(1, sizeof(*p->o)) };
+        *p = (struct played){ .o = calloc(1, sizeof(*p->o)), .oldest_ms = 1.5 };
         assert_non_null(p->o);
         /* Any descriptor will do for one that lives. */
         *p->o = (struct pager_process){ .refs = 1, .p = pager, .pidfd = dup(0) };
@@ -177,6 +178,19 @@ static void test_adds_up_over_pagers(void **state) {
         assert_false(t.known);
 }
 
+/* What it says is anything at all, and becomes a whole number of nanoseconds. */
+static void test_an_age_that_is_none(void **state) {
+        static const double said[] = { NAN, INFINITY, -INFINITY, 1e300, -1 };
+
+        for (size_t i = 0; i < ARRAY_LEN(said); i++) {
+                double ms;
+
+                first.oldest_ms = said[i];
+                ms = refresh(1).oldest_fault_ms;
+                assert_true(ms >= 0 && ms * 1e6 < 1.8e19);
+        }
+}
+
 static void test_one_that_does_not_answer(void **state) {
         struct pager_totals before, t;
         uint64_t start;
@@ -209,6 +223,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_asks_once_for_many, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_adds_up_over_pagers, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_an_age_that_is_none, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_one_that_does_not_answer, setup, teardown),
         };
 
