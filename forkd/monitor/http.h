@@ -45,7 +45,8 @@ void http_on_gone(struct http_request *rq, void (*fn)(void *arg), void *arg);
 /** Answers, and ends @rq. @type: of the body; @headers: more of them, each "Name: value\r\n", or NULL. A
  *  "Content-Security-Policy" among them replaces ours, which allows nothing. The body is copied; of a HEAD it is left out. */
 void http_reply(struct http_request *rq, int status, const char *type, const char *headers, const void *body, size_t len);
-/** The same with memory from malloc, which is taken over. */
+/** The same with memory from malloc, which is taken over: for what is large. When clients do not take as much as HTTP_MAX_HELD of
+ *  such answers, the next is a 503. */
 void http_reply_take(struct http_request *rq, int status, const char *type, const char *headers, char *body, size_t len);
 /** A sentence for people. */
 void http_fail(struct http_request *rq, int status, const char *sentence);

@@ -13,12 +13,13 @@
 
 #define HTTP_MAX_STREAMS 32u
 #define HTTP_MAX_ROUTES 16u
-#define HTTP_MEMORY 16384u /* of a connection: a request's head, and what of its answer is on the way */
-#define HTTP_FIRST_S 10    /* for a client's first request to be complete */
-#define HTTP_NEXT_S 120    /* for each that follows */
-#define HTTP_STALL_S 30    /* for a client that sends nothing, or takes nothing */
-#define HTTP_ANSWER_S 60   /* for one that takes an answer slowly */
-#define HTTP_RETRY_S 5     /* an address that is taken is tried again */
+#define HTTP_MAX_HELD (32u << 20) /* bytes of answers that clients have not taken yet, of all together */
+#define HTTP_MEMORY 16384u        /* of a connection: a request's head, and what of its answer is on the way */
+#define HTTP_FIRST_S 10           /* for a client's first request to be complete */
+#define HTTP_NEXT_S 120           /* for each that follows */
+#define HTTP_STALL_S 30           /* for a client that sends nothing, or takes nothing */
+#define HTTP_ANSWER_S 60          /* for one that takes an answer slowly */
+#define HTTP_RETRY_S 5            /* an address that is taken is tried again */
 
 struct http_route {
         const char *path;
@@ -42,6 +43,7 @@ struct http_request {
         int status;
         struct MHD_Response *response; /* a reference */
         struct evbuffer *out;          /* of a stream: what the client has not taken */
+        size_t held;                   /* bytes of its answer that count in h->held */
         void (*gone)(void *arg);
         void *gone_arg;
 };
@@ -67,6 +69,7 @@ struct http {
         struct event *retry, *sweep;
         struct http_route route[HTTP_MAX_ROUTES];
         unsigned n_routes, n_conns, n_streams;
+        size_t held;
         TAILQ_HEAD(, http_conn) conns;
         bool closing;
 };

@@ -87,10 +87,20 @@ static void reply(struct http_request *rq, int status, const char *type, const c
 }
 
 void http_reply_take(struct http_request *rq, int status, const char *type, const char *headers, char *body, size_t len) {
-        struct MHD_Response *r = MHD_create_response_from_buffer(len, body, MHD_RESPMEM_MUST_FREE);
+        struct http *h = rq->c->h;
+        struct MHD_Response *r;
 
+        /* One is answered, however much it is, when nobody else has anything to take. */
+        if (h->held > 0 && (len > HTTP_MAX_HELD || h->held > HTTP_MAX_HELD - len)) {
+                free(body);
+                http_fail(rq, 503, "others have asked for much and do not take it; ask again");
+                return;
+        }
+        r = MHD_create_response_from_buffer(len, body, MHD_RESPMEM_MUST_FREE);
         if (!r)
                 free(body);
+        rq->held = r ? len : 0;
+        h->held += rq->held;
         reply(rq, status, type, headers, r);
 }
 
@@ -285,6 +295,7 @@ void http_on_completed(void *cls, struct MHD_Connection *mhd, void **con_cls, en
         rq->c->rq = NULL;
         rq->c->asked = true;
         rq->c->since_ns = now_ns();
+        rq->c->h->held -= rq->held;
         if (rq->response)
                 MHD_destroy_response(rq->response);
         if (rq->out)

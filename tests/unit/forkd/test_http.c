@@ -158,6 +158,13 @@ static void on_big(struct http_request *rq, void *arg) {
         http_reply(rq, 200, "text/plain", NULL, big, BIG);
 }
 
+static void on_given(struct http_request *rq, void *arg) {
+        char *body = calloc(1, BIG);
+
+        assert_non_null(body);
+        http_reply_take(rq, 200, "text/plain", NULL, body, BIG);
+}
+
 static void on_late(struct http_request *rq, void *arg) {
         late.rq = rq;
         http_on_gone(rq, on_gone, &late.rq);
@@ -180,6 +187,7 @@ static int setup(const char *listen) {
         assert_ok(http_new(&d, &d.http));
         assert_ok(http_handle(d.http, "/hello", on_hello, NULL));
         assert_ok(http_handle(d.http, "/big", on_big, NULL));
+        assert_ok(http_handle(d.http, "/given", on_given, NULL));
         assert_ok(http_handle(d.http, "/late", on_late, NULL));
         assert_ok(http_handle(d.http, "/stream", on_stream, NULL));
         memset(&late, 0, sizeof(late));
@@ -442,10 +450,27 @@ static void test_slow_reader_holds_nobody(void **state) {
         for (int i = 0; i < 5; i++)
                 turn();
         assert_non_null(strstr(ask(GET("/hello")), "hello\n"));
-        assert_int_equal(http_n_conns(d.http), 1);
+        until(http_n_conns(d.http) == 1);
         /* It has had its time: the sweep, a minute later. */
         TAILQ_FIRST(&d.http->conns)->since_ns -= (HTTP_ANSWER_S + 1) * 1000000000ull;
         until(http_n_conns(d.http) == 0);
+}
+
+/* What nobody takes is not made without end: each holds an answer in our memory. */
+static void test_slow_readers_hold_so_much(void **state) {
+        int fds[HTTP_MAX_HELD / BIG + 3];
+
+        for (unsigned i = 0; i < ARRAY_LEN(fds); i++) {
+                fds[i] = dial();
+                say(fds[i], GET("/given"));
+                until(d.http->held == MIN_OF((i + 1) * BIG, HTTP_MAX_HELD));
+        }
+        assert_memory_equal(ask(GET("/given")), "HTTP/1.1 503", 12);
+        assert_non_null(strstr(ask(GET("/hello")), "hello\n"));
+        for (unsigned i = 0; i < ARRAY_LEN(fds); i++)
+                (void) close_fd(fds[i]);
+        until(http_n_conns(d.http) == 0);
+        assert_int_equal(d.http->held, 0);
 }
 
 static void test_slow_writer_has_a_deadline(void **state) {
@@ -566,6 +591,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_streams_are_counted, begin, end),
                 cmocka_unit_test_setup_teardown(test_idle_clients_make_room, begin, end),
                 cmocka_unit_test_setup_teardown(test_slow_reader_holds_nobody, begin, end),
+                cmocka_unit_test_setup_teardown(test_slow_readers_hold_so_much, begin, end),
                 cmocka_unit_test_setup_teardown(test_slow_writer_has_a_deadline, begin, end),
                 cmocka_unit_test_setup_teardown(test_many_in_a_row, begin, end),
                 cmocka_unit_test_setup_teardown(test_ends_in_the_middle, begin, end),
