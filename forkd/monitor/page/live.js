@@ -74,7 +74,7 @@ function onLately(e) {
 function drawEvents() {
         const kind = $("event-kind").value, wanted = live.events.filter((x) => x.kind.startsWith(kind)).reverse();
         const shown = live.allEvents ? wanted : wanted.slice(0, EVENTS_SHOWN);
-        keyed($("event-list"), shown, (x) => x.number,
+        keyed($("event-list"), shown, (x) => `${x.number} ${x.ms}`, /* a forkd that began anew counts from 1 again */
               (x) => el("li", { "data-kind": x.kind }, el("time", { datetime: isoTime(x.ms), text: clock(x.ms) }), el("span", { class: "kind", text: x.kind }),
                         el("span", { class: "what" }, x.name ? el("strong", { text: x.name }) : null, x.name ? " " : null, x.text)),
               () => {});
