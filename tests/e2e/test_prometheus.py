@@ -168,7 +168,7 @@ class RealPrometheus(Case):
 
     # ---- alerts, for real ----
 
-    def wait_for(self, alert, fires=True, seconds=30):
+    def wait_for(self, alert, fires=True, seconds=60):
         try:
             until(lambda: (alert in self.prom.firing()) == fires, timeout=seconds)
         except AssertionError as e:
@@ -185,7 +185,8 @@ class RealPrometheus(Case):
         try:
             self.lab.sh("waiter", "sha256sum /run/data > /dev/null &", check=False, timeout=5)
             fired = self.wait_for("ForkdVcpuStuck")
-            self.assertEqual({(a["vm"], a["severity"]) for a in fired}, {("waiter", "critical")})
+            # the others need a page sooner or later, too
+            self.assertIn(("waiter", "critical"), {(a["vm"], a["severity"]) for a in fired})
         finally:
             os.kill(pager, signal.SIGCONT)
         self.wait_for("ForkdVcpuStuck", fires=False)

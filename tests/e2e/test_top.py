@@ -179,7 +179,7 @@ class Top(Case):
         try:
             start = time.monotonic()
             doc = self.lab.ctl("stats")
-            self.assertLess(time.monotonic() - start, 2)
+            self.assertLess(time.monotonic() - start, 20)  # far from the heartbeat, which would end it
             self.assertIn("no answer", doc["pager"]["error"])
             self.assertEqual(len([v for v in doc["vms"] if v["state"] == "running"]), 2)
         finally:
@@ -215,8 +215,14 @@ class Top(Case):
         self.lab.ctl("fork", "warm", "one")
         try:
             self.lab.sh("one", "find / -xdev -type f -exec cat {} + > /dev/null 2>&1; true")
-            until(lambda: self.lab.ctl("stats", "one")["vms"][0]["wait"]["count"] > 0 or not self.probes())
-            doc = self.lab.ctl("stats", "one")
+            doc = {}
+
+            def told():
+                doc.update(self.lab.ctl("stats", "one"))
+                waits = doc["vms"][0]["wait"]["count"] > 0 or not self.probes()
+                return waits and doc["pager"]["error"] is None and doc["pager"]["served"]
+
+            until(told)  # on a busy host the pager need not answer in time
             vm, = doc["vms"]
             self.assertEqual((vm["name"], vm["session"], vm["state"], len(vm["vcpus"])), ("one", "serving", "running", 2))
             if self.probes():
@@ -231,7 +237,7 @@ class Top(Case):
             self.assertEqual(doc["operations"]["fork"]["count"], before["operations"]["fork"]["count"] + 1)
             self.assertGreaterEqual(sum(doc["pager"]["faults"].values()), served["faults"])
             text = self.run_ctl("stats", "one").stdout
-            self.assertIn("one is running, health: ok", text)
+            self.assertIn(f"one is running, health: {'ok' if self.probes() else 'unknown'}", text)
             self.assertIn("waits for memory: ", text)
             if self.probes():
                 self.assertIn("█", text)

@@ -10,6 +10,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import tempfile
 
 
@@ -21,6 +22,10 @@ def why_not():
         import selenium  # noqa: F401
     except ImportError:
         return "no python3-selenium"
+    try:
+        socket.getaddrinfo("localhost", None)
+    except OSError:
+        return "the name localhost is not known here, and chromedriver talks to chromium by it: /etc/hosts"
     return None
 
 

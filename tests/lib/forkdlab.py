@@ -290,7 +290,14 @@ class Lab:
                 subprocess.run(["umount", "-l", line.split()[1]], check=False)
 
     def leftovers(self):
-        """What is still there after end(): processes, mounts, loop devices, sockets, cgroups."""
+        """What is still there after end(): processes, mounts, loop devices, sockets, cgroups. A loop device goes when the last who
+        has it open has closed it, and another forkd that starts looks through all of them: that is waited for."""
+        end = time.monotonic() + 5
+        while (found := self.remains()) and all(f.startswith("loop device") for f in found) and time.monotonic() < end:
+            time.sleep(0.02)
+        return found
+
+    def remains(self):
         found = [f"process {p}" for p in self.processes()]
         found += [f"mount {m.split()[1]}" for m in pathlib.Path("/proc/self/mounts").read_text().splitlines()
                   if m.split()[1].startswith(f"{self.dir}/")]
