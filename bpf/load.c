@@ -21,6 +21,7 @@
 #define DEFAULT_THREADS 8192
 #define MAX_PLACES (1u << 20)
 #define TRIAL_NS 2000000 /* how long our fault waits */
+#define TRIAL_MS 3000    /* until our thread has had a CPU again: on a busy host that may take long */
 
 static const char *const method_names[] = {
         [PROBES_NONE] = "none",
@@ -136,10 +137,18 @@ static void see(void *arg, struct probes_watch *w, const struct probes_thread *t
         seen->sum = thread->sum;
 }
 
+/** For as long as our fault shall wait, whatever signals come. */
+static void hold_still(void) {
+        struct timespec left = { .tv_nsec = TRIAL_NS };
+
+        while (nanosleep(&left, &left) < 0 && errno == EINTR)
+                ;
+}
+
 /** Do the programs see what our own thread does? */
 static int try_out(struct probes *p, char *why, size_t size) {
         attr_cleanup(cleanup_trialp) struct trial *t = NULL;
-        const struct timespec hold = { .tv_nsec = TRIAL_NS }, turn = { .tv_nsec = 200000 };
+        const struct timespec turn = { .tv_nsec = 200000 };
         cleanup_fd int pidfd = -1;
         struct probes_watch *w;
         struct seen seen;
@@ -156,7 +165,7 @@ static int try_out(struct probes *p, char *why, size_t size) {
         if (r == 0)
                 r = trial_fault(t);
         if (r == 0) {
-                (void) nanosleep(&hold, NULL);
+                hold_still();
                 r = trial_answer(t);
         }
         if (r < 0) {
@@ -170,7 +179,7 @@ static int try_out(struct probes *p, char *why, size_t size) {
                 if (p->status.method == PROBES_NONE ? seen.sum.slept > 0 : seen.sum.waits > 0)
                         break;
                 (void) nanosleep(&turn, NULL);
-        } while (r == 0 && ms_since(begin) < 200);
+        } while (r == 0 && ms_since(begin) < TRIAL_MS);
         probes_unwatch(w);
         if (r < 0)
                 return failed(r, "reading a map", why, size);
