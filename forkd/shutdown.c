@@ -14,6 +14,7 @@
 #include "forkd/events.h"
 #include "forkd/monitor/http.h"
 #include "forkd/monitor/metrics.h"
+#include "forkd/monitor/page.h"
 #include "forkd/pager/link.h"
 #include "forkd/api/streams.h"
 #include "forkd/host/turns.h"
@@ -140,6 +141,7 @@ void daemon_end(struct daemon *d) {
         drain(d, CANCEL_TIMEOUT_MS);
         http_close_door(d->http);
         metrics_settle(d->metrics, CANCEL_TIMEOUT_MS);
+        page_settle(d->page, CANCEL_TIMEOUT_MS);
         api_wait_idle(d->api, CANCEL_TIMEOUT_MS);
         if (daemon_has_live_vms(d)) {
                 log_info("exiting; VMs, pager and store stay");

@@ -39,8 +39,9 @@ struct live {
         TAILQ_HEAD(, listener) listeners;
         unsigned n;
         uint64_t dropped;
-        bool busy;    /* the coroutine is under way */
-        bool closing; /* it is to free this */
+        bool busy;            /* the coroutine is under way */
+        struct co_wait *idle; /* somebody waits until it is not */
+        bool closing;         /* it is to free this */
 };
 
 static void listener_free(struct listener *li) {
@@ -183,6 +184,8 @@ static void turn(void *arg) {
 
         text = take_picture(l, &len);
         l->busy = false;
+        if (l->idle)
+                co_wake(TAKE_PTR(l->idle), 0);
         if (l->closing)
                 free(l);
         else if (text)
@@ -258,13 +261,28 @@ int live_new(struct daemon *d, struct http *h, const struct live_source *source,
         return 0;
 }
 
-void live_free(struct live *l) {
+static void drop_all(struct live *l) {
         struct listener *li;
 
-        if (!l)
-                return;
         while ((li = TAILQ_FIRST(&l->listeners)))
                 drop(li);
+}
+
+void live_settle(struct live *l, int timeout_ms) {
+        struct co_wait idle = CO_WAIT_INIT;
+
+        drop_all(l);
+        if (!l->busy)
+                return;
+        l->idle = &idle;
+        (void) co_wait(&idle, timeout_ms);
+        l->idle = NULL;
+}
+
+void live_free(struct live *l) {
+        if (!l)
+                return;
+        drop_all(l);
         event_free(l->timer);
         l->closing = true;
         if (!l->busy)

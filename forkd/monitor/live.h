@@ -24,6 +24,8 @@ struct live_source {
 
 /** Answers "/live" of @h from now on with what @source makes, and with @d's events. -ENOMEM. All three must stay until live_free. */
 int live_new(struct daemon *d, struct http *h, const struct live_source *source, struct live **ret) attr_warn_unused;
+/** Hangs up on everybody, and waits until no picture is being made, at most @timeout_ms. A coroutine call. */
+void live_settle(struct live *l, int timeout_ms);
 /** Hangs up on everybody. Before the server itself ends. NULL is fine. */
 void live_free(struct live *l);
 

@@ -52,6 +52,11 @@ int page_new(struct daemon *d, struct page **ret) {
         return r;
 }
 
+void page_settle(struct page *p, int timeout_ms) {
+        if (p)
+                live_settle(p->live, timeout_ms);
+}
+
 void page_free(struct page *p) {
         if (!p)
                 return;

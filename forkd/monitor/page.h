@@ -16,5 +16,8 @@ extern const char page_policy[]; /* its Content-Security-Policy: this style and 
 
 /** Answers both paths of d->http from now on. -ENOMEM. */
 int page_new(struct daemon *d, struct page **ret) attr_warn_unused;
+/** At forkd's end, when nobody can connect any more: hangs up on who looks, and waits until nothing is drawn for them, at most
+ *  @timeout_ms. A coroutine call. NULL is fine. */
+void page_settle(struct page *p, int timeout_ms);
 /** Before the HTTP server goes. NULL is fine. */
 void page_free(struct page *p);

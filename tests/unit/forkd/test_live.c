@@ -146,7 +146,9 @@ static void turn(void) {
 
 static int teardown(void **state) {
         live_free(TAKE_PTR(live));
-        until(pic.at_once == 0); /* a picture that is being made outlives it */
+        until(pic.at_once == 0); /* a picture that is being made outlives it, … */
+        for (unsigned i = 0; i < 4; i++)
+                turn(); /* … and the steps after it */
         page_free(d.page);
         http_free(d.http);
         events_free(d.events);
