@@ -14,7 +14,7 @@
 
 #include "learn.skel.h"
 
-#define SLEEP_TIMEOUT_MS 1000
+#define SLEEP_TIMEOUT_MS 3000
 #define MAX_FUNCTION (1u << 20) /* bytes: none is as large */
 
 static inline void cleanup_learnp(struct learn_bpf **s) {

@@ -28,7 +28,7 @@
 
 #define PAGE 4096u
 #define STACK (64u << 10)
-#define FAULT_TIMEOUT_MS 1000
+#define FAULT_TIMEOUT_MS 3000
 
 struct trial {
         int uffd, go;
