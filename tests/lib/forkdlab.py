@@ -291,8 +291,8 @@ class Lab:
 
     def leftovers(self):
         """What is still there after end(): processes, mounts, loop devices, sockets, cgroups. A loop device goes when the last who
-        has it open has closed it, and another forkd that starts looks through all of them: that is waited for."""
-        end = time.monotonic() + 5
+        has it or its file system open has let go of it, which a busy host does when it comes to it: that is waited for."""
+        end = time.monotonic() + 60
         while (found := self.remains()) and all(f.startswith("loop device") for f in found) and time.monotonic() < end:
             time.sleep(0.02)
         return found
