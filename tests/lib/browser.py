@@ -24,18 +24,9 @@ def why_not():
         return "no python3-selenium"
     try:
         socket.getaddrinfo("localhost", None)
-    except OSError:
+    except OSError:  # a bare chroot without /etc/hosts; chromedriver cannot be told an address instead
         return "the name localhost is not known here, and chromedriver talks to chromium by it: /etc/hosts"
     return None
-
-
-def name_localhost():
-    """selenium asks for chromedriver's port at the name "localhost", which a bare chroot without /etc/hosts does not know."""
-    try:
-        socket.getaddrinfo("localhost", None)
-    except socket.gaierror:
-        by_name = socket.getaddrinfo
-        socket.getaddrinfo = lambda host, *args, **kw: by_name("127.0.0.1" if host == "localhost" else host, *args, **kw)
 
 
 def shrink(path):
@@ -61,7 +52,6 @@ class Browser:
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
 
-        name_localhost()
         self.profile = tempfile.mkdtemp(prefix="forkd-browser-")
         o = webdriver.ChromeOptions()
         for a in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions",
