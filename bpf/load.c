@@ -21,7 +21,8 @@
 #define DEFAULT_THREADS 8192
 #define MAX_PLACES (1u << 20)
 #define TRIAL_NS 2000000 /* how long our fault waits */
-#define TRIAL_MS 3000    /* until our thread has had a CPU again: on a busy host that may take long */
+#define TRIALS 3
+#define TRIAL_MS 3000 /* until our thread has had a CPU again: on a busy host that may take long */
 
 static const char *const method_names[] = {
         [PROBES_NONE] = "none",
@@ -215,22 +216,36 @@ static void note(struct probes *p, enum probes_method m, const char *why) {
         (void) snprintf(p->status.why + n, sizeof(p->status.why) - n, "%s%s: %s", n ? "; " : "", probes_method_name(m), why);
 }
 
-static int choose(struct probes *p, int wanted, struct err *e) {
+/** The best method that works, of those that may be taken. */
+static int take_best(struct probes *p, int wanted, bool none_will_do) {
         static const enum probes_method order[] = { PROBES_FENTRY, PROBES_KPROBE, PROBES_SWITCH, PROBES_NONE };
         struct learn_bounds bounds;
         char learn_why[120] = "", why[120];
         int r = -EINVAL;
 
+        p->status.why[0] = '\0';
         if (learn_fault(&bounds, learn_why, sizeof(learn_why)) < 0)
                 log_debug("learning where threads wait for memory: %s", learn_why);
         for (size_t i = 0; i < ARRAY_LEN(order); i++) {
-                if (wanted >= 0 && order[i] != (enum probes_method) wanted)
+                if (wanted >= 0 ? order[i] != (enum probes_method) wanted : order[i] == PROBES_NONE && !none_will_do)
                         continue;
                 (void) snprintf(why, sizeof(why), "%s", learn_why);
                 r = try_method(p, order[i], &bounds, why, sizeof(why));
                 if (r == 0)
                         return 0;
                 note(p, order[i], why);
+        }
+        return r;
+}
+
+/** A trial on a host at its limits may fail where the method works: nobody is to go blind for that. */
+static int choose(struct probes *p, int wanted, struct err *e) {
+        int r = -EINVAL;
+
+        for (unsigned i = 1; i <= TRIALS; i++) {
+                r = take_best(p, wanted, i == TRIALS);
+                if (r == 0)
+                        return 0;
         }
         (void) err_set(e, wanted <= PROBES_NONE && (r == -EPERM || r == -EACCES) ? ERR_FORBIDDEN : ERR_UNSUPPORTED, r,
                        "threads cannot be watched with BPF (%s)", p->status.why);

@@ -41,7 +41,7 @@ static void waits(struct scrape *s) {
                 const struct probes_sample *p = &s->vms[i].mv->sum;
                 struct expo_hist h = { .sum_ns = p->wait_ns };
 
-                if (!was_seen(&s->vms[i]))
+                if (s->blind || !was_seen(&s->vms[i]))
                         continue;
                 for (unsigned b = 0; b < PROBES_BUCKETS; b++)
                         if (p->wait[b])
@@ -53,7 +53,7 @@ static void waits(struct scrape *s) {
         for (unsigned i = 0; i < s->n_vms; i++) {
                 uint64_t since = s->vms[i].mv->waiting_since_ns, now = s->now_ns;
 
-                if (is_seen(&s->vms[i]))
+                if (!s->blind && is_seen(&s->vms[i]))
                         expo_seconds(&s->x, &s->vms[i].labels, since && now > since ? now - since : 0);
         }
 }
@@ -96,17 +96,20 @@ static const struct vcpu_family {
         const char *name, *type, *help;
         uint64_t (*get)(const struct monitor_vcpu *v);
         bool seconds;
+        bool of_waits; /* for memory */
 } vcpu_families[] = {
-        { "forkd_vcpu_oncpu_seconds_total", "counter", "Time that the vCPU's thread was on a CPU.", oncpu, true },
-        { "forkd_vcpu_runqueue_seconds_total", "counter", "Time that it was ready to run and had no CPU.", runqueue, true },
-        { "forkd_vcpu_memory_seconds_total", "counter",
-          "Time that it stood still for a page of guest memory, a wait under way included.", memory, true },
-        { "forkd_vcpu_preemptions_total", "counter", "Times that the CPU was taken from it.", preempted, false },
-        { "forkd_vcpu_exits_total", "counter", "Exits from guest mode, of any kind; needs KVM's tracepoints.", exits, false },
-        { "forkd_vcpu_halts_total", "counter", "Exits because the guest had nothing to do; needs KVM's tracepoints.", halts,
+        { "forkd_vcpu_oncpu_seconds_total", "counter", "Time that the vCPU's thread was on a CPU.", oncpu, true, false },
+        { "forkd_vcpu_runqueue_seconds_total", "counter", "Time that it was ready to run and had no CPU.", runqueue, true,
           false },
-        { "forkd_vcpu_spinning", "gauge", "1: it burns a core while nothing moves.", spinning, false },
-        { "forkd_vcpu_stuck", "gauge", "1: it has waited for one page for longer than a window.", stuck, false },
+        { "forkd_vcpu_memory_seconds_total", "counter",
+          "Time that it stood still for a page of guest memory, a wait under way included.", memory, true, true },
+        { "forkd_vcpu_preemptions_total", "counter", "Times that the CPU was taken from it.", preempted, false, false },
+        { "forkd_vcpu_exits_total", "counter", "Exits from guest mode, of any kind; needs KVM's tracepoints.", exits, false,
+          false },
+        { "forkd_vcpu_halts_total", "counter", "Exits because the guest had nothing to do; needs KVM's tracepoints.", halts,
+          false, false },
+        { "forkd_vcpu_spinning", "gauge", "1: it burns a core while nothing moves.", spinning, false, false },
+        { "forkd_vcpu_stuck", "gauge", "1: it has waited for one page for longer than a window.", stuck, false, true },
 };
 
 static void vcpus(struct scrape *s, const struct vcpu_family *f) {
@@ -114,7 +117,7 @@ static void vcpus(struct scrape *s, const struct vcpu_family *f) {
 
         expo_family(&s->x, f->name, f->type, f->help);
         for (unsigned i = 0; i < s->n_vms; i++) {
-                if (!(gauge ? is_seen(&s->vms[i]) : was_seen(&s->vms[i])))
+                if ((f->of_waits && s->blind) || !(gauge ? is_seen(&s->vms[i]) : was_seen(&s->vms[i])))
                         continue;
                 for (unsigned k = 0; k < s->vms[i].mv->n_vcpus; k++) {
                         const struct monitor_vcpu *v = &s->vms[i].mv->vcpu[k];

@@ -95,6 +95,7 @@ static void write_all(struct scrape *s) {
 
         s->now_ns = busy;
         monitor_look(s->d->monitor);
+        s->blind = monitor_is_blind(s->d->monitor);
         if (list_vms(s) < 0) {
                 s->x.failed = true;
                 return;

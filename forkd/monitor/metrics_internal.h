@@ -20,6 +20,7 @@ struct scrape {
         unsigned n_vms, unlisted;
         uint64_t now_ns;
         double started; /* forkd did, seconds since 1970 */
+        bool blind;     /* the probes look, and have no method to see waits for memory */
 };
 
 /** Guests that live on a pager's memory; not those that are being ended because theirs is lost. */

@@ -167,6 +167,8 @@ const struct monitor_pager *monitor_get_pager(const struct monitor *m);
 void monitor_get_probes(const struct monitor *m, struct monitor_probes *ret);
 /** Does anything look at how threads spend their time? */
 bool monitor_is_up(const struct monitor *m);
+/** It does, but has no method to see waits for memory: of those nothing is known. */
+bool monitor_is_blind(const struct monitor *m);
 unsigned monitor_window_ms(const struct monitor *m);
 /** How long was waited for memory lately (lately.h). @m NULL: nothing is known. */
 void monitor_put_lately(const struct monitor *m, struct mp_buf *out);

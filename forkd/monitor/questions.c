@@ -90,6 +90,15 @@ bool monitor_is_up(const struct monitor *m) {
         return m && m->probes;
 }
 
+bool monitor_is_blind(const struct monitor *m) {
+        struct probes_status st;
+
+        if (!monitor_is_up(m))
+                return false;
+        probes_get_status(m->probes, &st);
+        return st.method == PROBES_NONE;
+}
+
 unsigned monitor_window_ms(const struct monitor *m) {
         return m->d->cfg.window_ms;
 }

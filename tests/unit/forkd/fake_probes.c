@@ -15,7 +15,7 @@ struct probes_watch {
 static struct probes_watch *watches;
 
 void fake_reset(void) {
-        fake = (struct fake){ .max = 8 };
+        fake = (struct fake){ .max = 8, .method = PROBES_SWITCH };
         watches = NULL;
 }
 
@@ -57,7 +57,7 @@ void probes_close(struct probes *p) {
 }
 
 void probes_get_status(const struct probes *p, struct probes_status *ret) {
-        *ret = (struct probes_status){ .method = PROBES_SWITCH, .processes = fake.processes, .max_processes = fake.max };
+        *ret = (struct probes_status){ .method = fake.method, .processes = fake.processes, .max_processes = fake.max };
 }
 
 int probes_watch(struct probes *p, int pidfd, pid_t pid, void *data, struct probes_watch **ret) {

@@ -14,6 +14,7 @@ struct fake_thread {
 extern struct fake {
         unsigned max; /* processes that can be watched */
         int open_r, read_r;
+        enum probes_method method;
         unsigned opens, reads, processes;
         struct fake_thread thread[FAKE_THREADS];
         struct fake_ended {

@@ -338,6 +338,9 @@ static void test_no_probes(void **state) {
         m->tried_ns -= 61000 * MS;
         monitor_housekeeping(m);
         assert_true(monitor_is_up(m));
+        assert_false(monitor_is_blind(m));
+        fake.method = PROBES_NONE; /* they look, and of waits for memory nothing is known */
+        assert_true(monitor_is_blind(m));
         d.cfg.probes = CONFIG_PROBES_OFF;
         monitor_vm_forget(m, &vm);
         monitor_free(m);
@@ -345,6 +348,7 @@ static void test_no_probes(void **state) {
         assert_ok(monitor_new(&d, &m));
         assert_int_equal(fake.opens, 0);
         assert_false(monitor_is_up(m));
+        assert_false(monitor_is_blind(m)); /* nobody looks at all */
 }
 
 /* Idle: not one system call. */
