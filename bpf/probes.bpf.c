@@ -196,26 +196,41 @@ static __always_inline uint32_t classify(void *ctx, struct task_struct *task, ui
         return task_state & TASK_UNINTERRUPTIBLE ? PROBES_LOCK : PROBES_IDLE;
 }
 
+/** The fault has been raised, and the CPU is taken from it before it sleeps for the answer: on a busy host that is what a wait
+ *  begins with, and may be all of it. */
+static __always_inline bool is_held(void *ctx, const struct probes_thread_entry *t, uint32_t task_state) {
+        return task_state != 0 && (t->fault || is_in_fault(ctx));
+}
+
 static __always_inline void leave(void *ctx, struct task_struct *task, bool preempt) {
         struct probes_thread_entry *t = thread_of(task);
         uint32_t task_state, state;
+        bool held = false;
         uint64_t now;
 
         if (!t)
                 return;
         /* A thread that was about to sleep when the CPU was taken from it is still on its run queue. */
         task_state = task->__state;
-        state = preempt || task_state == 0 ? PROBES_RUNQUEUE : classify(ctx, task, task_state, t->fault);
+        if (preempt || task_state == 0) {
+                state = PROBES_RUNQUEUE;
+                held = is_held(ctx, t, task_state);
+        } else {
+                state = classify(ctx, task, task_state, t->fault);
+        }
         change(t);
         if (state == PROBES_RUNQUEUE)
                 t->sum.preempted++;
         else
                 t->sum.slept++;
+        /* A wait that was held ended when its thread had a CPU again, unless it goes on. One that was not: the switch back has not
+         * been seen. */
+        if (t->wait_since && !(t->held && (held || state == PROBES_MEMORY)))
+                end_wait(t, t->held && t->since ? t->since : bpf_ktime_get_ns());
         now = move(t, state);
-        if (t->wait_since)
-                end_wait(t, now); /* the switch back has not been seen: one in a thousand is lost on a busy host */
-        if (state == PROBES_MEMORY)
+        if ((held || state == PROBES_MEMORY) && t->wait_since == 0)
                 t->wait_since = now;
+        t->held = held;
         changed(t);
 }
 
@@ -227,7 +242,7 @@ static __always_inline void enter(struct task_struct *task) {
                 return;
         change(t);
         now = move(t, PROBES_ONCPU);
-        if (t->wait_since)
+        if (t->wait_since && !t->held)
                 end_wait(t, now);
         bpf_probe_read_kernel_str(t->comm, sizeof(t->comm), task->comm);
         changed(t);

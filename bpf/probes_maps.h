@@ -63,7 +63,8 @@ struct probes_thread_entry {
         uint64_t since;      /* in this state; 0: not known */
         uint64_t wait_since; /* the wait for memory that is under way; 0: none */
         uint32_t state, tgid;
-        uint32_t fault, unused; /* it is in handle_userfault, where that is traced */
+        uint32_t fault; /* it is in handle_userfault, where that is traced */
+        uint32_t held;  /* the CPU was taken from it on its way to sleep there: its wait goes on when it gets one */
         char comm[PROBES_COMM];
         struct probes_sample sum;
         uint64_t begun;
