@@ -7,7 +7,7 @@
 
 #include "common/cleanup.h"
 
-/** handle_userfault, [start, end), and how many frames of a stack it takes to find it; 0: not known. */
+/** handle_userfault, [start, end), and how many frames of a stack it takes to find it, a few to spare; 0: not known. */
 struct learn_bounds {
         uint64_t start, end;
         uint32_t frames;

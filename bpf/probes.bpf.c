@@ -22,7 +22,7 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 /* Set by the loader. Empty bounds: not known, nothing is taken for it. */
 const volatile bool by_stack = false;                   /* no program notes waits for memory */
 const volatile uint64_t fault_start = 0, fault_end = 0; /* handle_userfault */
-const volatile uint32_t fault_frames = 0;               /* of a stack in which it is found, it is the last */
+const volatile uint32_t fault_frames = 0;               /* of a stack, in which it is found */
 const volatile uint8_t calls[PROBES_CALLS] = {};        /* of each system call, an enum probes_call */
 
 /* Told to whoever reads. */
