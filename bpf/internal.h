@@ -3,7 +3,6 @@
 
 #include <bpf/libbpf.h>
 
-#include "bpf/learn.h"
 #include "bpf/probes.h"
 
 #include "probes.skel.h"
@@ -28,7 +27,3 @@ struct probes_watch {
         pid_t pid;
         void *data;
 };
-
-/** Opens, loads and attaches the programs for @method, which are those of @p from then on. -errno, with the step in @why. */
-int probes_load(struct probes *p, enum probes_method method, const struct learn_bounds *bounds, char *why,
-                size_t size) attr_warn_unused;

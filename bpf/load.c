@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "bpf/internal.h"
+#include "bpf/learn.h"
 #include "bpf/trial.h"
 #include "common/io.h"
 #include "common/log.h"
@@ -79,7 +80,8 @@ static void tell_calls(uint8_t calls[PROBES_CALLS]) {
                 calls[lock[i]] = PROBES_CALL_LOCK;
 }
 
-int probes_load(struct probes *p, enum probes_method method, const struct learn_bounds *bounds, char *why, size_t size) {
+/** Opens, loads and attaches the programs for @method, which are those of @p from then on. -errno, with the step in @why. */
+static int load(struct probes *p, enum probes_method method, const struct learn_bounds *bounds, char *why, size_t size) {
         struct probes_bpf *s = probes_bpf__open();
         int r;
 
@@ -200,7 +202,7 @@ static int try_method(struct probes *p, enum probes_method m, const struct learn
 
         if (m == PROBES_SWITCH && bounds->frames == 0)
                 return -ENOENT; /* why is said already */
-        r = probes_load(p, m, bounds, why, size);
+        r = load(p, m, bounds, why, size);
         if (r < 0)
                 return r;
         r = try_out(p, why, size);
