@@ -21,12 +21,17 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+struct sched_entity {
+        uint64_t sum_exec_runtime; /* ns on a CPU; up to date when its thread is switched out */
+};
+
 struct task_struct {
         unsigned int __state; /* 5.14: was `state` */
         unsigned int flags;
         int pid, tgid; /* in the first pid namespace, whatever the process itself sees */
         uint64_t start_time;
         struct task_struct *group_leader;
+        struct sched_entity se;
         char comm[16];
         unsigned int in_iowait : 1;
 };

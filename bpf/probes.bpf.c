@@ -105,6 +105,7 @@ static __always_inline struct probes_thread_entry *thread_of(struct task_struct 
                 t->watch = p->watch;
         }
         t->start = task->start_time;
+        t->exec = task->se.sum_exec_runtime;
         return t;
 }
 
@@ -118,17 +119,15 @@ static __always_inline void changed(struct probes_thread_entry *t) {
         t->done++;
 }
 
-/** Ends the present state, which it was in until now. Returns that time. After `change`: a reader that finds the old state has
- *  looked at the clock before, so what it counts of it is never too much. */
-static __always_inline uint64_t move(struct probes_thread_entry *t, uint32_t state) {
-        uint64_t now = bpf_ktime_get_ns();
+/** Ends the present state, which it was in until @now: a time that is taken after `change`, so that a reader that finds the old
+ *  state has looked at the clock before, and what it counts of it is never too much. */
+static __always_inline void move(struct probes_thread_entry *t, uint32_t state, uint64_t now) {
         uint32_t old = t->state;
 
         if (old < PROBES_N_STATES && t->since && now > t->since)
                 t->sum.ns[old] += now - t->since;
         t->state = state;
         t->since = now;
-        return now;
 }
 
 static __always_inline void end_wait(struct probes_thread_entry *t, uint64_t now) {
@@ -164,6 +163,34 @@ static __always_inline void end_wait(struct probes_thread_entry *t, uint64_t now
                 t->sum.longest_ns = ns;
         t->wait_since = 0;
         t->fault = 0;
+}
+
+/** The thread has had a CPU since @now. A wait that was held goes on until it is seen what the thread does with it. */
+static __always_inline void arrive(struct probes_thread_entry *t, uint64_t now) {
+        move(t, PROBES_ONCPU, now);
+        if (t->wait_since && !t->held)
+                end_wait(t, now);
+}
+
+/* On a busy host a few switches in a thousand are told to nobody. The scheduler's own account says when they were. */
+
+/** What @t has had of CPUs since it was seen to leave one, of the time in its present state. */
+static __always_inline uint64_t ran(const struct probes_thread_entry *t, struct task_struct *task, uint64_t now) {
+        uint64_t ns = task->se.sum_exec_runtime - t->exec, most = now > t->since ? now - t->since : 0;
+
+        return ns < most ? ns : most;
+}
+
+/** The thread leaves a CPU that it was not seen to get. */
+static __always_inline void make_up_enter(struct probes_thread_entry *t, struct task_struct *task, uint64_t now) {
+        if (t->state != PROBES_ONCPU && t->since)
+                arrive(t, now - ran(t, task, now));
+}
+
+/** The thread gets a CPU, and was not seen to leave the one before: what it did meanwhile nobody knows. */
+static __always_inline void make_up_leave(struct probes_thread_entry *t, struct task_struct *task, uint64_t now) {
+        if (t->state == PROBES_ONCPU && t->since)
+                move(t, PROBES_UNKNOWN, t->since + ran(t, task, now));
 }
 
 static __always_inline bool is_in_fault(void *ctx) {
@@ -219,18 +246,20 @@ static __always_inline void leave(void *ctx, struct task_struct *task, bool pree
                 state = classify(ctx, task, task_state, t->fault);
         }
         change(t);
+        now = bpf_ktime_get_ns();
+        make_up_enter(t, task, now);
         if (state == PROBES_RUNQUEUE)
                 t->sum.preempted++;
         else
                 t->sum.slept++;
-        /* A wait that was held ended when its thread had a CPU again, unless it goes on. One that was not: the switch back has not
-         * been seen. */
-        if (t->wait_since && !(t->held && (held || state == PROBES_MEMORY)))
-                end_wait(t, t->held && t->since ? t->since : bpf_ktime_get_ns());
-        now = move(t, state);
+        /* A wait that was held ended when its thread had a CPU again, unless it goes on. */
+        if (t->wait_since && !(held || state == PROBES_MEMORY))
+                end_wait(t, t->since);
+        move(t, state, now);
         if ((held || state == PROBES_MEMORY) && t->wait_since == 0)
                 t->wait_since = now;
         t->held = held;
+        t->exec = task->se.sum_exec_runtime;
         changed(t);
 }
 
@@ -241,9 +270,9 @@ static __always_inline void enter(struct task_struct *task) {
         if (!t)
                 return;
         change(t);
-        now = move(t, PROBES_ONCPU);
-        if (t->wait_since && !t->held)
-                end_wait(t, now);
+        now = bpf_ktime_get_ns();
+        make_up_leave(t, task, now);
+        arrive(t, now);
         bpf_probe_read_kernel_str(t->comm, sizeof(t->comm), task->comm);
         changed(t);
 }
@@ -266,7 +295,7 @@ static __always_inline void wake(struct task_struct *task) {
         if (!t || !is_of(t, p, task) || t->state == PROBES_ONCPU || t->state == PROBES_RUNQUEUE)
                 return;
         change(t);
-        (void) move(t, PROBES_RUNQUEUE);
+        move(t, PROBES_RUNQUEUE, bpf_ktime_get_ns());
         changed(t);
 }
 
@@ -284,7 +313,7 @@ int BPF_PROG(on_new, struct task_struct *task) {
         if (!t)
                 return 0;
         change(t);
-        (void) move(t, PROBES_RUNQUEUE);
+        move(t, PROBES_RUNQUEUE, bpf_ktime_get_ns());
         changed(t);
         return 0;
 }
@@ -301,9 +330,11 @@ int BPF_PROG(on_exit, struct task_struct *task) {
                 return 0;
         if (p && is_of(t, p, task)) {
                 change(t);
-                now = move(t, PROBES_ONCPU);
+                now = bpf_ktime_get_ns();
+                make_up_enter(t, task, now);
                 if (t->wait_since)
-                        end_wait(t, now);
+                        end_wait(t, t->since);
+                move(t, PROBES_ONCPU, now);
                 changed(t);
                 for (uint32_t i = 0; i < PROBES_N_STATES; i++)
                         add(&p->ended.ns[i], t->sum.ns[i]);

@@ -62,6 +62,7 @@ struct probes_thread_entry {
         uint64_t start;      /* tells it from another thread with its tid; 0: not looked yet */
         uint64_t since;      /* in this state; 0: not known */
         uint64_t wait_since; /* the wait for memory that is under way; 0: none */
+        uint64_t exec;       /* the scheduler's account of its time on CPUs when it left the last one, ns */
         uint32_t state, tgid;
         uint32_t fault; /* it is in handle_userfault, where that is traced */
         uint32_t held;  /* the CPU was taken from it on its way to sleep there: its wait goes on when it gets one */

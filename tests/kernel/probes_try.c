@@ -105,9 +105,8 @@ static void check_between(const char *what, uint64_t low, uint64_t seen, uint64_
               high);
 }
 
-/** All waits of the life of @s, which was watched from its beginning. A thread that loses its CPU
- *  after it has raised a fault, and before it goes to sleep, begins to wait late, or never; and now and then the kernel loses a
- *  switch, and a wait ends with the next one. Neither is known to anybody, and both are allowed for. */
+/** All waits of the life of @s, which was watched from its beginning. Now and then a switch is told to nobody, and a wait that it
+ *  would have begun is not known: that is allowed for. */
 static void check_waits(const struct subject *s, struct seen seen) {
         const struct probes_sample *sum = &seen.sum;
         uint64_t n = 0, low = 0, high = 0, low_max = 0, high_max = 0, all = 0, missing;
