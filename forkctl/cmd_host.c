@@ -199,6 +199,7 @@ static void add_room(struct ctl *c, struct doctor_report *d) {
         cleanup_json json_t *info = NULL;
         const json_t *a, *memory, *vcpus, *starts;
         char there[32], promised[32], disk[32];
+        uint64_t taken;
 
         if (d->n >= DOCTOR_MAX_CHECKS || ctl_call(c, "info", NULL, &info) < 0 || !(a = json_object_get(info, "admission"))) {
                 c->e = (struct err){ 0 };
@@ -207,13 +208,13 @@ static void add_room(struct ctl *c, struct doctor_report *d) {
         memory = json_object_get(a, "memory");
         vcpus = json_object_get(a, "vcpus");
         starts = json_object_get(a, "starts");
+        taken = json_u64(vcpus, "held", 0) + json_u64(vcpus, "reserved", 0);
         (void) snprintf(k->name, sizeof(k->name), "room");
         (void) snprintf(k->detail, sizeof(k->detail),
                         "memory: %s available, %s promised to VMs; vCPUs: %llu of %llu; store: %s free; starts: %llu under way, "
                         "%llu waiting",
                         size_or(memory, "available", "?", there, sizeof(there)),
-                        size_or(memory, "promised", "?", promised, sizeof(promised)),
-                        (unsigned long long) (json_u64(vcpus, "held", 0) + json_u64(vcpus, "reserved", 0)),
+                        size_or(memory, "promised", "?", promised, sizeof(promised)), (unsigned long long) taken,
                         (unsigned long long) json_u64(vcpus, "limit", 0),
                         size_or(json_object_get(a, "disk"), "available", "?", disk, sizeof(disk)),
                         (unsigned long long) json_u64(starts, "running", 0), (unsigned long long) json_u64(starts, "waiting", 0));
