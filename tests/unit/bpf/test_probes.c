@@ -591,7 +591,7 @@ static void test_exec_of_a_thread(void **state) {
         w = watch(p, pid);
         for (begin = now_ns(), look_at(p, w, &l); l.n < 2 && ms_since(begin) < DEADLINE_MS; look_at(p, w, &l))
                 turn();
-        assert_int_equal(l.n, 2);
+        assert_true(l.n >= 2); /* ThreadSanitizer has one of its own */
         assert_int_equal(write(go[1], "", 1), 1);
         for (begin = now_ns(); !is_called(pid, "sleep\n") && ms_since(begin) < DEADLINE_MS;)
                 turn();
