@@ -94,17 +94,21 @@ def healthy(lab, seconds, say):
         lab.ctl("fork", "t", "storm", "--count", "4")
         lab.ctl("rm", *(f"storm-{i + 1}" for i in range(4)))
 
+    mine = {job: threading.Lock() for job in BUSY}  # the two that follow would undo each other's doing
+
     def away_and_back(n):
-        name = f"busy-{BUSY[n % len(BUSY)]}"
-        lab.ctl("standby", name, "--no-sync")
-        lab.ctl("restore", name)
+        job = BUSY[n % len(BUSY)]
+        with mine[job]:
+            lab.ctl("standby", f"busy-{job}", "--no-sync")
+            lab.ctl("restore", f"busy-{job}")
         time.sleep(2 * WINDOW)
 
     def paused(n):
-        name = f"busy-{BUSY[(n + 2) % len(BUSY)]}"
-        lab.ctl("pause", name)
-        time.sleep(WINDOW)
-        lab.ctl("resume", name)
+        job = BUSY[(n + 2) % len(BUSY)]
+        with mine[job]:
+            lab.ctl("pause", f"busy-{job}")
+            time.sleep(WINDOW)
+            lab.ctl("resume", f"busy-{job}")
         time.sleep(2 * WINDOW)
 
     end = time.monotonic() + seconds
