@@ -99,13 +99,16 @@ static enum probes_state state_of(int task_fd, const char *tid) {
         char data[TASK_MAX], *end;
 
         /* Which of the two tells it, and whom, is a matter of the kernel's making and of rights. */
-        if (read_task(task_fd, tid, "stack", data, sizeof(data)) > 0 && strstr(data, "handle_userfault"))
-                return PROBES_MEMORY;
-        /* Since 6.12 a sleeper may stay on its run queue for a while (DELAY_DEQUEUE in kernel/sched/features.h), and has no wchan
-         * for so long. To tell its system call the kernel waits until it is off the queue, and takes it off. */
-        (void) read_task(task_fd, tid, "syscall", data, sizeof(data));
-        if (read_task(task_fd, tid, "wchan", data, sizeof(data)) > 0 && strstr(data, "userfault"))
-                return PROBES_MEMORY;
+        if (read_task(task_fd, tid, "stack", data, sizeof(data)) > 0) {
+                if (strstr(data, "handle_userfault"))
+                        return PROBES_MEMORY;
+        } else {
+                /* Since 6.12 a sleeper may stay on its run queue for a while (DELAY_DEQUEUE in kernel/sched/features.h), and has no
+                 * wchan for so long. To tell its system call the kernel waits until it is off the queue, and takes it off. */
+                (void) read_task(task_fd, tid, "syscall", data, sizeof(data));
+                if (read_task(task_fd, tid, "wchan", data, sizeof(data)) > 0 && strstr(data, "userfault"))
+                        return PROBES_MEMORY;
+        }
         if (read_task(task_fd, tid, "stat", data, sizeof(data)) <= 0)
                 return PROBES_UNKNOWN;
         end = strrchr(data, ')'); /* the name before it may be anything */
