@@ -398,6 +398,13 @@ void mp_kv_bin(struct mp_buf *b, const char *key, const void *data, size_t n) {
         mp_bin(b, data, n);
 }
 
+void mp_kv_list(struct mp_buf *b, const char *key, const struct mp_buf *elements, uint64_t n) {
+        mp_str(b, key);
+        mp_array(b, n);
+        mp_raw(b, elements->sb.data, elements->sb.size);
+        b->failed |= elements->failed;
+}
+
 void mp_kv_u64(struct mp_buf *b, const char *key, uint64_t v) {
         mp_str(b, key);
         mp_u64(b, v);

@@ -92,4 +92,6 @@ void mp_kv_u64(struct mp_buf *b, const char *key, uint64_t v);
 void mp_kv_i64(struct mp_buf *b, const char *key, int64_t v);
 void mp_kv_double(struct mp_buf *b, const char *key, double v);
 void mp_kv_bool(struct mp_buf *b, const char *key, bool v);
+/** An array of the @n elements that are encoded in @elements already; if that has failed, so has @b. */
+void mp_kv_list(struct mp_buf *b, const char *key, const struct mp_buf *elements, uint64_t n);
 void mp_key(struct mp_buf *b, const char *key);

@@ -61,11 +61,7 @@ static void encode_removed(const struct pager_session *s, struct mp_buf *b) {
                 count++;
         }
         mp_map(b, more ? 2 : 1);
-        mp_key(b, "ranges");
-        mp_array(b, count);
-        mp_raw(b, ranges.sb.data, ranges.sb.size);
-        if (ranges.failed)
-                b->failed = true;
+        mp_kv_list(b, "ranges", &ranges, count);
         if (more)
                 mp_kv_u64(b, "next", page);
 }

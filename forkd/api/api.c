@@ -126,9 +126,7 @@ static int api_shutdown(struct request *rq, struct mp_buf *out, struct err *e) {
         if (r < 0)
                 return r;
         mp_map(out, 1);
-        mp_key(out, "stopped");
-        mp_array(out, n);
-        mp_raw(out, names.sb.data, names.sb.size);
+        mp_kv_list(out, "stopped", &names, n);
         return 0;
 }
 

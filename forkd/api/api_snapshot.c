@@ -103,9 +103,7 @@ int api_snapshot_rm(struct request *rq, struct mp_buf *out, struct err *e) {
         if (r < 0)
                 return r;
         mp_map(out, 1);
-        mp_key(out, "removed");
-        mp_array(out, n);
-        mp_raw(out, ids.sb.data, ids.sb.size);
+        mp_kv_list(out, "removed", &ids, n);
         return 0;
 }
 

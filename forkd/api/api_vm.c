@@ -500,8 +500,6 @@ int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
         if (r < 0)
                 return r;
         mp_map(out, 1);
-        mp_key(out, "removed");
-        mp_array(out, n);
-        mp_raw(out, names.sb.data, names.sb.size);
+        mp_kv_list(out, "removed", &names, n);
         return 0;
 }

@@ -46,9 +46,7 @@ int api_orphans(struct request *rq, struct mp_buf *out, struct err *e) {
         mp_map(out, 3);
         mp_kv_u64(out, "found", o.found);
         mp_kv_u64(out, "fixed", o.fixed);
-        mp_key(out, "orphans");
-        mp_array(out, a.n);
-        mp_raw(out, a.list.sb.data, a.list.sb.size);
+        mp_kv_list(out, "orphans", &a.list, a.n);
         r = a.list.failed ? err_errno(e, -ENOMEM, "telling the orphans") : 0;
         mp_buf_clear(&a.list);
         return r;

@@ -38,12 +38,6 @@ void stats_list_add(struct stats_list *l, struct mp_buf *item) {
         msgpack_sbuffer_clear(&item->sb);
 }
 
-void stats_list_put(struct stats_list *l, struct mp_buf *out) {
-        mp_array(out, l->n);
-        mp_raw(out, l->items.sb.data, l->items.sb.size);
-        out->failed |= l->items.failed;
-}
-
 /* ---- forkd itself, the host, the store ---- */
 
 /* Two pairs: where metrics are to be had, or why not. */
@@ -149,8 +143,7 @@ static void put_snapshots(const struct daemon *d, struct mp_buf *b) {
                 put_snapshot(&item, s);
                 stats_list_add(&l, &item);
         }
-        mp_key(b, "snapshots");
-        stats_list_put(&l, b);
+        mp_kv_list(b, "snapshots", &l.items, l.n);
         mp_kv_u64(b, "snapshots_left_out", l.left_out);
 }
 

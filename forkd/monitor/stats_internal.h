@@ -18,7 +18,6 @@ void stats_list_clear(struct stats_list *l);
 #define cleanup_stats_list attr_cleanup(stats_list_clear)
 /** Takes what @item holds, and empties it. */
 void stats_list_add(struct stats_list *l, struct mp_buf *item);
-void stats_list_put(struct stats_list *l, struct mp_buf *out);
 
 /** A time in seconds as a value; a share of the last window, nil where it is not known. */
 void stats_kv_s(struct mp_buf *b, const char *key, uint64_t ns);

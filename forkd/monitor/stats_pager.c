@@ -119,8 +119,7 @@ static void put_served_list(const struct daemon *d, const char *only, struct mp_
         stats_list_init(&l, STATS_MAX_SERVED_BYTES);
         for (uint32_t i = 0; sessions && i < sessions->via.array.size; i++)
                 put_served(d, only, &sessions->via.array.ptr[i], &l);
-        mp_key(b, "served");
-        stats_list_put(&l, b);
+        mp_kv_list(b, "served", &l.items, l.n);
         mp_kv_u64(b, "served_left_out", l.left_out);
 }
 

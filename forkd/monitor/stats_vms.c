@@ -163,7 +163,6 @@ void stats_put_vms(const struct daemon *d, const char *only, struct mp_buf *b) {
                         put_vm(&item, NULL, mv, probes.status.kvm);
                         stats_list_add(&l, &item);
                 }
-        mp_key(b, "vms");
-        stats_list_put(&l, b);
+        mp_kv_list(b, "vms", &l.items, l.n);
         mp_kv_u64(b, "vms_left_out", l.left_out);
 }

@@ -78,9 +78,7 @@ static int adopt_params(struct vm *vm, const struct mp_buf *unmapped, uint64_t n
                 mp_u64(b, h->region[i].size);
                 mp_u64(b, h->region[i].offset);
         }
-        mp_key(b, "removed");
-        mp_array(b, n_unmapped);
-        mp_raw(b, unmapped->sb.data, unmapped->sb.size);
+        mp_kv_list(b, "removed", unmapped, n_unmapped);
         mp_kv_bool(b, "hold", hold);
         mp_kv_u64(b, "fds", 4);
         return b->failed ? -ENOMEM : 0;
@@ -91,9 +89,7 @@ static int mark_removed(struct pager_process *to, struct vm *vm, const struct mp
 
         mp_buf_init(&b);
         pager_put_session(&b, vm, 1);
-        mp_key(&b, "ranges");
-        mp_array(&b, n);
-        mp_raw(&b, removed->sb.data, removed->sb.size);
+        mp_kv_list(&b, "ranges", removed, n);
         return pager_process_call(to, "session.mark_removed", &b, NULL, 0, NULL, e);
 }
 

@@ -214,9 +214,7 @@ static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
                         return err_errno(e, r, "saving disk %u", i);
                 mp_str(b, path);
         }
-        mp_key(b, "removed");
-        mp_array(b, n_removed);
-        mp_raw(b, removed.sb.data, removed.sb.size);
+        mp_kv_list(b, "removed", &removed, n_removed);
         return 0;
 }
 
@@ -286,9 +284,7 @@ static int publish(struct taking *t, struct snap_entry **ret, struct err *e) {
         mp_map(&b, 5);
         mp_kv_bin(&b, "manifest", manifest, len);
         mp_kv_str(&b, "came_from", t->vm->d->cfg.workingset ? t->vm->snapshot : "");
-        mp_key(&b, "runs");
-        mp_array(&b, t->recorded.n);
-        mp_raw(&b, t->recorded.runs.sb.data, t->recorded.runs.sb.size);
+        mp_kv_list(&b, "runs", &t->recorded.runs, t->recorded.n);
         mp_kv_bool(&b, "sync", t->p->sync);
         mp_kv_u64(&b, "fds", 1);
         r = rpc_call_co(worker_conn(t->worker), "snap.publish", &b, &t->vmstate_fd, 1, COPY_TIMEOUT_MS, &a, e);

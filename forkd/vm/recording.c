@@ -113,9 +113,7 @@ static int learn_in_worker(struct learning *l, uint64_t *ret_new, struct err *e)
         mp_map(&b, 3);
         mp_kv_str(&b, "store", l->d->store_dir);
         mp_kv_str(&b, "id", l->snapshot);
-        mp_key(&b, "runs");
-        mp_array(&b, l->rec.n);
-        mp_raw(&b, l->rec.runs.sb.data, l->rec.runs.sb.size);
+        mp_kv_list(&b, "runs", &l->rec.runs, l->rec.n);
         r = worker_do(l->d->workers, "snap.learn", &b, NULL, 0, LEARN_TIMEOUT_MS, &a, e);
         return r < 0 ? r : mp_get_u64(&a.doc.root, "new_pages", ret_new);
 }

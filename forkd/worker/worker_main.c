@@ -326,9 +326,7 @@ static int do_verify(struct job *j, struct rpc_msg *m, struct mp_buf *out, struc
                 mp_map(out, 4);
                 mp_kv_bool(out, "ok", r == 0);
                 mp_kv_u64(out, "frames", frames);
-                mp_key(out, "errors");
-                mp_array(out, v.n);
-                mp_raw(out, v.list.sb.data, v.list.sb.size);
+                mp_kv_list(out, "errors", &v.list, v.n);
                 mp_key(out, "notes");
                 mp_array(out, note != NULL);
                 if (note)

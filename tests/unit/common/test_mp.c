@@ -293,6 +293,33 @@ static void test_reading(void **state) {
         free(dup);
 }
 
+static void test_list(void **state) {
+        cleanup_mp_buf struct mp_buf b = { 0 }, elements = { 0 };
+        cleanup_mp_doc struct mp_doc doc = { 0 };
+        const msgpack_object *a;
+
+        mp_buf_init(&b);
+        mp_buf_init(&elements);
+        mp_map(&b, 2);
+        mp_kv_list(&b, "none", &elements, 0);
+        mp_str(&elements, "first");
+        mp_u64(&elements, 2);
+        mp_kv_list(&b, "two", &elements, 2);
+        assert_false(b.failed);
+        assert_ok(mp_parse(b.sb.data, b.sb.size, &doc));
+        a = mp_get_array(&doc.root, "none");
+        assert_non_null(a);
+        assert_int_equal(a->via.array.size, 0);
+        a = mp_get_array(&doc.root, "two");
+        assert_non_null(a);
+        assert_int_equal(a->via.array.size, 2);
+        assert_int_equal(a->via.array.ptr[1].via.u64, 2);
+        /* A list that lacks an element is none. */
+        elements.failed = true;
+        mp_kv_list(&b, "two", &elements, 2);
+        assert_true(b.failed);
+}
+
 static void test_reading_refuses(void **state) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         cleanup_mp_doc struct mp_doc doc = { 0 };
@@ -404,6 +431,7 @@ int main(void) {
                 cmocka_unit_test(test_reading),
                 cmocka_unit_test(test_reading_refuses),
                 cmocka_unit_test(test_empty),
+                cmocka_unit_test(test_list),
                 cmocka_unit_test(test_buf_moved),
                 cmocka_unit_test(test_obj_roundtrip),
         };
