@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Theory of operation: PAGEMAP_SCAN (Linux 6.7) walks the page table and returns runs of pages that are present
- * or swapped, not file-backed and not the shared zero page. Older kernels offer one 64-bit word per page in
- * /proc/<pid>/pagemap; there the zero page cannot be told from an anonymous one, so zero pages are copied too
- * and the writer finds that they are zero. The content comes by process_vm_readv, many runs at a time.
+/* Theory of operation: the kernel tells which pages are the guest's own (common/pagemap.h); where it cannot tell the shared
+ * zero page from them it is copied too, and the writer finds that it is zero. What is write-protected has not changed since
+ * the VM was forked last, and is in the snapshot of that time. The content comes by process_vm_readv, many runs at a time.
  *
  * Reading is what the guest is paused for, compressing is not: pages are gathered in a buffer, which is written
  * when the guest runs again. Only a guest that dirtied more than the buffer holds waits for the rest. */
@@ -18,31 +17,15 @@
 #include <sys/uio.h>
 
 #include "common/io.h"
+#include "common/pagemap.h"
 
 #define PAGE SNAP_PAGE_SIZE
-#define SCAN_RUNS 512u
 #define READ_RUNS 1024u         /* UIO_MAXIOV */
 #define BUFFER_PAGES (64u << 8) /* 64 MiB */
 #define MAX_MAPS (8u << 20)     /* /proc/<pid>/maps: a QEMU has some hundred lines */
 #define KEEP_PAGES (8u << 8)    /* of it stay with an idle worker */
 
-/* Debian 12's headers are older than PAGEMAP_SCAN: from include/uapi/linux/fs.h of Linux 6.7. */
-#ifndef PAGEMAP_SCAN
-#define PAGE_IS_PRESENT (1u << 3)
-#define PAGE_IS_SWAPPED (1u << 4)
-#define PAGE_IS_FILE (1u << 2)
-#define PAGE_IS_PFNZERO (1u << 5)
-struct page_region {
-        uint64_t start, end, categories;
-};
-struct pm_scan_arg {
-        uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages;
-        uint64_t category_inverted, category_mask, category_anyof_mask, return_mask;
-};
-#define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
-#endif
-
-/* Likewise, of Linux 6.11: which mapping covers an address. */
+/* Debian 12's headers are older: from include/uapi/linux/fs.h of Linux 6.11. Which mapping covers an address. */
 #ifndef PROCMAP_QUERY
 #define PROCMAP_QUERY_VMA_SHARED 0x08
 struct procmap_query {
@@ -167,69 +150,26 @@ static int add_run(struct copier *c, uint64_t addr, uint64_t first, uint64_t n) 
         return 0;
 }
 
-static int copy_scanned(struct copier *c, const struct vmm_region *g) {
-        struct page_region runs[SCAN_RUNS];
-        uint64_t pos = g->host_addr, end = g->host_addr + g->size;
+struct found {
+        struct copier *c;
+        const struct vmm_region *g;
+};
 
-        while (pos < end) {
-                struct pm_scan_arg arg = {
-                        .size = sizeof(arg),
-                        .start = pos,
-                        .end = end,
-                        .vec = (uintptr_t) runs,
-                        .vec_len = SCAN_RUNS,
-                        .category_inverted = PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                        .category_mask = PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                        .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                        .return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                };
-                int n = ioctl(c->pagemap, PAGEMAP_SCAN, &arg);
+static int on_run(uint64_t addr, uint64_t n, void *arg) {
+        const struct found *f = arg;
 
-                if (n < 0)
-                        return -errno;
-                for (int i = 0; i < n; i++) {
-                        int r = add_run(c, runs[i].start, (runs[i].start - g->host_addr + g->offset) / PAGE,
-                                        (runs[i].end - runs[i].start) / PAGE);
-
-                        if (r < 0)
-                                return r;
-                }
-                if (arg.walk_end <= pos)
-                        break; /* no progress: would be a bug of the kernel, not a reason to spin */
-                pos = arg.walk_end;
-        }
-        return 0;
+        return add_run(f->c, addr, (addr - f->g->host_addr + f->g->offset) / PAGE, n);
 }
 
-/* A word of /proc/<pid>/pagemap: bit 63 present, 62 swapped, 61 file-backed or shared. */
-static bool word_is_dirty(uint64_t word) {
-        return (word >> 62) != 0 && !(word >> 61 & 1);
-}
+static int copy_region(struct copier *c, enum dirty_method method, const struct vmm_region *g) {
+        static const enum pagemap_method how[] = {
+                [DIRTY_ANY] = PAGEMAP_ANY,
+                [DIRTY_SCAN] = PAGEMAP_BY_SCAN,
+                [DIRTY_WORDS] = PAGEMAP_BY_WORDS,
+        };
+        struct found f = { c, g };
 
-static int copy_by_words(struct copier *c, const struct vmm_region *g) {
-        uint64_t words[SCAN_RUNS], n_pages = g->size / PAGE;
-
-        for (uint64_t page = 0; page < n_pages;) {
-                uint64_t n = MIN_OF(n_pages - page, (uint64_t) SCAN_RUNS);
-                int r = io_pread_full(c->pagemap, words, n * 8, (g->host_addr / PAGE + page) * 8);
-
-                if (r < 0)
-                        return r;
-                for (uint64_t i = 0; i < n;) {
-                        uint64_t run = 0;
-
-                        while (i + run < n && word_is_dirty(words[i + run]))
-                                run++;
-                        if (run > 0) {
-                                r = add_run(c, g->host_addr + (page + i) * PAGE, g->offset / PAGE + page + i, run);
-                                if (r < 0)
-                                        return r;
-                        }
-                        i += run + 1;
-                }
-                page += n;
-        }
-        return 0;
+        return pagemap_written(c->pagemap, how[method], g->host_addr, g->host_addr + g->size, on_run, &f);
 }
 
 /* ---- is it as described ---- */
@@ -306,12 +246,6 @@ static int check_mappings(enum dirty_method method, pid_t pid, const struct vmm_
 static bool region_valid(const struct vmm_region *g) {
         return g->host_addr % PAGE == 0 && g->size % PAGE == 0 && g->offset % PAGE == 0 && g->size <= SNAP_MAX_RAM &&
                g->host_addr <= UINT64_MAX - g->size && g->offset <= SNAP_MAX_RAM - g->size;
-}
-
-static int copy_region(struct copier *c, enum dirty_method method, const struct vmm_region *g) {
-        int r = method == DIRTY_WORDS ? -ENOTTY : copy_scanned(c, g);
-
-        return r == -ENOTTY && method != DIRTY_SCAN ? copy_by_words(c, g) : r;
 }
 
 int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf,

@@ -2,7 +2,8 @@
 /* Which pages a guest has written, and their content, out of the living VMM.
  *
  * Guest RAM is a private mapping (of the image's memfd, or of nothing for a VM that booted), so what the guest
- * wrote is exactly what is anonymous in it: nothing had to be armed, and nothing is missed. */
+ * wrote is exactly what is anonymous in it: nothing had to be armed, and nothing is missed. Of a VM that has been forked
+ * while it ran, what it has not written since is write-protected (pager/live.h), and does not count. */
 #pragma once
 
 #include <stdint.h>
