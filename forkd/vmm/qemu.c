@@ -30,7 +30,6 @@
 #include "common/spawn.h"
 #include "forkd/vmm/qemu_launch.h"
 
-#define LAYOUT_MAX 65536u
 #define REASON_MAX 300u
 
 /* ---- events ---- */
@@ -319,22 +318,6 @@ static int qemu_kill(struct vmm *v, struct err *e) {
         return r < 0 ? err_set(e, ERR_TIMEOUT, r, "QEMU (pid %d) does not die", (int) v->pid) : 0;
 }
 
-static int qemu_ram_regions(struct vmm *v, struct vmm_region *ret, size_t max, size_t *ret_n, struct err *e) {
-        cleanup_free char *text = NULL;
-        size_t len;
-        int r;
-
-        if (v->exited)
-                return qemu_step_failed(v, -EPIPE, "finding the guest's memory", e);
-        r = io_read_file(AT_FDCWD, v->layout_path, LAYOUT_MAX, &text, &len);
-        if (r < 0)
-                return err_errno(e, r, "reading %s", v->layout_path);
-        r = qemu_layout_parse(text, len, v->machine.mem_bytes, ret, max, ret_n);
-        return r < 0 ? err_set(e, ERR_VMM, r, "%s does not describe %llu bytes of guest memory", v->layout_path,
-                               (unsigned long long) v->machine.mem_bytes)
-                     : 0;
-}
-
 static const char *qemu_agent_socket(struct vmm *v) {
         return v->agent_path;
 }
@@ -366,6 +349,7 @@ const struct vmm_ops vmm_qemu = {
         .agent_socket = qemu_agent_socket,
         .is_running = qemu_is_running,
         .ram_regions = qemu_ram_regions,
+        .idle_uffd = qemu_idle_uffd,
         .thread_vcpu = qemu_thread_vcpu,
         .pid = qemu_pid,
         .pidfd = qemu_pidfd,

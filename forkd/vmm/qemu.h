@@ -92,10 +92,14 @@ char *qemu_log_pick(char *text, size_t len, char *buf, size_t size);
 
 /* ---- qemu_layout.c ---- */
 
-/** Reads the attach library's lines {"host_addr","size","offset"}. -EBADMSG if a line makes no sense, or if the
+/** Reads the attach library's lines {"host_addr","size","offset","uffd"?}. -EBADMSG if a line makes no sense, or if the
  *  regions overlap or are more than @mem_bytes; -E2BIG if more than @max. */
 int qemu_layout_parse(const char *text, size_t len, uint64_t mem_bytes, struct vmm_region *ret, size_t max,
                       size_t *ret_n) attr_warn_unused;
+/** The "uffd" of its first line. -ENOENT: there is none; -EBADMSG. */
+int qemu_layout_uffd(const char *text, size_t len, int *ret) attr_warn_unused;
+int qemu_ram_regions(struct vmm *v, struct vmm_region *ret, size_t max, size_t *ret_n, struct err *e);
+int qemu_idle_uffd(struct vmm *v, int *ret_fd, struct err *e);
 
 /* ---- qemu_host.c: what is installed here ---- */
 

@@ -129,7 +129,7 @@ static int open_memory(struct vmm *v, const struct vmm_start *s, struct qemu_lau
                 if (l->layout < 0)
                         return err_errno(e, -errno, "making %s", v->layout_path);
         }
-        if (s->image_fd >= 0) /* without the device the library uses the system call */
+        if (s->attach_lib) /* without the device the library uses the system call */
                 l->uffd_dev = open_uffd_device();
         return 0;
 }
@@ -195,12 +195,12 @@ static void fill_env(struct env *env, const struct vmm_start *s, const struct qe
         env_add(env, "LD_PRELOAD=" QEMU_OWN_FD, QEMU_FD_LIB);
         env_add(env, "FORKD_ATTACH_RAM_FD=%d", QEMU_FD_RAM);
         env_add(env, "FORKD_ATTACH_LAYOUT_FD=%d", QEMU_FD_LAYOUT);
+        if (l->uffd_dev >= 0)
+                env_add(env, "FORKD_ATTACH_UFFD_DEV_FD=%d", QEMU_FD_UFFD_DEV);
         if (s->image_fd < 0)
                 return;
         env_add(env, "FORKD_ATTACH_IMAGE_FD=%d", QEMU_FD_IMAGE);
         env_add(env, "FORKD_ATTACH_SOCK_FD=%d", QEMU_FD_PAGER);
-        if (l->uffd_dev >= 0)
-                env_add(env, "FORKD_ATTACH_UFFD_DEV_FD=%d", QEMU_FD_UFFD_DEV);
 }
 
 static void fill_fds(struct fd_list *list, const struct vmm_start *s, const struct qemu_launch *l) {

@@ -103,6 +103,10 @@ struct vmm_ops {
          *  {host address, size, guest-RAM offset}. */
         int (*ram_regions)(struct vmm *v, struct vmm_region *ret, size_t max, size_t *ret_n, struct err *e);
 
+        /** A duplicate of the userfaultfd that the VMM has made for memory that no image is below of (a guest that booted),
+         *  registered with nothing by itself; the caller's. -EOPNOTSUPP: it has none. */
+        int (*idle_uffd)(struct vmm *v, int *ret_fd, struct err *e);
+
         /** Which vCPU a thread of the VMM runs, by the name that the VMM gives it; -1: none. Not to be trusted: any thread may
          *  call itself anything. */
         int (*thread_vcpu)(const char *comm);

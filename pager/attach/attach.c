@@ -8,7 +8,9 @@
  *   with an image    a MAP_PRIVATE mapping of the image's memfd, registered with a userfaultfd for missing
  *                    pages; descriptor and layout go to uffd-pager over the session socket, and the mapping
  *                    is handed to QEMU only when the pager has said "ok"
- *   without one      private anonymous memory: a fresh VM, which needs no pager
+ *   without one      private anonymous memory: a fresh VM, which needs no pager. A userfaultfd is made for it that is
+ *                    registered with nothing, and its number written down: when the VM is forked while it runs, forkd
+ *                    fetches it and the pager registers the memory (docs/protocol.md)
  *
  * The library keeps its own copy of the userfaultfd open for ever. When the last descriptor of a userfaultfd
  * is closed the kernel lets waiting faults through to zeros; with this copy a guest whose pager has died
@@ -47,6 +49,7 @@ struct attach attach_state = {
         .layout_fd = -1,
         .dev_fd = -1,
         .uffd = -1,
+        .idle_uffd = -1,
 };
 
 /* ---- saying things without stdio ---- */
@@ -196,10 +199,14 @@ static int uffd_new(int dev_fd) {
 }
 
 /** A descriptor whose features are agreed on. The device first, the inherited one or our own: access to it is
- *  granted with file permissions, while the system call wants CAP_SYS_PTRACE or a sysctl. */
-static int uffd_open_agreed(int inherited_dev) {
+ *  granted with file permissions, while the system call wants CAP_SYS_PTRACE or a sysctl. -1: *ret_what and *ret_why
+ *  tell why there is none. */
+static int uffd_try_agreed(int inherited_dev, const char **ret_what, const char **ret_why) {
         int dev = inherited_dev >= 0 ? inherited_dev : open(UFFD_DEVICE, O_RDWR | O_CLOEXEC);
 
+        attach_state.dev_fd = -1;
+        *ret_what = "userfaultfd";
+        *ret_why = NULL;
         /* Asking for a feature that the kernel lacks spoils the descriptor: ask with a throw-away first. */
         int probe = uffd_new(dev);
         if (probe < 0 && dev >= 0) {
@@ -207,26 +214,41 @@ static int uffd_open_agreed(int inherited_dev) {
                 dev = -1;
                 probe = uffd_new(dev);
         }
-        if (probe < 0)
-                attach_die_errno("userfaultfd", errno);
         struct uffdio_api api = { .api = UFFD_API };
-        if (ioctl(probe, UFFDIO_API, &api) < 0)
-                attach_die_errno("userfaultfd: UFFDIO_API", errno);
-        (void) close(probe);
-        if ((api.features & UFFD_FEATURES_NEEDED) != UFFD_FEATURES_NEEDED)
-                attach_die("userfaultfd", "the kernel cannot report missing shmem pages, or removed or moved memory");
-        if (!(api.features & UFFD_FEATURE_PROVES_CONTINUE))
-                attach_die("userfaultfd", "the kernel has no UFFDIO_CONTINUE for shmem (needs 5.14)");
-
-        int fd = uffd_new(dev);
-        if (fd < 0)
-                attach_die_errno("userfaultfd", errno);
-        api = (struct uffdio_api){ .api = UFFD_API, .features = UFFD_FEATURES_NEEDED };
-        if (ioctl(fd, UFFDIO_API, &api) < 0)
-                attach_die_errno("userfaultfd: UFFDIO_API", errno);
+        int fd = -1;
+        if (probe < 0) {
+                *ret_why = strerrordesc_np(errno);
+        } else if (ioctl(probe, UFFDIO_API, &api) < 0) {
+                *ret_what = "userfaultfd: UFFDIO_API";
+                *ret_why = strerrordesc_np(errno);
+        } else if ((api.features & UFFD_FEATURES_NEEDED) != UFFD_FEATURES_NEEDED) {
+                *ret_why = "the kernel cannot report missing shmem pages, or removed or moved memory";
+        } else if (!(api.features & UFFD_FEATURE_PROVES_CONTINUE)) {
+                *ret_why = "the kernel has no UFFDIO_CONTINUE for shmem (needs 5.14)";
+        } else if ((fd = uffd_new(dev)) < 0) {
+                *ret_why = strerrordesc_np(errno);
+        } else {
+                api = (struct uffdio_api){ .api = UFFD_API, .features = UFFD_FEATURES_NEEDED };
+                if (ioctl(fd, UFFDIO_API, &api) < 0) {
+                        *ret_what = "userfaultfd: UFFDIO_API";
+                        *ret_why = strerrordesc_np(errno);
+                        (void) close(fd);
+                        fd = -1;
+                }
+        }
+        if (probe >= 0)
+                (void) close(probe);
         if (dev >= 0)
                 (void) close(dev);
-        attach_state.dev_fd = -1;
+        return fd;
+}
+
+static int uffd_open_agreed(int inherited_dev) {
+        const char *what, *why;
+        int fd = uffd_try_agreed(inherited_dev, &what, &why);
+
+        if (fd < 0)
+                attach_die(what, why ? why : "unknown error");
         return fd;
 }
 
@@ -337,7 +359,12 @@ static void write_layout(int fd, void *base, size_t len) {
         line_u64(&l, (uintptr_t) base);
         line_str(&l, ",\"size\":");
         line_u64(&l, len);
-        line_str(&l, ",\"offset\":0}\n");
+        line_str(&l, ",\"offset\":0");
+        if (attach_state.idle_uffd >= 0) {
+                line_str(&l, ",\"uffd\":");
+                line_u64(&l, (uint64_t) attach_state.idle_uffd);
+        }
+        line_str(&l, "}\n");
         ssize_t n = write(fd, l.s, l.n);
         if (n < 0)
                 attach_die_errno("layout file", errno);
@@ -389,6 +416,9 @@ static void *attach_guest_ram(void *addr, size_t len, int prot, int flags, off_t
                 p = attach_raw_mmap(addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
                 if (p == MAP_FAILED)
                         attach_die_errno("mapping guest memory", errno);
+                /* Where there is none the VM runs all the same: forking it costs it a longer pause. */
+                const char *what, *why;
+                a->idle_uffd = uffd_try_agreed(a->dev_fd, &what, &why);
         }
         /* What the guest writes is found page by page; a huge page would make 512 of one. A kernel without
          * huge pages says EINVAL. */

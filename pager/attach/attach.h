@@ -26,7 +26,8 @@ struct attach {
         _Atomic uintptr_t base;
         _Atomic size_t len;
         int prot;
-        int uffd; /* the VMM's own copy, never closed: see attach.c; -1 for a fresh VM */
+        int uffd;      /* the VMM's own copy, never closed: see attach.c; -1 for a fresh VM */
+        int idle_uffd; /* of a fresh VM: registered with nothing by us; -1: the host has none to give */
 };
 
 extern struct attach attach_state;

@@ -80,7 +80,10 @@ static void as_line(const char *text, size_t size) {
 static void as_layout(const char *text, size_t size) {
         struct vmm_region r[8];
         size_t n;
+        int fd = 0;
 
+        if (qemu_layout_uffd(text, size, &fd) == 0 && fd < 0)
+                abort();
         if (qemu_layout_parse(text, size, 1u << 20, r, 8, &n) < 0)
                 return;
         for (size_t i = 0; i < n; i++)

@@ -61,6 +61,33 @@ static void layout_bad(void **state) {
         assert_int_equal(parse(LINE(4096, 4096, 0) LINE(65536, 4096, 4096), 8192, r, 1, &n), -E2BIG);
 }
 
+static void layout_uffd(void **state) {
+        static const struct {
+                const char *text;
+                int r, fd;
+        } cases[] = {
+                { "{\"host_addr\":4096,\"size\":65536,\"offset\":0,\"uffd\":7}\n", 0, 7 },
+                { "{\"uffd\":0}\n{\"uffd\":3}\n", 0, 0 },
+                { LINE(4096, 65536, 0), -ENOENT, 99 },
+                { "{\"uffd\":-1}\n", -EBADMSG, 99 },
+                { "{\"uffd\":4294967296}\n", -EBADMSG, 99 },
+                { "{\"uffd\":\"7\"}\n", -EBADMSG, 99 },
+                { "{\"uffd\":7}", -EBADMSG, 99 }, /* cut */
+                { "[7]\n", -EBADMSG, 99 },
+                { "", -EBADMSG, 99 },
+        };
+        struct vmm_region r[1];
+        size_t n;
+
+        for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+                int fd = 99;
+
+                assert_int_equal(qemu_layout_uffd(cases[i].text, strlen(cases[i].text), &fd), cases[i].r);
+                assert_int_equal(fd, cases[i].fd);
+        }
+        assert_int_equal(parse(cases[0].text, 65536, r, 1, &n), 0);
+}
+
 static const char *pick(const char *text, char *out, size_t size) {
         char buf[16384];
         size_t len = strlen(text);
@@ -190,9 +217,10 @@ static void the_counter(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(layout_good),           cmocka_unit_test(layout_bad), cmocka_unit_test(log_reasons),
-                cmocka_unit_test(log_of_this_life_only), cmocka_unit_test(versions),   cmocka_unit_test(command_lines),
-                cmocka_unit_test(the_counter),
+                cmocka_unit_test(layout_good),           cmocka_unit_test(layout_bad),
+                cmocka_unit_test(layout_uffd),           cmocka_unit_test(log_reasons),
+                cmocka_unit_test(log_of_this_life_only), cmocka_unit_test(versions),
+                cmocka_unit_test(command_lines),         cmocka_unit_test(the_counter),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);

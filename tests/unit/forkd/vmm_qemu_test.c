@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -18,6 +19,7 @@
 #include "common/io.h"
 #include "common/spawn.h"
 #include "forkd/vmm/cgroup.h"
+#include "pager/uffd_compat.h"
 
 #define MEM VMM_MIN_MEM
 
@@ -678,6 +680,19 @@ static const char *no_cgroups(void) {
         return cgroup_remove("vmmtest", "vm1", &e) < 0 ? e.message : NULL;
 }
 
+/* One whose features are agreed on, and that has nothing registered: a second agreement is refused, a registration works. */
+static void check_idle_uffd(struct vmm_test *t, struct vmm *v) {
+        struct uffdio_api api = { .api = UFFD_API };
+        int fd = -1, r = vmm_qemu.idle_uffd(v, &fd, &t->e);
+
+        if (r == -EOPNOTSUPP) /* no device, and no right to the system call */
+                return;
+        check_ok(r);
+        check(ioctl(fd, UFFDIO_API, &api) < 0);
+        check(fcntl(fd, F_GETFD) & FD_CLOEXEC);
+        (void) close(fd);
+}
+
 TEST_IF(regions_of_an_attached_vm, no_attach_lib()) {
         struct vmm_start s = prepare(t);
         struct vmm_region regions[4];
@@ -689,6 +704,7 @@ TEST_IF(regions_of_an_attached_vm, no_attach_lib()) {
         check_ok(vmm_qemu.ram_regions(v, regions, ARRAY_LEN(regions), &n, &t->e));
         check(n >= 1 && regions[0].size > 0);
         check(vmm_qemu.ram_regions(v, regions, 0, &n, &t->e) == -E2BIG);
+        check_idle_uffd(t, v);
         finish(t, v);
         check(waitpid(-1, NULL, WNOHANG) < 0);
         (void) close(s.console_fd);
