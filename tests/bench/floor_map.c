@@ -4,7 +4,8 @@
  * userfaultfd, no pager, no checks. What a fork costs with it is the floor that forkd is measured against.
  *
  * The environment is the same as libuffd-attach's (docs/protocol.md): FORKD_ATTACH_RAM_FD is the dummy,
- * FORKD_ATTACH_IMAGE_FD the RAM file, FORKD_ATTACH_LAYOUT_FD gets the line that tells where it is. */
+ * FORKD_ATTACH_SOCK_FD is no session's socket but the RAM file, FORKD_ATTACH_LAYOUT_FD gets the line that tells where
+ * it is. */
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,7 +28,7 @@ static int env_fd(const char *name) {
 
 __attribute__((constructor)) static void floor_arm(void) {
         ram_fd = env_fd("FORKD_ATTACH_RAM_FD");
-        image_fd = env_fd("FORKD_ATTACH_IMAGE_FD");
+        image_fd = env_fd("FORKD_ATTACH_SOCK_FD");
         layout_fd = env_fd("FORKD_ATTACH_LAYOUT_FD");
         if (ram_fd < 0 || image_fd < 0 || fstat(ram_fd, &ram) < 0) {
                 (void) dprintf(STDERR_FILENO, "floor-map: no RAM file was passed\n");

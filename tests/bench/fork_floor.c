@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The floor: what a fork, and the saving of device state, cost without forkd and without its pager.
+/* The floor: what a fork, a take, and the saving of device state, cost without forkd and without its pager.
  *
  * Theory of operation. This program does by hand the least that makes a clone answer: it starts the same QEMU with
  * the same arguments and the same driver, on an uncompressed RAM file in tmpfs that libfloor-map maps private, loads
@@ -11,15 +11,19 @@
  *
  *      fork    {"load_ms", "ack_ms", "total_ms", "agent_us"}: spawn to state loaded, from there to acknowledged,
  *              both; what the agent says of it: entropy, clock, hostname, machine-id, hooks
- *      save    the same, then the guest writes as many bytes as --dirty says; adds {"pause_ms", "device_ms"}:
+ *      load    the same, but QEMU has been started, and its memory mapped, before the clock runs
+ *      save    as `fork`, then the guest writes as many bytes as --dirty says; adds {"pause_ms", "device_ms"}:
  *              stopping the vCPUs, and the device state alone into a memfd
+ *      warm N  N clones more are restored, woken, asked once, paused, and wait: {"warm"}: how many wait now
+ *      take    the one that has waited longest runs: {"resume_ms", "total_ms"}: `cont` alone, and with one echo over
+ *              the agent's channel. Then it is paused once more, its channel opened anew, and {"identity_ms",
+ *              "agent_us"} is `cont` with the wake-up that gives a clone its own identity. Then it ends
  *      wake PATH   only the link and the wake-up, with a guest that somebody else has restored and is about to
  *              resume: PATH is the socket of its agent's port. {"ack_ms", "agent_us"} */
 #include <errno.h>
 #include <event2/event.h>
 #include <fcntl.h>
 #include <getopt.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,211 +32,198 @@
 #include <unistd.h>
 
 #include "common/co.h"
-#include "common/ids.h"
 #include "common/io.h"
-#include "forkd/guest/guest_link.h"
-#include "forkd/vmm/vmm.h"
+#include "floor_clone.h"
 #include "snapstore/store.h"
 
-#define LINK_TIMEOUT_MS 10000
-#define ACK_TIMEOUT_MS 30000
-#define EXEC_TIMEOUT_S 30
-#define MAX_SCRIPT 64
+#define MAX_CLONES 128u
 
-struct floor {
-        struct event_base *base;
-        struct vmm_machine machine;
-        const char *lib, *dir;
-        char log_path[PATH_MAX];
-        uint64_t dirty_bytes;
-        int ram_fd, vmstate_fd, console_fd, null_fd;
+enum command { CMD_FORK, CMD_LOAD, CMD_SAVE, CMD_WAKE, CMD_WARM, CMD_TAKE };
+
+/** Clones that wait, by when they were made; each has a number of its own, of which it has its directory. */
+struct waiting {
+        struct clone clones[MAX_CLONES];
+        unsigned first, n;
 };
 
-struct times {
-        double load_ms, ack_ms, total_ms, pause_ms, device_ms;
-        struct guest_ack ack;
-};
-
-/** One round; the coroutine's argument. */
+/** One command; the coroutine's argument. */
 struct round {
         struct floor *f;
-        bool save;
-        const char *foreign; /* socket of a guest's agent that is not ours to start; NULL */
-        struct vmm *vmm;
-        struct guest_link *link;
-        struct times t;
+        struct waiting *waiting;
+        enum command cmd;
+        unsigned count;   /* warm */
+        const char *path; /* wake: socket of a guest's agent that is not ours to start */
+        struct clone c;
+        double load_ms, ack_ms, total_ms, pause_ms, device_ms, resume_ms, identity_ms;
+        struct guest_ack ack;
         struct err e;
         int r;
 };
 
-static const struct vmm_events no_events = { 0 };
+/* ---- the commands ---- */
 
-/* ---- a clone ---- */
-
-static int open_link(struct round *c, const char *path) {
-        int r = guest_link_new(c->f->base, path, &c->link);
-
-        return r < 0 ? err_errno(&c->e, r, "making the link") : guest_link_connect(c->link, LINK_TIMEOUT_MS, &c->e);
-}
-
-static int start(struct round *c) {
-        struct floor *f = c->f;
-        const struct vmm_start s = {
-                .machine = &f->machine,
-                .run_dir = f->dir,
-                .log_path = f->log_path,
-                .console_fd = f->console_fd,
-                .cgroup_fd = -1,
-                .incoming = true,
-                .image_fd = f->ram_fd,
-                .pager_sock = f->null_fd, /* the driver wants one; libfloor-map does not look at it */
-                .attach_lib = f->lib,
-        };
-        int r;
-
-        r = vmm_qemu.start(f->base, &s, &no_events, NULL, &c->vmm, &c->e);
-        if (r < 0)
-                return r;
-        if (lseek(f->vmstate_fd, 0, SEEK_SET) < 0)
-                return err_errno(&c->e, -errno, "rewinding the device state");
-        r = vmm_qemu.load_state(c->vmm, f->vmstate_fd, &c->e);
-        if (r < 0)
-                return r;
-        return open_link(c, vmm_qemu.agent_socket(c->vmm));
-}
-
-static int wake(struct round *c) {
-        struct guest_identity id = { .kind = WIRE_WAKE_RESTORE, .hostname = "floor" };
-        uint8_t machine_id[16];
-        int r;
-
-        random_bytes(machine_id, sizeof(machine_id));
-        hex_encode(machine_id, sizeof(machine_id), id.machine_id);
-        random_bytes(id.entropy, sizeof(id.entropy));
-        r = guest_link_queue_wake(c->link, &id);
-        if (r < 0)
-                return err_errno(&c->e, r, "queueing the wake-up");
-        r = c->vmm ? vmm_qemu.resume(c->vmm, &c->e) : 0;
-        return r < 0 ? r : guest_link_wait_ack(c->link, ACK_TIMEOUT_MS, &c->t.ack, &c->e);
-}
-
-/* ---- what the guest does before it is saved ---- */
-
-struct command {
-        struct co_wait done;
-        struct guest_result res;
-};
-
-static void on_data(unsigned stream, const void *data, size_t len, void *arg) {
-}
-
-static void on_eof(unsigned stream, void *arg) {
-}
-
-static void on_done(const struct guest_result *res, void *arg) {
-        struct command *c = arg;
-
-        c->res = *res;
-        co_wake(&c->done, res->r);
-}
-
-static int dirty(struct round *c) {
-        static const struct guest_call_handlers handlers = { .on_data = on_data, .on_eof = on_eof, .on_done = on_done };
-        struct command cmd = { .done = CO_WAIT_INIT };
-        struct guest_call *call;
-        char script[MAX_SCRIPT];
-        int r;
-
-        (void) snprintf(script, sizeof(script), "head -c %llu /dev/urandom > /run/dirt", (unsigned long long) c->f->dirty_bytes);
-        const char *const argv[] = { "/bin/sh", "-c", script, NULL };
-        const struct guest_exec_params p = { .argv = argv, .timeout_s = EXEC_TIMEOUT_S };
-
-        r = guest_exec(c->link, &p, &handlers, &cmd, &call, &c->e);
-        if (r < 0)
-                return r;
-        r = co_wait(&cmd.done, -1); /* the guest's timeout ends it, or the link's loss does */
-        if (r < 0) {
-                c->e = cmd.res.e;
-                return r;
-        }
-        if (cmd.res.signaled || cmd.res.code != 0)
-                return err_set(&c->e, ERR_AGENT, -EIO, "the guest's '%s' failed with %d", script, cmd.res.code);
-        return 0;
-}
-
-static int save(struct round *c) {
-        cleanup_fd int fd = memfd_create("floor-vmstate", MFD_CLOEXEC);
-        uint64_t start_ns;
-        int r;
-
-        if (fd < 0)
-                return err_errno(&c->e, -errno, "making room for the device state");
-        r = dirty(c);
-        if (r < 0)
-                return r;
-        start_ns = now_ns();
-        r = vmm_qemu.pause(c->vmm, &c->e);
-        c->t.pause_ms = ms_since(start_ns);
-        if (r < 0)
-                return r;
-        start_ns = now_ns();
-        r = vmm_qemu.save_state(c->vmm, fd, &c->e);
-        c->t.device_ms = ms_since(start_ns);
-        return r;
-}
-
-/* ---- a round ---- */
-
-static int run_round(struct round *c) {
+/* fork, load, save, wake: up to the acknowledgement */
+static int fork_one(struct round *k) {
         uint64_t start_ns = now_ns(), loaded;
         int r;
 
-        r = c->foreign ? open_link(c, c->foreign) : start(c);
+        r = k->cmd == CMD_WAKE ? 0 : clone_start(&k->c, k->f, MAX_CLONES, &k->e);
+        if (k->cmd == CMD_LOAD)
+                start_ns = now_ns();
+        if (r == 0 && k->cmd != CMD_WAKE)
+                r = clone_load(&k->c, &k->e);
+        if (r == 0)
+                r = clone_link(&k->c, k->path, &k->e);
         if (r < 0)
                 return r;
         loaded = now_ns();
-        c->t.load_ms = (double) (loaded - start_ns) / 1e6;
-        r = wake(c);
-        c->t.ack_ms = ms_since(loaded);
-        c->t.total_ms = ms_since(start_ns);
-        return r == 0 && c->save ? save(c) : r;
+        k->load_ms = (double) (loaded - start_ns) / 1e6;
+        r = clone_wake(&k->c, &k->ack, &k->e);
+        k->ack_ms = ms_since(loaded);
+        k->total_ms = ms_since(start_ns);
+        return r;
 }
 
-static void round_main(void *arg) {
-        struct round *c = arg;
-        struct err e;
+static int save_one(struct round *k) {
+        uint64_t start_ns;
+        int r = clone_dirty(&k->c, &k->e);
 
-        c->r = run_round(c);
-        guest_link_free(c->link);
-        if (c->vmm && vmm_qemu.kill(c->vmm, &e) < 0)
-                (void) fprintf(stderr, "fork_floor: %s\n", e.message);
-        vmm_qemu.free(c->vmm);
-        (void) event_base_loopbreak(c->f->base);
+        if (r < 0)
+                return r;
+        start_ns = now_ns();
+        r = clone_pause(&k->c, &k->e);
+        k->pause_ms = ms_since(start_ns);
+        if (r < 0)
+                return r;
+        start_ns = now_ns();
+        r = clone_save(&k->c, &k->e);
+        k->device_ms = ms_since(start_ns);
+        return r;
 }
 
-static int one_round(struct floor *f, bool with_save, const char *foreign) {
-        struct round c = { .f = f, .save = with_save, .foreign = foreign };
+static int warm_one(struct round *k) {
+        struct waiting *w = k->waiting;
+        unsigned number = (w->first + w->n) % MAX_CLONES;
+        struct clone *c = &w->clones[number];
+        int r;
 
-        if (co_start(f->base, round_main, &c) < 0 || event_base_dispatch(f->base) < 0) {
-                (void) fprintf(stderr, "fork_floor: out of memory\n");
-                return -ENOMEM;
+        r = clone_start(c, k->f, number, &k->e);
+        if (r == 0)
+                r = clone_load(c, &k->e);
+        if (r == 0)
+                r = clone_link(c, NULL, &k->e);
+        if (r == 0)
+                r = clone_wake(c, NULL, &k->e);
+        if (r == 0)
+                r = clone_echo(c, &k->e);
+        if (r == 0)
+                r = clone_pause(c, &k->e);
+        if (r < 0) {
+                clone_end(c);
+                return r;
         }
-        if (c.r < 0) {
-                (void) fprintf(stderr, "fork_floor: %s\n", c.e.message);
-                return c.r;
-        }
-        (void) printf("{\"load_ms\":%.3f,\"ack_ms\":%.3f,\"total_ms\":%.3f", c.t.load_ms, c.t.ack_ms, c.t.total_ms);
-        (void) printf(",\"agent_us\":[%ju,%ju,%ju,%ju,%ju]", (uintmax_t) c.t.ack.entropy_us, (uintmax_t) c.t.ack.clock_us,
-                      (uintmax_t) c.t.ack.hostname_us, (uintmax_t) c.t.ack.machine_id_us, (uintmax_t) c.t.ack.hooks_us);
-        if (with_save)
-                (void) printf(",\"pause_ms\":%.3f,\"device_ms\":%.3f", c.t.pause_ms, c.t.device_ms);
-        (void) printf("}\n");
-        (void) fflush(stdout);
+        w->n++;
         return 0;
 }
 
-/* ---- what all rounds share ---- */
+static int warm(struct round *k) {
+        if (k->count > MAX_CLONES - k->waiting->n)
+                return err_set(&k->e, ERR_INVALID, -ENOSPC, "more than %u clones at once", MAX_CLONES);
+        for (unsigned i = 0; i < k->count; i++) {
+                int r = warm_one(k);
 
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+static int take(struct round *k) {
+        struct waiting *w = k->waiting;
+        uint64_t start_ns;
+        int r;
+
+        if (w->n == 0)
+                return err_set(&k->e, ERR_INVALID, -ENOENT, "no clone waits: 'warm' makes some");
+        k->c = w->clones[w->first];
+        w->clones[w->first] = (struct clone){ 0 };
+        w->first = (w->first + 1) % MAX_CLONES;
+        w->n--;
+
+        start_ns = now_ns();
+        r = clone_resume_echo(&k->c, &k->resume_ms, &k->e);
+        k->total_ms = ms_since(start_ns);
+        if (r == 0)
+                r = clone_pause(&k->c, &k->e);
+        if (r == 0)
+                r = clone_link(&k->c, NULL, &k->e); /* a link is for one wake-up */
+        if (r < 0)
+                return r;
+        start_ns = now_ns();
+        r = clone_wake(&k->c, &k->ack, &k->e);
+        k->identity_ms = ms_since(start_ns);
+        return r;
+}
+
+static int run_command(struct round *k) {
+        int r;
+
+        if (k->cmd == CMD_WARM)
+                return warm(k);
+        if (k->cmd == CMD_TAKE)
+                return take(k);
+        k->c.f = k->f;
+        r = fork_one(k);
+        return r == 0 && k->cmd == CMD_SAVE ? save_one(k) : r;
+}
+
+static void round_main(void *arg) {
+        struct round *k = arg;
+
+        k->r = run_command(k);
+        clone_end(&k->c);
+        (void) event_base_loopbreak(k->f->base);
+}
+
+static void end_main(void *arg) {
+        struct round *k = arg;
+
+        for (unsigned i = 0; i < MAX_CLONES; i++)
+                clone_end(&k->waiting->clones[i]);
+        (void) event_base_loopbreak(k->f->base);
+}
+
+static int run(struct round *k, void (*fn)(void *arg)) {
+        if (co_start(k->f->base, fn, k) < 0 || event_base_dispatch(k->f->base) < 0) {
+                (void) fprintf(stderr, "fork_floor: out of memory\n");
+                return -ENOMEM;
+        }
+        if (k->r < 0)
+                (void) fprintf(stderr, "fork_floor: %s\n", k->e.message);
+        return k->r;
+}
+
+static void answer(const struct round *k) {
+        const struct guest_ack *a = &k->ack;
+
+        if (k->cmd == CMD_WARM) {
+                (void) printf("{\"warm\":%u}\n", k->waiting->n);
+                (void) fflush(stdout);
+                return;
+        }
+        (void) printf("{\"total_ms\":%.3f", k->total_ms);
+        if (k->cmd == CMD_TAKE)
+                (void) printf(",\"resume_ms\":%.3f,\"identity_ms\":%.3f", k->resume_ms, k->identity_ms);
+        else
+                (void) printf(",\"load_ms\":%.3f,\"ack_ms\":%.3f", k->load_ms, k->ack_ms);
+        if (k->cmd == CMD_SAVE)
+                (void) printf(",\"pause_ms\":%.3f,\"device_ms\":%.3f", k->pause_ms, k->device_ms);
+        (void) printf(",\"agent_us\":[%ju,%ju,%ju,%ju,%ju]}\n", (uintmax_t) a->entropy_us, (uintmax_t) a->clock_us,
+                      (uintmax_t) a->hostname_us, (uintmax_t) a->machine_id_us, (uintmax_t) a->hooks_us);
+        (void) fflush(stdout);
+}
+
+/* ---- what all rounds share ---- */
 static int read_snapshot(struct floor *f, const char *store, const char *id) {
         cleanup_snap_store struct snap_store *s = NULL;
         cleanup_free struct snap_manifest *m = calloc(1, sizeof(*m));
@@ -262,30 +253,61 @@ static int open_files(struct floor *f, const char *ram) {
             (size_t) snprintf(path, sizeof(path), "%s/console.log", f->dir) >= sizeof(path))
                 return -ENAMETOOLONG;
         f->console_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-        f->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
         f->ram_fd = open(ram, O_RDONLY | O_CLOEXEC);
-        if (f->console_fd < 0 || f->null_fd < 0 || f->ram_fd < 0 || fstat(f->ram_fd, &st) < 0)
+        if (f->console_fd < 0 || f->ram_fd < 0 || fstat(f->ram_fd, &st) < 0)
                 return -errno;
         return (uint64_t) st.st_size == f->machine.mem_bytes ? 0 : -EINVAL;
 }
 
-static int serve(struct floor *f) {
-        static const char wake_command[] = "wake ";
-        char line[PATH_MAX + 16];
-        int r = 0;
+/* A line of stdin: what it asks for into *k. The path is the line's own. */
+static int parse(const char *line, struct round *k) {
+        static const struct {
+                const char *word;
+                enum command cmd;
+        } words[] = { { "fork", CMD_FORK }, { "load", CMD_LOAD }, { "save", CMD_SAVE }, { "take", CMD_TAKE } };
+        unsigned long count;
+        char *end;
 
-        while (r == 0 && fgets(line, sizeof(line), stdin)) {
-                line[strcspn(line, "\n")] = '\0';
-                if (strcmp(line, "fork") == 0 || strcmp(line, "save") == 0) {
-                        r = one_round(f, strcmp(line, "save") == 0, NULL);
-                } else if (strncmp(line, wake_command, sizeof(wake_command) - 1) == 0) {
-                        r = one_round(f, false, line + sizeof(wake_command) - 1);
-                } else {
-                        (void) fprintf(stderr, "fork_floor: '%s' is neither 'fork' nor 'save' nor 'wake PATH'\n", line);
-                        r = -EINVAL;
+        for (size_t i = 0; i < ARRAY_LEN(words); i++) {
+                if (strcmp(line, words[i].word) == 0) {
+                        k->cmd = words[i].cmd;
+                        return 0;
                 }
         }
-        return r;
+        if (strncmp(line, "wake ", 5) == 0) {
+                k->cmd = CMD_WAKE;
+                k->path = line + 5;
+                return 0;
+        }
+        if (strncmp(line, "warm ", 5) != 0)
+                return -EINVAL;
+        count = strtoul(line + 5, &end, 10);
+        if (end == line + 5 || *end || count > MAX_CLONES)
+                return -EINVAL;
+        k->cmd = CMD_WARM;
+        k->count = (unsigned) count;
+        return 0;
+}
+
+static int serve(struct floor *f, struct waiting *w) {
+        struct round end = { .f = f, .waiting = w };
+        char line[PATH_MAX + 16];
+        int r = 0, r2;
+
+        while (r == 0 && fgets(line, sizeof(line), stdin)) {
+                struct round k = { .f = f, .waiting = w };
+
+                line[strcspn(line, "\n")] = '\0';
+                r = parse(line, &k);
+                if (r < 0)
+                        (void) fprintf(stderr, "fork_floor: '%s' is none of its commands\n", line);
+                else
+                        r = run(&k, round_main);
+                if (r == 0)
+                        answer(&k);
+        }
+        r2 = run(&end, end_main);
+        return r < 0 ? r : r2;
 }
 
 static int usage(void) {
@@ -304,7 +326,8 @@ int main(int argc, char **argv) {
                 { "dirty", required_argument, NULL, 'b' },
                 { NULL, 0, NULL, 0 },
         };
-        struct floor f = { .ram_fd = -1, .vmstate_fd = -1, .console_fd = -1, .null_fd = -1 };
+        struct floor f = { .ram_fd = -1, .vmstate_fd = -1, .console_fd = -1 };
+        cleanup_free struct waiting *waiting = calloc(1, sizeof(*waiting));
         const char *store = NULL, *id = NULL, *ram = NULL;
         int opt, r;
 
@@ -332,15 +355,14 @@ int main(int argc, char **argv) {
                 return 1;
         }
         f.base = event_base_new();
-        if (!f.base) {
+        if (!f.base || !waiting) {
                 (void) fprintf(stderr, "fork_floor: out of memory\n");
                 return 1;
         }
-        r = serve(&f);
+        r = serve(&f, waiting);
         event_base_free(f.base);
         (void) close_fd(f.ram_fd);
         (void) close_fd(f.vmstate_fd);
         (void) close_fd(f.console_fd);
-        (void) close_fd(f.null_fd);
         return r < 0;
 }

@@ -20,6 +20,8 @@ import time
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent), str(pathlib.Path(__file__).resolve().parents[1] / "lib")]
 import floor  # noqa: E402
 import lines  # noqa: E402
+import live_lines  # noqa: E402
+import many_lines  # noqa: E402
 import watched  # noqa: E402
 from forkdlab import MIB, Lab  # noqa: E402
 from measure import available_mib, host, warm_memory  # noqa: E402
@@ -30,6 +32,7 @@ FORGETFUL = "[pager]\nidle_image_seconds = 0\n"
 # And nothing is fetched ahead: what a guest reads is a fault.
 SERVED = "[pager]\nidle_image_seconds = 0\nworkingset = off\n"
 WARM_MIB = 2048
+GROUPS = ["fork", "standby", "idle", "chain", "idle-cost", "agreement", "live", "generations", "slope", "hundred", "first", "pager"]
 BALLAST_MIB = 32
 
 
@@ -72,6 +75,10 @@ def plan(args):
         ("idle", DEFAULTS, lambda lab, base: lines.idle_clones(lab, base, 1 if args.quick else 5)),
         ("chain", DEFAULTS, lambda lab, base: lines.chain_links(lab, base, 1 if args.quick else max(4, n // 2))),
         ("idle-cost", DEFAULTS, lambda lab, base: watched.idle_cost(lab, lines.BASE, 2 if args.quick else 30)),
+        ("live", DEFAULTS, lambda lab, base: live_lines.live_pause(lab, base, n, *(("256M", 32) if args.quick else ()))),
+        ("generations", DEFAULTS, lambda lab, base: live_lines.live_chain(lab, base, *((3, 2) if args.quick else ()))),
+        ("slope", DEFAULTS, lambda lab, base: many_lines.slope(lab, base, n, *((4,) if args.quick else ()))),
+        ("hundred", DEFAULTS, lambda lab, base: many_lines.many_alive(lab, base, 20 if args.quick else 100, 2 if args.quick else 10)),
         ("agreement", SERVED, lambda lab, base: watched.agreement(lab, 1 if args.quick else 2, *(("256M", 64) if args.quick else ("1G", 420)))),
         ("first", FORGETFUL, lambda lab, base: lines.first_clone_against_rival(lab, base, n)),
     ]
@@ -115,7 +122,8 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--quick", action="store_true", help="two rounds of everything: does it run at all?")
     p.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds of each comparison (20)")
-    p.add_argument("--only", action="append", choices=["fork", "first", "standby", "chain", "idle", "idle-cost", "agreement", "pager"], help="only this; may be repeated")
+    p.add_argument("--only", action="append", choices=GROUPS, metavar="GROUP",
+                   help="only this; may be repeated: " + ", ".join(GROUPS))
     p.add_argument("--json", metavar="FILE", help="write all figures there too ('-': to stdout, instead of the tables)")
     args = p.parse_args()
     if args.rounds < 2:
