@@ -243,12 +243,16 @@ void catalog_sync_later(struct catalog *c, const struct snap_entry *s) {
                 free(j);
 }
 
-void catalog_vm_stands_by(struct vm *vm, const struct snap_entry *s) {
-        memcpy(vm->snapshot, s->m.id, sizeof(vm->snapshot));
-        memcpy(vm->parent, s->m.parent, sizeof(vm->parent));
-        vm->generation = s->m.depth + 1;
+void catalog_vm_stands_by(struct vm *vm, const struct snap_manifest *m) {
+        catalog_vm_descends(vm, m);
         vm->pending_snapshot[0] = '\0';
-        vm->has_base = false;
+        vm->has_base = vm->has_parent = vm->live = false;
+}
+
+void catalog_vm_descends(struct vm *vm, const struct snap_manifest *m) {
+        memcpy(vm->snapshot, m->id, sizeof(vm->snapshot));
+        memcpy(vm->parent, m->parent, sizeof(vm->parent));
+        vm->generation = m->depth + 1;
 }
 
 uint64_t catalog_workingset_pages(struct catalog *c, struct snap_entry *s) {

@@ -55,8 +55,10 @@ void catalog_drop(struct catalog *c, const char *id);
  *  not pay for its writeback. */
 void catalog_sync_later(struct catalog *c, const struct snap_entry *s);
 
-/** Notes in @vm's record that it stands by in, or was restored from, @s. */
-void catalog_vm_stands_by(struct vm *vm, const struct snap_entry *s);
+/** Notes in @vm's record that it stands by in, or is about to be restored from, the snapshot that @m describes. */
+void catalog_vm_stands_by(struct vm *vm, const struct snap_manifest *m);
+/** Notes that its next snapshot is a child of that one: the VM lives on. */
+void catalog_vm_descends(struct vm *vm, const struct snap_manifest *m);
 
 /** The size of the recorded working set; 0: none, or none of use. Read when first asked for: clear s->workingset_known
  *  when it changes. */

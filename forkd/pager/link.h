@@ -24,7 +24,7 @@ struct pager_hold {
         int memfd;                     /* the image's memory, writable */
         int sock;                      /* duplicate of the pager's end of the VMM's socket */
         pid_t pid;                     /* of the VMM, as soon as it is known */
-        uint64_t image_dev, image_ino; /* the file memory.img */
+        uint64_t image_dev, image_ino; /* the file that is its memory's image; 0: there is none yet (a nascent one) */
         uint64_t woken_ns;             /* when all of its memory was woken, for its pager had lost a fault; 0: it was not */
         bool faults_lost;              /* and that did not help (lost.c) */
         uint64_t released_ns;          /* during an upgrade: when its pager let it go; 0: it has not */
@@ -58,11 +58,16 @@ pid_t pager_pid(const struct pager *p);
 bool pager_owns(const struct pager *p, pid_t pid);
 const struct pager_counts *pager_counts(const struct pager *p);
 
-/** Opens a session for @vm on the image in @image_fd, whose recorded working set is in @workingset_fd (-1: none); it
- *  records if vm->recording. On success *ret_memfd is the image's memory
+/** What a session is opened on. */
+struct pager_open {
+        int image_fd;      /* the memory image, */
+        int workingset_fd; /* its recorded working set; -1: none */
+        const char *live;  /* or the id of a nascent snapshot, which has no image yet; else NULL */
+};
+/** Opens a session for @vm; it records if vm->recording. On success *ret_memfd is the image's memory
  *  (read-only) and *ret_sock the VMM's end of the handshake's socket; both are the caller's. From here on
  *  the watchdog holds this VM responsible: it dies with the pager, or is recovered. */
-int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
+int pager_session_open(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_memfd, int *ret_sock,
                        struct err *e) attr_warn_unused;
 /** Names the process of @pidfd, which stays the caller's, as the VMM of @vm's session: only it may attach. A coroutine
  *  call. */

@@ -46,7 +46,7 @@ int pager_hold_fetch(struct pager_process *o, struct vm *vm, struct err *e) {
                 return r;
         if (a.n_fds != 3)
                 return err_set(e, ERR_PAGER, -EPROTO, "the pager gave %zu descriptors of a session, not three", a.n_fds);
-        r = vm_store_path(vm, "base.img", path, sizeof(path));
+        r = vm_store_path(vm, VM_BASE_FILE, path, sizeof(path));
         if (r == 0 && stat(path, &st) < 0)
                 r = -errno;
         if (r < 0)
@@ -132,7 +132,7 @@ int pager_session_adopt(struct pager_process *to, struct vm *vm, const struct mp
 
         mp_buf_init(&b);
         mp_buf_init(&unmapped);
-        r = vm_store_path(vm, "base.img", path, sizeof(path));
+        r = vm_store_path(vm, VM_BASE_FILE, path, sizeof(path));
         if (r == 0 && (image = open(path, O_RDONLY | O_CLOEXEC)) < 0)
                 r = -errno;
         if (r < 0)

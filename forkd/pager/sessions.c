@@ -60,7 +60,8 @@ bool pager_has_sessions(const struct pager_process *o) {
 bool pager_hold_complete(const struct vm *vm) {
         const struct pager_hold *h = &vm->hold;
 
-        return vm->session && h->pid > 0 && !vm->vmm_exited && h->uffd >= 0 && h->memfd >= 0 && h->sock >= 0 && h->n_regions > 0;
+        return vm->session && h->pid > 0 && !vm->vmm_exited && h->uffd >= 0 && h->memfd >= 0 && h->sock >= 0 &&
+               h->n_regions > 0 && h->image_ino != 0;
 }
 
 void pager_wake_attached(struct pager *p) {
@@ -188,34 +189,41 @@ static int check_image(struct pager *p, struct vm *vm, int image_fd, struct err 
         return err_hint(e, "check it with 'forkctl snapshot verify'; after 'forkctl pager upgrade' it may be tried again");
 }
 
-static int open_once(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
-                     struct err *e) {
+static int open_once(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_memfd, int *ret_sock, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_fd int vmm_end = -1, pager_end = -1;
         cleanup_mp_buf struct mp_buf b = { 0 };
-        size_t n_fds = workingset_fd >= 0 ? 3 : 2;
-        int sv[2], r;
+        int sv[2], fds[3], r;
+        size_t n_fds = 0;
 
         mp_buf_init(&b);
-        r = pager_ensure(p, e);
+        /* A nascent image is one pager's, and an upgrade waits for those who live on it. */
+        r = !on->live ? pager_ensure(p, e) : !pager_is_up(p) ? err_set(e, ERR_PAGER, -EPIPE, "the pager is gone") : 0;
         pager_hold_clear(&vm->hold);
-        if (r == 0)
-                r = check_image(p, vm, image_fd, e);
+        if (r == 0 && !on->live)
+                r = check_image(p, vm, on->image_fd, e);
         if (r < 0)
                 return r;
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) < 0)
                 return err_errno(e, -errno, "opening a pager session");
         vmm_end = sv[0];
         pager_end = sv[1];
-        pager_put_session(&b, vm, 4);
+        if (!on->live)
+                fds[n_fds++] = on->image_fd;
+        fds[n_fds++] = pager_end;
+        if (on->workingset_fd >= 0)
+                fds[n_fds++] = on->workingset_fd;
+        pager_put_session(&b, vm, 4 + (on->live != NULL));
         mp_kv_u64(&b, "ram_bytes", vm->machine.mem_bytes);
+        if (on->live)
+                mp_kv_str(&b, "live", on->live);
         mp_kv_bool(&b, "expect", true);
         mp_kv_bool(&b, "record", vm->recording);
         mp_kv_u64(&b, "fds", n_fds);
         /* Armed before the pager can serve anything: if it dies from here on, this VM is killed or recovered. */
         vm->session = true;
         vm->hold.process = pager_process_ref(p->serving);
-        r = pager_process_call(p->serving, "session.open", &b, (int[]){ image_fd, pager_end, workingset_fd }, n_fds, &a, e);
+        r = pager_process_call(p->serving, "session.open", &b, fds, n_fds, &a, e);
         if (r == 0 && a.n_fds != 2)
                 r = err_set(e, ERR_PAGER, -EPROTO, "the pager sent no image memory");
         if (r < 0) {
@@ -229,16 +237,16 @@ static int open_once(struct pager *p, struct vm *vm, int image_fd, int workingse
         return 0;
 }
 
-int pager_session_open(struct pager *p, struct vm *vm, int image_fd, int workingset_fd, int *ret_memfd, int *ret_sock,
+int pager_session_open(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_memfd, int *ret_sock,
                        struct err *e) {
-        int r = open_once(p, vm, image_fd, workingset_fd, ret_memfd, ret_sock, e);
+        int r = open_once(p, vm, on, ret_memfd, ret_sock, e);
 
         /* The pager died while it was asked. Nothing of this VM lives yet, so a new one may as well serve it. */
-        if (r == -EPIPE) {
+        if (r == -EPIPE && !on->live) {
                 vm->lost[0] = '\0'; /* what was lost with the old one was nothing */
-                r = open_once(p, vm, image_fd, workingset_fd, ret_memfd, ret_sock, e);
+                r = open_once(p, vm, on, ret_memfd, ret_sock, e);
         }
-        if (r == -EPIPE)
+        if (r == -EPIPE && !on->live)
                 return err_prefix(e, "the pager died twice while it was opening the memory image of '%s'", vm->name);
         return r < 0 ? err_prefix(e, "opening the memory image of '%s'", vm->name) : 0;
 }

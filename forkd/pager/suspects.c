@@ -68,7 +68,7 @@ void pager_suspects_note(struct pager *p, const struct pager_process *o) {
 
 bool pager_condemned(const struct pager *p, uint64_t dev, uint64_t ino, uint64_t *ret_page) {
         for (unsigned i = 0; i < MIN_OF(p->n_condemned, (unsigned) PAGER_SUSPECTS); i++)
-                if (p->condemned[i].dev == dev && p->condemned[i].ino == ino) {
+                if (ino != 0 && p->condemned[i].dev == dev && p->condemned[i].ino == ino) {
                         if (ret_page)
                                 *ret_page = p->condemned[i].page;
                         return true;

@@ -47,7 +47,7 @@ struct adoption {
 static void finish_standby(struct vm *vm, const struct snap_entry *s) {
         struct err e;
 
-        catalog_vm_stands_by(vm, s);
+        catalog_vm_stands_by(vm, &s->m);
         vm_drop_files(vm);
         if (vm_set_state(vm, VM_STANDBY, &e) < 0)
                 log_error("%s", e.message);

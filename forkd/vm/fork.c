@@ -18,10 +18,11 @@
 #include "forkd/daemon.h"
 #include "forkd/host/room.h"
 #include "forkd/vm/journal.h"
+#include "forkd/vm/origin.h"
 
 struct clone {
         struct vm *vm;
-        const char *snapshot;
+        const struct vm_origin *origin;
         const struct fork_params *p;
         struct vm_clone_result times;
         struct co_wait done;
@@ -135,7 +136,7 @@ static void clone_run(void *arg) {
         struct clone *c = arg;
         int r;
 
-        r = vm_op_restore(c->vm, c->snapshot, c->p->paused, c->p->force, &c->times, &c->e);
+        r = vm_restore_from(c->vm, c->origin, c->p->paused, c->p->force, &c->times, &c->e);
         co_wake(&c->done, r);
 }
 
@@ -181,14 +182,14 @@ static int set_policy(struct daemon *d, const struct fork_params *p, struct clon
         return vm_check_policy(policy, e);
 }
 
-static int run_clones(struct daemon *d, const struct fork_params *p, const char *snapshot, struct admission_claim *group,
-                      struct clone *clones, struct err *e) {
+static int run_clones(struct daemon *d, const struct fork_params *p, const struct vm_origin *origin,
+                      struct admission_claim *group, struct clone *clones, struct err *e) {
         int first = 0;
         char who[80];
 
         for (unsigned i = 0; i < p->count; i++) {
                 clones[i].p = p;
-                clones[i].snapshot = snapshot;
+                clones[i].origin = origin;
                 clones[i].done = CO_WAIT_INIT;
                 (void) snprintf(who, sizeof(who), "'%s'", clones[i].vm->name);
                 admission_share(d->admission, group, &clones[i].vm->claim, who);
@@ -218,6 +219,8 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         uint64_t start = now_ns();
         char base[NAME_MAX_LEN + 1];
         struct admission_claim group = { 0 };
+        struct vm_origin origin;
+        struct snap_entry *s;
         bool made = false, begun;
         id_str snapshot;
         int r;
@@ -241,7 +244,13 @@ int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *
         if (r == 0)
                 r = announce(d, &j, clones, p->count, e);
         if (r == 0)
-                r = run_clones(d, p, snapshot, &group, clones, e);
+                r = catalog_find(d->catalog, snapshot, &s, e);
+        if (r == 0) {
+                origin_published(s, &origin);
+                s->users++;
+                r = run_clones(d, p, &origin, &group, clones, e);
+                s->users--;
+        }
         admission_release(d->admission, &group);
         if (r == 0)
                 r = journal_end(d, &j, e); /* the commit: they are the caller's */

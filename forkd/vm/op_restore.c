@@ -3,25 +3,19 @@
  * architecture: image, pager session (the watchdog holds the VM from there on), VMM, device state, wake-up,
  * resume, acknowledgement. */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "common/io.h"
 #include "common/log.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/pager/link.h"
+#include "forkd/vm/origin.h"
 #include "forkd/vm/recording.h"
 #include "forkd/host/room.h"
 #include "forkd/vm/stages.h"
 #include "forkd/host/turns.h"
 #include "forkd/vm/vm.h"
-#include "forkd/worker/worker.h"
-
-#define DISK_COPY_TIMEOUT_MS 600000
 
 static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, struct err *e) {
         char version[32];
@@ -59,138 +53,27 @@ static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, 
         return 0;
 }
 
-/* A regular file of the size that the manifest tells: a disk has no checksum. */
-static int open_disk(struct vm *vm, const struct snap_manifest *m, const char *file, unsigned i, int *ret_fd) {
-        cleanup_fd int fd = -1;
-        struct stat st;
-        int r = snap_store_open_file(vm->d->store, m->id, file, &fd);
-
-        if (r < 0)
-                return r;
-        if (fstat(fd, &st) < 0)
-                return -errno;
-        if ((uint64_t) st.st_size != m->disk_bytes[i])
-                return -EBADMSG;
-        *ret_fd = TAKE_FD(fd);
-        return 0;
-}
-
-static int share_disk(struct vm *vm, const struct snap_manifest *m, unsigned i, struct err *e) {
-        cleanup_fd int src = -1, dst = -1;
-        char to[PATH_MAX], file[32];
-        int r;
-
-        (void) snprintf(file, sizeof(file), "disk-%u.img", i);
-        r = vm_store_path(vm, file, to, sizeof(to));
-        if (r == 0)
-                r = open_disk(vm, m, file, i, &src);
-        if (r == 0 && (dst = open(to, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600)) < 0)
-                r = -errno;
-        if (r == 0)
-                r = io_clone_file(src, dst, NULL);
-        return r < 0 ? err_errno(e, r, "preparing disk %u of '%s'", i, vm->name) : 0;
-}
-
-/* Where extents cannot be shared a disk is copied, which may take long: not here. */
-static int copy_disk(struct vm *vm, const struct snap_manifest *m, unsigned i, struct err *e) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-        char from[PATH_MAX], to[PATH_MAX], file[32];
-        cleanup_fd int checked = -1;
-        int r;
-
-        mp_buf_init(&b);
-        (void) snprintf(file, sizeof(file), "disk-%u.img", i);
-        r = vm_store_path(vm, file, to, sizeof(to));
-        if (r == 0)
-                r = open_disk(vm, m, file, i, &checked);
-        if (r == 0)
-                r = snap_store_path(vm->d->store, m->id, file, from, sizeof(from));
-        if (r < 0)
-                return err_errno(e, r, "preparing disk %u of '%s'", i, vm->name);
-        mp_map(&b, 3);
-        mp_kv_str(&b, "from", from);
-        mp_kv_str(&b, "to", to);
-        mp_key(&b, "caller"); /* forkd itself: the file is its own */
-        mp_nil(&b);
-        return worker_do(vm->d->workers, "disk.copy", &b, NULL, 0, DISK_COPY_TIMEOUT_MS, NULL, e);
-}
-
-/* The VM's own files: reflinks of the disks, and a second name for the memory image, so that the snapshot may
- * be removed while the VM lives on it. */
-static int make_files(struct vm *vm, const struct snap_manifest *m, struct err *e) {
-        char dir[PATH_MAX], from[PATH_MAX], to[PATH_MAX];
-        int r;
-
-        r = vm_store_path(vm, NULL, dir, sizeof(dir));
-        if (r == 0)
-                r = io_remove_tree(AT_FDCWD, dir);
-        if (r == 0)
-                r = io_mkdir_p(dir, 0700);
-        if (r == 0)
-                r = snap_store_path(vm->d->store, m->id, SNAP_FILE_MEMORY, from, sizeof(from));
-        if (r == 0)
-                r = vm_store_path(vm, "base.img", to, sizeof(to));
-        if (r == 0 && link(from, to) < 0)
-                r = -errno;
-        if (r < 0)
-                return err_errno(e, r, "preparing the memory of '%s'", vm->name);
-        vm->has_base = true;
-        for (unsigned i = 0; r == 0 && i < m->n_disks; i++)
-                r = vm->d->reflink ? share_disk(vm, m, i, e) : copy_disk(vm, m, i, e);
-        return r;
-}
-
-static int read_vmstate(struct vm *vm, const struct snap_manifest *m, int *ret_fd, struct err *e) {
-        cleanup_fd int fd = memfd_create("forkd-vmstate", MFD_CLOEXEC);
-        int r = fd < 0 ? -errno : 0;
-
-        if (r == 0)
-                r = snap_store_read_vmstate(vm->d->store, m->id, fd);
-        if (r == 0 && lseek(fd, 0, SEEK_SET) < 0)
-                r = -errno;
-        if (r < 0)
-                return err_errno(e, r, "reading the device state of snapshot %s", m->id);
-        *ret_fd = TAKE_FD(fd);
-        return 0;
-}
-
-int vm_open_base(const struct vm *vm, int *ret_fd) {
-        cleanup_fd int fd = -1;
-        char path[PATH_MAX];
-        struct stat st;
-        int r = vm_store_path(vm, "base.img", path, sizeof(path));
-
-        if (r < 0)
-                return r;
-        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-        if (fd < 0)
-                return errno == ELOOP ? -EBADMSG : -errno;
-        if (fstat(fd, &st) < 0)
-                return -errno;
-        if (!S_ISREG(st.st_mode))
-                return -EBADMSG;
-        *ret_fd = TAKE_FD(fd);
-        return 0;
-}
-
 /* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
-static int load(struct vm *vm, struct snap_entry *s, struct stages *stages, struct err *e) {
+static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages, struct err *e) {
         cleanup_fd int image = -1, workingset = -1, memfd = -1, sock = -1, vmstate = -1;
-        const struct snap_manifest *m = &s->m;
+        struct pager_open open = { .image_fd = -1, .workingset_fd = -1, .live = o->entry ? NULL : o->m->id };
         struct vm_launch l = { .image_fd = -1, .pager_sock = -1 };
         int r;
 
-        r = make_files(vm, m, e);
+        r = origin_make_files(vm, o, e);
         if (r == 0)
-                r = read_vmstate(vm, m, &vmstate, e);
+                r = origin_open_vmstate(vm, o, &vmstate, e);
         stage_done(stages, "files");
         if (r < 0)
                 return r;
-        r = vm_open_base(vm, &image);
-        if (r < 0)
-                return err_errno(e, r, "opening the memory of snapshot %s", m->id);
-        workingset = recording_begin(vm, s);
-        r = pager_session_open(vm->d->pager, vm, image, workingset, &memfd, &sock, e);
+        if (o->entry) {
+                r = vm_open_base(vm, VM_BASE_FILE, &image);
+                if (r < 0)
+                        return err_errno(e, r, "opening the memory of snapshot %s", o->m->id);
+                open.image_fd = image;
+                open.workingset_fd = workingset = recording_begin(vm, o->entry);
+        }
+        r = pager_session_open(vm->d->pager, vm, &open, &memfd, &sock, e);
         stage_done(stages, "session");
         if (r < 0)
                 return r;
@@ -218,13 +101,13 @@ static int come_alive(struct vm *vm, struct stages *stages, struct err *e) {
         return r < 0 ? r : vm_set_state(vm, VM_RUNNING, e);
 }
 
-static int restore(struct vm *vm, struct snap_entry *s, bool paused, struct vm_clone_result *ret, struct err *e) {
+static int restore(struct vm *vm, const struct vm_origin *o, bool paused, struct vm_clone_result *ret, struct err *e) {
         uint64_t start = now_ns(), loaded;
         struct stages stages;
         int r;
 
         stages_begin(&stages);
-        r = load(vm, s, &stages, e);
+        r = load(vm, o, &stages, e);
         if (r == 0)
                 r = vm_link_open(vm, e);
         stage_done(&stages, "link");
@@ -252,9 +135,9 @@ static int reserve(struct vm *vm, struct err *e) {
         return admission_reserve(vm->d->admission, &vm->claim, who, &need, 1, e);
 }
 
-int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, struct vm_clone_result *ret, struct err *e) {
+int vm_restore_from(struct vm *vm, const struct vm_origin *o, bool paused, bool force, struct vm_clone_result *ret,
+                    struct err *e) {
         enum vm_state before = vm->state;
-        struct snap_entry *s;
         struct err ignored;
         char reason[sizeof(vm->reason)];
         int r;
@@ -263,28 +146,24 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
         r = vm_check_ended(vm, e);
         if (r < 0)
                 return r;
-        r = catalog_find(vm->d->catalog, snapshot, &s, e);
-        if (r == 0)
-                r = check_fits(vm, &s->m, force, e);
+        r = check_fits(vm, o->m, force, e);
         if (r == 0)
                 r = reserve(vm, e);
         if (r < 0)
                 return r;
-        s->users++;
         if (before == VM_CREATING) {
-                (void) snprintf(vm->net, sizeof(vm->net), "%.7s", s->m.net[0] ? s->m.net : "none");
+                (void) snprintf(vm->net, sizeof(vm->net), "%.7s", o->m->net[0] ? o->m->net : "none");
                 if (!vm->on_pager_loss[0])
                         (void) strcpy(vm->on_pager_loss, "kill");
         }
-        catalog_vm_stands_by(vm, s);
+        catalog_vm_stands_by(vm, o->m);
         r = vm_record_save(vm, e);
         if (r == 0)
                 r = turns_take(vm->d->turns, HEAVY_START, e);
         if (r == 0) {
-                r = restore(vm, s, paused, ret, e);
+                r = restore(vm, o, paused, ret, e);
                 turns_give(vm->d->turns, HEAVY_START);
         }
-        s->users--;
         if (r == 0) {
                 room_hold(vm);
                 times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
@@ -305,5 +184,19 @@ int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, 
                 if (vm_record_save(vm, &ignored) < 0)
                         log_warning("%s", ignored.message);
         }
+        return r;
+}
+
+int vm_op_restore(struct vm *vm, const char *snapshot, bool paused, bool force, struct vm_clone_result *ret, struct err *e) {
+        struct snap_entry *s;
+        struct vm_origin o;
+        int r = catalog_find(vm->d->catalog, snapshot, &s, e);
+
+        if (r < 0)
+                return r;
+        origin_published(s, &o);
+        s->users++;
+        r = vm_restore_from(vm, &o, paused, force, ret, e);
+        s->users--;
         return r;
 }

@@ -158,7 +158,7 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         if (r < 0)
                 return r;
         if (t->vm->has_base) {
-                r = vm_open_base(t->vm, &t->base_fd);
+                r = vm_open_base(t->vm, t->vm->has_parent ? VM_PARENT_FILE : VM_BASE_FILE, &t->base_fd);
                 if (r < 0)
                         return err_errno(e, r, "opening the memory that '%s' lives on", t->vm->name);
         }
@@ -375,7 +375,7 @@ static void become_standby(struct taking *t, struct snap_entry *s) {
         vm_drop_files(vm);
         (void) vm_teardown(vm);
         stage_done(&t->stages, "end");
-        catalog_vm_stands_by(vm, s);
+        catalog_vm_stands_by(vm, &s->m);
         if (vm_set_state(vm, VM_STANDBY, &e) < 0)
                 log_warning("%s", e.message);
         stage_done(&t->stages, "record");

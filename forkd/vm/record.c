@@ -23,7 +23,7 @@
 #define RECORD_MAX_BYTES 16384
 
 static void record_encode(const struct vm *vm, struct mp_buf *b) {
-        mp_map(b, 27);
+        mp_map(b, 29);
         mp_kv_u64(b, "version", RECORD_VERSION);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "name", vm->name);
@@ -41,6 +41,8 @@ static void record_encode(const struct vm *vm, struct mp_buf *b) {
         mp_kv_str(b, "parent", vm->parent);
         mp_kv_u64(b, "generation", vm->generation);
         mp_kv_bool(b, "has_base", vm->has_base);
+        mp_kv_bool(b, "has_parent", vm->has_parent);
+        mp_kv_bool(b, "live", vm->live);
         mp_kv_str(b, "pending_snapshot", vm->pending_snapshot);
         mp_kv_bool(b, "needs_wake", vm->needs_wake);
         mp_kv_bool(b, "removing", vm->removing);
@@ -155,6 +157,8 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
         (void) mp_get_str(m, "vmm_version", vm->vmm_version, sizeof(vm->vmm_version));
         (void) mp_get_str(m, "net", vm->net, sizeof(vm->net));
         (void) mp_get_bool(m, "has_base", &vm->has_base);
+        (void) mp_get_bool(m, "has_parent", &vm->has_parent);
+        (void) mp_get_bool(m, "live", &vm->live);
         (void) mp_get_bool(m, "needs_wake", &vm->needs_wake);
         (void) mp_get_bool(m, "removing", &vm->removing);
         (void) mp_get_bool(m, "session", &vm->session);

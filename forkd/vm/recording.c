@@ -183,6 +183,8 @@ void recording_done(struct vm *vm) {
         struct learning *l;
 
         recording_end(vm);
+        if (vm->has_parent) /* its session was opened for an older snapshot, which has learned already */
+                return;
         if (vm->d->stopping || !vm->d->cfg.workingset || !(l = learning_new(vm, vm->snapshot)))
                 return;
         memcpy(l->vm, vm->id, sizeof(l->vm));
@@ -204,7 +206,7 @@ void recording_adopt(struct vm *vm) {
         cleanup_recorded struct recorded rec = { 0 };
         struct snap_entry *s;
 
-        if (!vm->d->cfg.workingset || !vm->snapshot[0])
+        if (!vm->d->cfg.workingset || !vm->snapshot[0] || vm->has_parent)
                 return;
         recorded_init(&rec);
         fetch(vm, &rec);

@@ -56,10 +56,13 @@ struct vm {
         struct vmm_machine machine;
         char on_pager_loss[8]; /* "kill" or "recover" */
         char net[8];
-        id_str snapshot;         /* stands by in it, or was restored from it; "" for a VM that booted */
-        id_str parent;           /* that snapshot's parent */
-        uint32_t generation;     /* snapshots in its chain */
-        bool has_base;           /* store/vms/<id>/base.img: what its memory was restored from */
+        id_str snapshot;     /* stands by in it, or was restored from it; "" for a VM that booted */
+        id_str parent;       /* that snapshot's parent */
+        uint32_t generation; /* snapshots in its chain */
+        bool has_base;       /* store/vms/<id>/base.img: what its memory is mapped from */
+        bool has_parent;     /* parent.img beside it: the image of @snapshot, made since; its next snapshot is a child of that */
+        bool live;           /* a live fork of it is under way, or was cut off: some of its memory may be write-protected, and
+                                  * what is not need not be all that has changed (op_live.c) */
         id_str pending_snapshot; /* a standby under way: completed if this one is published, else undone */
         bool needs_wake;         /* restored, but its agent has not yet been told who it is */
         bool removing;           /* rm has begun: the next forkd finishes it */
@@ -120,8 +123,10 @@ void vm_release_all(struct daemon *d);
 int vm_state_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
 int vm_run_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
 int vm_store_path(const struct vm *vm, const char *file, char *buf, size_t size) attr_warn_unused;
-/** The image that a restored VM lives on, for reading. -EBADMSG when something else than a file stands in its place. */
-int vm_open_base(const struct vm *vm, int *ret_fd) attr_warn_unused;
+#define VM_BASE_FILE "base.img"
+#define VM_PARENT_FILE "parent.img"
+/** One of these images of a VM, for reading. -EBADMSG when something else than a file stands in its place. */
+int vm_open_base(const struct vm *vm, const char *file, int *ret_fd) attr_warn_unused;
 
 /** What becomes of a guest whose pager is lost: is @policy one ("kill", "recover")? */
 int vm_check_policy(const char *policy, struct err *e) attr_warn_unused;

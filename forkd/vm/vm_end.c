@@ -224,7 +224,7 @@ void vm_drop_files(struct vm *vm) {
         char path[PATH_MAX];
         int r;
 
-        vm->has_base = false;
+        vm->has_base = vm->has_parent = vm->live = false;
         r = vm_store_path(vm, NULL, path, sizeof(path));
         if (r == 0)
                 r = io_remove_tree(AT_FDCWD, path);
