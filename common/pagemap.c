@@ -25,28 +25,39 @@ struct pm_scan_arg {
 #define PAGEMAP_SCAN _IOWR('f', 16, struct pm_scan_arg)
 #endif
 
+/* One walk: from where to where, and of what. */
+struct walk {
+        int fd;
+        bool written; /* only what is not write-protected */
+        uint64_t start, end;
+        pagemap_fn *fn;
+        void *arg;
+};
+
 /* PAGE_IS_WRITTEN is what is not write-protected, whoever did it. */
-static int by_scan(int fd, uint64_t pos, uint64_t end, pagemap_fn *fn, void *arg) {
+static int by_scan(const struct walk *w) {
+        const uint64_t mask = PAGE_IS_FILE | PAGE_IS_PFNZERO | (w->written ? PAGE_IS_WRITTEN : 0);
+        uint64_t pos = w->start;
         struct page_region runs[SCAN_RUNS];
 
-        while (pos < end) {
+        while (pos < w->end) {
                 struct pm_scan_arg a = {
                         .size = sizeof(a),
                         .start = pos,
-                        .end = end,
+                        .end = w->end,
                         .vec = (uintptr_t) runs,
                         .vec_len = SCAN_RUNS,
                         .category_inverted = PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                        .category_mask = PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_WRITTEN,
+                        .category_mask = mask,
                         .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                         .return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                 };
-                int n = ioctl(fd, PAGEMAP_SCAN, &a);
+                int n = ioctl(w->fd, PAGEMAP_SCAN, &a);
 
                 if (n < 0)
                         return -errno;
                 for (int i = 0; i < n; i++) {
-                        int r = fn(runs[i].start, (runs[i].end - runs[i].start) / PAGEMAP_PAGE, arg);
+                        int r = w->fn(runs[i].start, (runs[i].end - runs[i].start) / PAGEMAP_PAGE, w->arg);
 
                         if (r != 0)
                                 return r;
@@ -59,26 +70,26 @@ static int by_scan(int fd, uint64_t pos, uint64_t end, pagemap_fn *fn, void *arg
 }
 
 /* A word of /proc/<pid>/pagemap: bit 63 present, 62 swapped, 61 file-backed or shared, 57 write-protected. */
-static bool word_is_written(uint64_t word) {
-        return (word >> 62) != 0 && !(word >> 61 & 1) && !(word >> 57 & 1);
+static bool word_counts(const struct walk *w, uint64_t word) {
+        return (word >> 62) != 0 && !(word >> 61 & 1) && !(w->written && word >> 57 & 1);
 }
 
-static int by_words(int fd, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) {
-        uint64_t words[SCAN_RUNS], n_pages = (end - start) / PAGEMAP_PAGE;
+static int by_words(const struct walk *w) {
+        uint64_t words[SCAN_RUNS], n_pages = (w->end - w->start) / PAGEMAP_PAGE;
 
         for (uint64_t page = 0; page < n_pages;) {
                 uint64_t n = MIN_OF(n_pages - page, (uint64_t) SCAN_RUNS);
-                int r = io_pread_full(fd, words, n * 8, (start / PAGEMAP_PAGE + page) * 8);
+                int r = io_pread_full(w->fd, words, n * 8, (w->start / PAGEMAP_PAGE + page) * 8);
 
                 if (r < 0)
                         return r;
                 for (uint64_t i = 0; i < n;) {
                         uint64_t run = 0;
 
-                        while (i + run < n && word_is_written(words[i + run]))
+                        while (i + run < n && word_counts(w, words[i + run]))
                                 run++;
                         if (run > 0) {
-                                r = fn(start + (page + i) * PAGEMAP_PAGE, run, arg);
+                                r = w->fn(w->start + (page + i) * PAGEMAP_PAGE, run, w->arg);
                                 if (r != 0)
                                         return r;
                         }
@@ -89,12 +100,20 @@ static int by_words(int fd, uint64_t start, uint64_t end, pagemap_fn *fn, void *
         return 0;
 }
 
-int pagemap_written(int fd, enum pagemap_method method, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) {
+static int walk(const struct walk *w, enum pagemap_method method) {
         int r = -ENOTTY;
 
-        if (start % PAGEMAP_PAGE || end % PAGEMAP_PAGE || start > end)
+        if (w->start % PAGEMAP_PAGE || w->end % PAGEMAP_PAGE || w->start > w->end)
                 return -EFAULT;
         if (method != PAGEMAP_BY_WORDS)
-                r = by_scan(fd, start, end, fn, arg);
-        return r == -ENOTTY && method != PAGEMAP_BY_SCAN ? by_words(fd, start, end, fn, arg) : r;
+                r = by_scan(w);
+        return r == -ENOTTY && method != PAGEMAP_BY_SCAN ? by_words(w) : r;
+}
+
+int pagemap_written(int fd, enum pagemap_method method, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) {
+        return walk(&(struct walk){ fd, true, start, end, fn, arg }, method);
+}
+
+int pagemap_anonymous(int fd, enum pagemap_method method, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) {
+        return walk(&(struct walk){ fd, false, start, end, fn, arg }, method);
 }

@@ -20,3 +20,6 @@ typedef int pagemap_fn(uint64_t addr, uint64_t n, void *arg);
  *  none is, of all. Ascending; the walk is no snapshot of a process that runs. -ENOTTY: the kernel does not know that
  *  @method; -EFAULT: the range is misaligned; errors of reading. A process that has ended has none. */
 int pagemap_written(int fd, enum pagemap_method method, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) attr_warn_unused;
+/** The same of all anonymous pages, write-protected or not. */
+int pagemap_anonymous(int fd, enum pagemap_method method, uint64_t start, uint64_t end, pagemap_fn *fn,
+                      void *arg) attr_warn_unused;

@@ -113,6 +113,9 @@ int snap_txn_create_image(struct snap_txn *t, int *ret_fd) attr_warn_unused;
  *  from 0. Nobody may write to the source meanwhile. */
 int snap_txn_add_disk(struct snap_txn *t, unsigned n, const char *src_path, bool *ret_reflinked) attr_warn_unused;
 
+/** Opens disk @n of those added, to be read by others meanwhile: also when it has got its place. -EINVAL: there is none. */
+int snap_txn_open_disk(struct snap_txn *t, unsigned n, int *ret_fd) attr_warn_unused;
+
 /** Stores the device state, compressed. -EFBIG beyond SNAP_MAX_VMSTATE, -EINVAL if empty or set before. */
 int snap_txn_set_vmstate(struct snap_txn *t, const void *raw, size_t len) attr_warn_unused;
 /** The same from a file or memfd, from its beginning to its end; its position does not matter. */

@@ -90,6 +90,20 @@ int snap_txn_add_disk(struct snap_txn *t, unsigned n, const char *src_path, bool
         return 0;
 }
 
+int snap_txn_open_disk(struct snap_txn *t, unsigned n, int *ret_fd) {
+        char name[32];
+        int fd;
+
+        if (n >= t->n_disks)
+                return -EINVAL;
+        (void) snprintf(name, sizeof(name), "disk-%u.img", n);
+        fd = openat(t->dir_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0)
+                return -errno;
+        *ret_fd = fd;
+        return 0;
+}
+
 int snap_txn_set_vmstate(struct snap_txn *t, const void *raw, size_t len) {
         cleanup_fd int fd = -1;
         int r;

@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include "common/io.h"
 #include "common/pagemap.h"
@@ -150,6 +151,12 @@ static int add_run(struct copier *c, uint64_t addr, uint64_t first, uint64_t n) 
         return 0;
 }
 
+static const enum pagemap_method how[] = {
+        [DIRTY_ANY] = PAGEMAP_ANY,
+        [DIRTY_SCAN] = PAGEMAP_BY_SCAN,
+        [DIRTY_WORDS] = PAGEMAP_BY_WORDS,
+};
+
 struct found {
         struct copier *c;
         const struct vmm_region *g;
@@ -162,11 +169,6 @@ static int on_run(uint64_t addr, uint64_t n, void *arg) {
 }
 
 static int copy_region(struct copier *c, enum dirty_method method, const struct vmm_region *g) {
-        static const enum pagemap_method how[] = {
-                [DIRTY_ANY] = PAGEMAP_ANY,
-                [DIRTY_SCAN] = PAGEMAP_BY_SCAN,
-                [DIRTY_WORDS] = PAGEMAP_BY_WORDS,
-        };
         struct found f = { c, g };
 
         return pagemap_written(c->pagemap, how[method], g->host_addr, g->host_addr + g->size, on_run, &f);
@@ -243,6 +245,18 @@ static int check_mappings(enum dirty_method method, pid_t pid, const struct vmm_
         return r == -ENOTTY ? check_by_text(pid, regions, n_regions) : r;
 }
 
+static int open_pagemap(pid_t pid, int *ret_fd) {
+        char path[48];
+        int fd;
+
+        (void) snprintf(path, sizeof(path), "/proc/%d/pagemap", (int) pid);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0)
+                return errno == ENOENT ? -ESRCH : -errno;
+        *ret_fd = fd;
+        return 0;
+}
+
 static bool region_valid(const struct vmm_region *g) {
         return g->host_addr % PAGE == 0 && g->size % PAGE == 0 && g->offset % PAGE == 0 && g->size <= SNAP_MAX_RAM &&
                g->host_addr <= UINT64_MAX - g->size && g->offset <= SNAP_MAX_RAM - g->size;
@@ -252,15 +266,13 @@ int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *
                   struct snap_writer *w, struct dirty_stats *ret) {
         cleanup_free struct copier *c = calloc(1, sizeof(*c));
         cleanup_fd int pagemap = -1;
-        char path[48];
         int r = 0;
 
         if (!c)
                 return -ENOMEM;
-        (void) snprintf(path, sizeof(path), "/proc/%d/pagemap", (int) pid);
-        pagemap = open(path, O_RDONLY | O_CLOEXEC);
-        if (pagemap < 0)
-                return errno == ENOENT ? -ESRCH : -errno;
+        r = open_pagemap(pid, &pagemap);
+        if (r < 0)
+                return r;
         if (buf)
                 dirty_buf_clear(buf);
         c->pid = pid;
@@ -293,4 +305,108 @@ int dirty_count(pid_t pid, const struct vmm_region *regions, size_t n_regions, u
         if (r == 0)
                 *ret = stats.pages;
         return r;
+}
+
+/* ---- what was discarded ---- */
+
+/* Of a region of the VMM: what is not anonymous is put, in the gaps between the runs that are. */
+struct gaps {
+        const struct vmm_region *g;
+        struct snap_writer *w;
+        uint64_t at; /* host address: looked at up to here */
+};
+
+static int put_gap(struct gaps *z, uint64_t to) {
+        uint64_t n = (to - z->at) / PAGE;
+
+        return n > 0 ? snap_writer_put_zero(z->w, (z->at - z->g->host_addr + z->g->offset) / PAGE, n) : 0;
+}
+
+static int on_anonymous(uint64_t addr, uint64_t n, void *arg) {
+        struct gaps *z = arg;
+        int r = put_gap(z, addr);
+
+        z->at = addr + n * PAGE;
+        return r;
+}
+
+static const struct vmm_region *region_of(const struct vmm_region *regions, size_t n, uint64_t offset) {
+        for (size_t i = 0; i < n; i++)
+                if (offset >= regions[i].offset && offset - regions[i].offset < regions[i].size)
+                        return &regions[i];
+        return NULL;
+}
+
+int dirty_put_discarded_by(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions,
+                           const struct dirty_range *gone, size_t n_gone, struct snap_writer *w) {
+        cleanup_fd int pagemap = -1;
+        int r = 0;
+
+        if (n_gone == 0)
+                return 0;
+        for (size_t i = 0; i < n_regions; i++)
+                if (!region_valid(&regions[i]))
+                        return -EFAULT;
+        r = open_pagemap(pid, &pagemap);
+        for (size_t i = 0; r == 0 && i < n_gone; i++) {
+                uint64_t at = gone[i].first * PAGE, end;
+
+                if (gone[i].first > SNAP_MAX_RAM / PAGE || gone[i].n > SNAP_MAX_RAM / PAGE)
+                        return -ERANGE;
+                end = at + gone[i].n * PAGE;
+                while (r == 0 && at < end) {
+                        const struct vmm_region *g = region_of(regions, n_regions, at);
+                        struct gaps z = { .g = g, .w = w };
+                        uint64_t stop;
+
+                        if (!g)
+                                return -ERANGE;
+                        stop = MIN_OF(end, g->offset + g->size);
+                        z.at = g->host_addr + (at - g->offset);
+                        r = pagemap_anonymous(pagemap, how[method], z.at, z.at + (stop - at), on_anonymous, &z);
+                        if (r == 0)
+                                r = put_gap(&z, g->host_addr + (stop - g->offset));
+                        at = stop;
+                }
+        }
+        return r;
+}
+
+int dirty_put_discarded(pid_t pid, const struct vmm_region *regions, size_t n_regions, const struct dirty_range *gone,
+                        size_t n_gone, struct snap_writer *w) {
+        return dirty_put_discarded_by(DIRTY_ANY, pid, regions, n_regions, gone, n_gone, w);
+}
+
+/* ---- out of a nascent image's memory ---- */
+
+/* Read, never mapped: what touches a hole through a mapping fills it. */
+int dirty_copy_memfd(int memfd, struct dirty_buf *buf, struct snap_writer *w, uint64_t *ret) {
+        uint64_t total = 0;
+        off_t at = 0;
+
+        dirty_buf_clear(buf);
+        for (;;) {
+                off_t data = lseek(memfd, at, SEEK_DATA), hole;
+
+                if (data < 0 && errno == ENXIO)
+                        break;
+                hole = data < 0 ? -1 : lseek(memfd, data, SEEK_HOLE);
+                if (hole < 0)
+                        return -errno;
+                if (data % PAGE || hole % PAGE || hole <= data)
+                        return -EFAULT;
+                for (at = data; at < hole;) {
+                        size_t n = MIN_OF((size_t) (hole - at), (size_t) KEEP_PAGES * PAGE);
+                        int r = io_pread_full(memfd, buf->data, n, (uint64_t) at);
+
+                        if (r == 0)
+                                r = snap_writer_put(w, (uint64_t) at / PAGE, buf->data, n / PAGE);
+                        if (r < 0)
+                                return r;
+                        total += n / PAGE;
+                        at += (off_t) n;
+                }
+        }
+        *ret = total;
+        return 0;
 }

@@ -34,10 +34,26 @@ int dirty_buf_write(struct dirty_buf *b, struct snap_writer *w) attr_warn_unused
 int dirty_copy(pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf, struct snap_writer *w,
                struct dirty_stats *ret) attr_warn_unused;
 
+/** Guest pages. */
+struct dirty_range {
+        uint64_t first, n;
+};
+/** Sets to zero in @w what the guest has discarded, @gone, and not written since: it reads zero, whatever the parent has there.
+ *  What it did write since is anonymous; it is dirty, or in the parent as it is now. The guest must be paused. Errors as above;
+ *  -ERANGE: a range lies outside of the guest's memory. */
+int dirty_put_discarded(pid_t pid, const struct vmm_region *regions, size_t n_regions, const struct dirty_range *gone,
+                        size_t n_gone, struct snap_writer *w) attr_warn_unused;
+
+/** Hands @w what @memfd holds: every page that is no hole, at its place. Nobody may write to it meanwhile. *ret: pages.
+ *  Errors of reading and of the writer. */
+int dirty_copy_memfd(int memfd, struct dirty_buf *buf, struct snap_writer *w, uint64_t *ret) attr_warn_unused;
+
 /** How many pages dirty_copy would read now; the guest may run. */
 int dirty_count(pid_t pid, const struct vmm_region *regions, size_t n_regions, uint64_t *ret) attr_warn_unused;
 
 /** The same by one method, for tests. -ENOTTY: the kernel does not know it. */
 enum dirty_method { DIRTY_ANY, DIRTY_SCAN, DIRTY_WORDS };
+int dirty_put_discarded_by(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions,
+                           const struct dirty_range *gone, size_t n_gone, struct snap_writer *w) attr_warn_unused;
 int dirty_copy_by(enum dirty_method method, pid_t pid, const struct vmm_region *regions, size_t n_regions, struct dirty_buf *buf,
                   struct snap_writer *w, struct dirty_stats *ret) attr_warn_unused;

@@ -5,6 +5,9 @@
  *      snap.prepare   before the pause: temporary directory, reflink of the parent's image
  *      snap.copy      during it: dirty pages are read, disks reflinked (while the VMM writes its device state)
  *      snap.publish   after it: the pages compressed and written, device state, manifest, sync, rename
+ * If the pager copies the memory of a guest that runs on, snap.copy is two:
+ *      snap.still     during the pause: what the guest has discarded is noted, disks reflinked
+ *      snap.pages     when all pages are in the memfd that comes with it: they are compressed and written
  * Compressing beside the VMM's device state would be done sooner, but on a small host makes the pause longer.
  * The connection's end, at any time, removes what was not published. */
 #include <errno.h>
@@ -37,13 +40,14 @@ struct job {
         struct snap_writer *writer;
         int image_fd;
         struct dirty_buf *dirty; /* kept from snapshot to snapshot */
-        bool pages_read;
+        bool still, pages_read;
+        int reply_fd; /* goes with the next answer; -1 */
 };
 
 static void job_reset(struct job *j) {
         if (j->dirty)
                 dirty_buf_clear(j->dirty);
-        j->pages_read = false;
+        j->still = j->pages_read = false;
         snap_writer_free(TAKE_PTR(j->writer));
         j->image_fd = close_fd(j->image_fd);
         snap_txn_free(TAKE_PTR(j->txn));
@@ -127,28 +131,52 @@ static int do_prepare(struct job *j, struct rpc_msg *m, struct mp_buf *out, stru
         return 0;
 }
 
-/* Pages that the guest gave back read as zero from now on, whatever the parent says. Written first: a page
- * that was given back and written again is dirty, and the later put counts. */
-static int put_removed(struct job *j, const msgpack_object *p) {
+static int get_removed(const msgpack_object *p, struct dirty_range **ret, size_t *ret_n) {
         const msgpack_object *a = mp_get_array(p, "removed");
+        size_t n = a ? a->via.array.size : 0;
+        cleanup_free struct dirty_range *all = NULL;
 
-        if (!a)
-                return 0;
-        if (a->via.array.size > MAX_REMOVED_RANGES)
+        if (n > MAX_REMOVED_RANGES)
                 return -EINVAL;
-        for (uint32_t i = 0; i < a->via.array.size; i++) {
+        all = calloc(n + 1, sizeof(*all));
+        if (!all)
+                return -ENOMEM;
+        for (size_t i = 0; i < n; i++) {
                 const msgpack_object *o = &a->via.array.ptr[i];
-                int r;
 
                 if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size != 2 ||
                     o->via.array.ptr[0].type != MSGPACK_OBJECT_POSITIVE_INTEGER ||
                     o->via.array.ptr[1].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
                         return -EINVAL;
-                r = snap_writer_put_zero(j->writer, o->via.array.ptr[0].via.u64, o->via.array.ptr[1].via.u64);
-                if (r < 0)
-                        return r;
+                all[i] = (struct dirty_range){ o->via.array.ptr[0].via.u64, o->via.array.ptr[1].via.u64 };
         }
+        *ret = TAKE_PTR(all);
+        *ret_n = n;
         return 0;
+}
+
+/* What a VMM's memory and disks are like while its guest stands still. */
+struct source {
+        pid_t pid;
+        struct vmm_region regions[MAX_REGIONS];
+        size_t n_regions;
+};
+
+static int get_source(const msgpack_object *p, struct source *ret) {
+        uint64_t pid;
+
+        if (get_regions(p, ret->regions, &ret->n_regions) < 0 || mp_get_u64(p, "pid", &pid) < 0)
+                return -EINVAL;
+        ret->pid = (pid_t) pid;
+        return 0;
+}
+
+static int put_discarded(struct job *j, const msgpack_object *p, const struct source *src) {
+        cleanup_free struct dirty_range *gone = NULL;
+        size_t n = 0;
+        int r = get_removed(p, &gone, &n);
+
+        return r < 0 ? r : dirty_put_discarded(src->pid, src->regions, src->n_regions, gone, n, j->writer);
 }
 
 static int add_disks(struct job *j, const msgpack_object *p, struct err *e) {
@@ -171,19 +199,18 @@ static int add_disks(struct job *j, const msgpack_object *p, struct err *e) {
 }
 
 static int do_copy(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
-        struct vmm_region regions[MAX_REGIONS];
+        uint64_t start = now_ns();
         struct dirty_stats ds;
-        uint64_t start = now_ns(), pid = 0;
-        size_t n;
+        struct source src;
         int r;
 
-        if (!j->writer || j->pages_read)
+        if (!j->writer || j->pages_read || j->still)
                 return err_set(e, ERR_INTERNAL, -EINVAL, "snap.copy before snap.prepare");
-        if (get_regions(m->params, regions, &n) < 0 || mp_get_u64(m->params, "pid", &pid) < 0)
+        if (get_source(m->params, &src) < 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "snap.copy without pid and regions");
-        r = put_removed(j, m->params);
+        r = put_discarded(j, m->params, &src);
         if (r == 0)
-                r = dirty_copy((pid_t) pid, regions, n, j->dirty, j->writer, &ds);
+                r = dirty_copy(src.pid, src.regions, src.n_regions, j->dirty, j->writer, &ds);
         if (r < 0)
                 return err_errno(e, r, "copying the guest's memory");
         r = add_disks(j, m->params, e);
@@ -193,6 +220,57 @@ static int do_copy(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct 
         mp_map(out, 2);
         mp_kv_u64(out, "dirty_pages", ds.pages);
         mp_kv_double(out, "ms", ms_since(start));
+        return 0;
+}
+
+static int do_still(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
+        struct source src;
+        int r;
+
+        if (!j->writer || j->pages_read || j->still)
+                return err_set(e, ERR_INTERNAL, -EINVAL, "snap.still before snap.prepare");
+        if (get_source(m->params, &src) < 0)
+                return err_set(e, ERR_INVALID, -EINVAL, "snap.still without pid and regions");
+        r = put_discarded(j, m->params, &src);
+        if (r < 0)
+                return err_errno(e, r, "noting what the guest has discarded");
+        r = add_disks(j, m->params, e);
+        if (r < 0)
+                return r;
+        j->still = true;
+        mp_map(out, 0);
+        return 0;
+}
+
+/* The temporary directory's disks, for clones that do not wait until it has a name. */
+static int do_disk_fd(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
+        cleanup_fd int fd = -1;
+        uint64_t i = 0;
+        int r;
+
+        if (!j->still || mp_get_u64(m->params, "disk", &i) < 0 || i >= SNAP_MAX_DISKS)
+                return err_set(e, ERR_INVALID, -EINVAL, "snap.disk of none");
+        r = snap_txn_open_disk(j->txn, (unsigned) i, &fd);
+        if (r < 0)
+                return err_errno(e, r, "opening disk %u", (unsigned) i);
+        mp_map(out, 1);
+        mp_kv_u64(out, "fds", 1);
+        j->reply_fd = TAKE_FD(fd);
+        return 0;
+}
+
+static int do_pages(struct job *j, struct rpc_msg *m, struct mp_buf *out, struct err *e) {
+        uint64_t pages;
+        int r;
+
+        if (!j->still || j->pages_read || m->n_fds != 1)
+                return err_set(e, ERR_INTERNAL, -EINVAL, "snap.pages before snap.still");
+        r = dirty_copy_memfd(m->fds[0], j->dirty, j->writer, &pages);
+        if (r < 0)
+                return err_errno(e, r, "writing the guest's memory");
+        j->pages_read = true;
+        mp_map(out, 1);
+        mp_kv_u64(out, "dirty_pages", pages);
         return 0;
 }
 
@@ -429,6 +507,7 @@ static const struct {
         { "snap.durable", do_durable }, { "snap.verify", do_verify },    { "snap.memory", do_memory },
         { "disk.copy", do_disk },       { "store.attach", do_store },    { "store.detach", do_store },
         { "kvm.verdict", do_kvm },      { "store.recover", do_recover }, { "snap.learn", do_learn },
+        { "snap.still", do_still },     { "snap.disk", do_disk_fd },     { "snap.pages", do_pages },
 };
 
 static void on_message(struct rpc_msg *m, void *arg) {
@@ -443,9 +522,10 @@ static void on_message(struct rpc_msg *m, void *arg) {
                 if (strcmp(m->method, methods[i].name) != 0)
                         continue;
                 if (methods[i].fn(j, m, &out, &e) == 0)
-                        (void) rpc_reply(m->conn, m->msgid, &out, NULL, 0);
+                        (void) rpc_reply(m->conn, m->msgid, &out, &j->reply_fd, j->reply_fd >= 0);
                 else
                         (void) rpc_reply_err(m->conn, m->msgid, &e);
+                j->reply_fd = close_fd(j->reply_fd);
                 return;
         }
         (void) err_set(&e, ERR_PROTOCOL, -EPROTO, "a worker cannot '%s'", m->method);
@@ -462,7 +542,7 @@ static void on_close(struct rpc_conn *c, int r, void *arg) {
 
 int worker_main(int fd) {
         static const struct rpc_handlers handlers = { .on_message = on_message, .on_close = on_close };
-        struct job j = { .image_fd = -1 };
+        struct job j = { .image_fd = -1, .reply_fd = -1 };
         int r;
 
         j.base = event_base_new();

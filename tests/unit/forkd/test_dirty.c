@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -340,6 +341,114 @@ static void test_dead_vmm(void **state) {
         assert_fails(copy_regions(&g, regions, 2), ESRCH);
 }
 
+/* ---- what was discarded ---- */
+
+/* A parent in which no page is zero, in which the discarded of @g's pages are zeroed. */
+static void put_discarded(const struct guest *g, enum dirty_method method, int fd, const struct dirty_range *gone, size_t n,
+                          int want) {
+        cleanup_free uint8_t *data = malloc(N_PAGES * (size_t) PAGE);
+        struct snap_writer *w = new_writer(fd);
+        struct snap_writer_stats ws;
+        struct vmm_region regions[2];
+
+        guest_regions(g, regions);
+        memset(data, 0xaa, N_PAGES * (size_t) PAGE);
+        assert_ok(snap_writer_put(w, 0, data, N_PAGES));
+        assert_int_equal(dirty_put_discarded_by(method, g->pid, regions, 2, gone, n, w), want);
+        assert_ok(snap_writer_finish(w, &ws));
+        snap_writer_free(w);
+}
+
+static bool in_ranges(uint64_t page, const struct dirty_range *gone, size_t n) {
+        for (size_t i = 0; i < n; i++)
+                if (page >= gone[i].first && page < gone[i].first + gone[i].n)
+                        return true;
+        return false;
+}
+
+static void check_discarded(const struct guest *g, enum dirty_method method) {
+        const struct dirty_range gone[] = { { 0, 1 }, { 100, 900 }, { FILE_PAGES - 20, 300 }, { N_PAGES - 1, 1 } };
+        cleanup_snap_decoder struct snap_decoder *d = NULL;
+        cleanup_snap_image struct snap_image *img = NULL;
+        cleanup_fd int fd = memfd_create("copy", MFD_CLOEXEC);
+        uint8_t page[PAGE];
+
+        put_discarded(g, method, fd, gone, ARRAY_LEN(gone), 0);
+        assert_ok(snap_image_open(fd, &img));
+        assert_ok(snap_decoder_new(&d));
+        for (uint64_t p = 0; p < N_PAGES; p++) {
+                enum touch t = g->touch[p];
+                bool own = t == WRITE || t == ZERO || (t == READ && p >= FILE_PAGES && method == DIRTY_WORDS);
+
+                assert_ok(snap_image_read_page(img, d, p, page));
+                if (page[0] != (in_ranges(p, gone, ARRAY_LEN(gone)) && !own ? 0 : 0xaa))
+                        fail_msg("page %llu, touched %u, is %02x", (unsigned long long) p, t, page[0]);
+        }
+}
+
+static void test_discarded(void **state) {
+        const struct dirty_range outside[] = { { N_PAGES - 1, 2 } }, far[] = { { UINT64_MAX / PAGE, UINT64_MAX / PAGE } };
+        cleanup_fd int fd = memfd_create("copy", MFD_CLOEXEC), again = memfd_create("copy", MFD_CLOEXEC);
+        struct guest g = { 0 };
+        struct rng r = { 78 };
+
+        for (uint64_t p = 0; p < N_PAGES; p++)
+                g.touch[p] = (uint8_t) rng_below(&r, 5);
+        guest_start(&g, MAP_PRIVATE);
+        check_discarded(&g, DIRTY_WORDS);
+        if (can_scan())
+                check_discarded(&g, DIRTY_SCAN);
+        check_discarded(&g, DIRTY_ANY);
+        put_discarded(&g, DIRTY_ANY, fd, outside, 1, -ERANGE);
+        put_discarded(&g, DIRTY_ANY, again, far, 1, -ERANGE);
+        guest_end(&g);
+}
+
+/* ---- out of a memfd ---- */
+
+static void test_memfd(void **state) {
+        cleanup_fd int from = memfd_create("nascent", MFD_CLOEXEC), fd = memfd_create("copy", MFD_CLOEXEC);
+        struct guest g = { 0 };
+        struct snap_writer *w = new_writer(fd);
+        struct snap_writer_stats ws;
+        uint8_t buf[PAGE] = { 0 };
+        struct dirty_buf *b;
+        uint64_t pages = 0;
+        struct stat st;
+
+        assert_int_equal(ftruncate(from, N_PAGES * (off_t) PAGE), 0);
+        g.touch[0] = g.touch[N_PAGES - 1] = g.touch[77] = WRITE;
+        g.touch[78] = ZERO;
+        for (uint64_t p = 1000; p < 1000 + 3000; p++) /* more than is read at once */
+                g.touch[p] = WRITE;
+        for (uint64_t p = 0; p < N_PAGES; p++) {
+                if (g.touch[p] == WRITE)
+                        page_content(p, buf);
+                else
+                        memset(buf, 0, PAGE);
+                if (g.touch[p] != NONE)
+                        assert_ok(io_pwrite_full(from, buf, PAGE, p * PAGE));
+        }
+        assert_ok(dirty_buf_new(&b));
+        assert_ok(dirty_copy_memfd(from, b, w, &pages));
+        assert_int_equal(pages, 3004);
+        assert_ok(snap_writer_finish(w, &ws));
+        assert_int_equal(ws.zero_pages, 1);
+        snap_writer_free(w);
+        check_image(&g, fd);
+        assert_int_equal(fstat(from, &st), 0);
+        assert_int_equal(st.st_blocks, 3004 * (PAGE / 512)); /* no hole was filled by looking at it */
+
+        /* Larger than the image's RAM: somebody else's. */
+        assert_int_equal(ftruncate(from, (N_PAGES + 1) * (off_t) PAGE), 0);
+        assert_ok(io_pwrite_full(from, buf, PAGE, N_PAGES * (uint64_t) PAGE));
+        assert_int_equal(ftruncate(fd, 0), 0);
+        w = new_writer(fd);
+        assert_fails(dirty_copy_memfd(from, b, w, &pages), ERANGE);
+        snap_writer_free(w);
+        dirty_buf_free(b);
+}
+
 /* ---- more than the buffer holds ---- */
 
 static void test_more_than_the_buffer(void **state) {
@@ -382,6 +491,7 @@ int main(void) {
                 cmocka_unit_test(test_scattered),     cmocka_unit_test(test_all_dirty),
                 cmocka_unit_test(test_wrong_layout),  cmocka_unit_test(test_shared_mapping),
                 cmocka_unit_test(test_dead_vmm),      cmocka_unit_test(test_more_than_the_buffer),
+                cmocka_unit_test(test_discarded),     cmocka_unit_test(test_memfd),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -57,6 +57,13 @@ static unsigned count_in(const char *sub) {
         return n;
 }
 
+static void put_file(const char *path, uint64_t size) {
+        int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+        assert_int_equal(ftruncate(fd, (off_t) size), 0);
+        (void) close(fd);
+}
+
 /* ---- one worker ---- */
 
 struct one {
@@ -114,8 +121,9 @@ static int prepare(struct one *w, const char *id, int parent_fd) {
         return call(w, "snap.prepare", &b, &parent_fd, parent_fd >= 0, NULL);
 }
 
-/* The memory is our own: nobody writes to it while we wait. */
-static int copy(struct one *w, const void *mem, const char *disk, uint64_t removed, uint64_t n_removed, uint64_t *ret_dirty) {
+/* The memory is our own: nobody writes to it while we wait. @ret_dirty may be NULL. */
+static int look_at(struct one *w, const char *method, const void *mem, const char *disk, uint64_t removed, uint64_t n_removed,
+                   uint64_t *ret_dirty) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_mp_buf struct mp_buf b = { 0 };
         int r;
@@ -140,9 +148,43 @@ static int copy(struct one *w, const void *mem, const char *disk, uint64_t remov
                 mp_u64(&b, removed);
                 mp_u64(&b, n_removed);
         }
-        r = call(w, "snap.copy", &b, NULL, 0, &a);
-        if (r == 0)
+        r = call(w, method, &b, NULL, 0, &a);
+        if (r == 0 && ret_dirty)
                 assert_ok(mp_get_u64(&a.doc.root, "dirty_pages", ret_dirty));
+        return r;
+}
+
+static int copy(struct one *w, const void *mem, const char *disk, uint64_t removed, uint64_t n_removed, uint64_t *ret_dirty) {
+        return look_at(w, "snap.copy", mem, disk, removed, n_removed, ret_dirty);
+}
+
+static int pages_from(struct one *w, int memfd, uint64_t *ret) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        int r;
+
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_u64(&b, "fds", 1);
+        r = call(w, "snap.pages", &b, &memfd, 1, &a);
+        if (r == 0)
+                assert_ok(mp_get_u64(&a.doc.root, "dirty_pages", ret));
+        return r;
+}
+
+static int open_disk(struct one *w, uint64_t n, int *ret_fd) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        int r;
+
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_u64(&b, "disk", n);
+        r = call(w, "snap.disk", &b, NULL, 0, &a);
+        if (r == 0) {
+                assert_int_equal(a.n_fds, 1);
+                *ret_fd = TAKE_FD(a.fds[0]);
+        }
         return r;
 }
 
@@ -340,6 +382,54 @@ static void test_snapshot_and_child(void **state) {
         assert_int_equal(count_in("tmp"), 0);
 }
 
+/* The pages of a guest that runs on come from a memfd, later; its disk can be read before there is a snapshot. */
+static void live(void *arg) {
+        cleanup_fd int memfd = memfd_create("nascent", MFD_CLOEXEC), disk_fd = -1;
+        cleanup_free struct snap_manifest *m = calloc(1, sizeof(*m));
+        uint8_t *mem = new_memory(), *want = new_memory();
+        struct one *w = arg;
+        char disk[128], buf[4];
+        uint64_t dirty;
+
+        (void) snprintf(disk, sizeof(disk), "%s/the-disk", store);
+        put_file(disk, 5000);
+        memset(mem + 9 * PAGE, 9, PAGE); /* what the guest has by now: not what it had */
+        memset(want + 5 * PAGE, 55, PAGE);
+        assert_int_equal(ftruncate(memfd, PAGES * (off_t) PAGE), 0);
+        assert_ok(io_pwrite_full(memfd, want + 5 * PAGE, PAGE, 5 * PAGE));
+        id_new(m->id);
+        assert_fails(look_at(w, "snap.still", mem, NULL, 0, 0, NULL), EREMOTEIO);
+        assert_ok(prepare(w, m->id, -1));
+        assert_fails(pages_from(w, memfd, &dirty), EREMOTEIO);
+        assert_fails(open_disk(w, 0, &disk_fd), EREMOTEIO);
+        assert_ok(look_at(w, "snap.still", mem, disk, 0, 4, NULL));
+        assert_fails(look_at(w, "snap.still", mem, disk, 0, 4, NULL), EREMOTEIO);
+        assert_fails(copy(w, mem, NULL, 0, 0, &dirty), EREMOTEIO);
+        assert_fails(publish(w, m, false), EREMOTEIO);
+        assert_fails(open_disk(w, 1, &disk_fd), EREMOTEIO);
+        assert_ok(open_disk(w, 0, &disk_fd));
+        assert_ok(pages_from(w, memfd, &dirty));
+        assert_int_equal(dirty, 1);
+        assert_fails(pages_from(w, memfd, &dirty), EREMOTEIO);
+        m->n_disks = 1;
+        assert_ok(publish(w, m, false));
+        check_snapshot(w, m->id, want);
+        assert_ok(io_pread_full(disk_fd, buf, 4, 4996));
+        assert_true(write(disk_fd, "x", 1) < 0);
+        (void) munmap(mem, PAGES * (size_t) PAGE);
+        (void) munmap(want, PAGES * (size_t) PAGE);
+}
+
+static void test_live(void **state) {
+        struct one w;
+
+        one_start(&w);
+        in_coroutine(live, &w);
+        one_end(&w);
+        assert_int_equal(count_in("snapshots"), 1);
+        assert_int_equal(count_in("tmp"), 0);
+}
+
 static void wrong_order(void *arg) {
         cleanup_free struct snap_manifest *m = calloc(1, sizeof(*m));
         uint8_t *mem = new_memory();
@@ -399,7 +489,8 @@ static void test_connection_ends(void **state) {
 static void wrong_params(void *arg) {
         static const char *const methods[] = { "snap.prepare",  "snap.copy", "snap.publish", "snap.durable", "snap.verify",
                                                "snap.memory",   "disk.copy", "store.attach", "store.detach", "kvm.verdict",
-                                               "store.recover", "no.such",   "snap",         "snap.learn" };
+                                               "store.recover", "no.such",   "snap",         "snap.learn",   "snap.still",
+                                               "snap.disk",     "snap.pages" };
         struct one *w = arg;
 
         for (size_t i = 0; i < ARRAY_LEN(methods); i++) {
@@ -444,13 +535,6 @@ static int disk_copy(struct one *w, const char *from, const char *to) {
         static const struct caller root = { .uid = 0 };
 
         return disk_copy_as(w, &root, from, to);
-}
-
-static void put_file(const char *path, uint64_t size) {
-        int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-
-        assert_int_equal(ftruncate(fd, (off_t) size), 0);
-        (void) close(fd);
 }
 
 static void disks(void *arg) {
@@ -725,6 +809,7 @@ int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
                 T(test_snapshot_and_child),
+                T(test_live),
                 T(test_wrong_order),
                 T(test_connection_ends),
                 T(test_wrong_params),
