@@ -17,6 +17,7 @@
 #include <stdlib.h>
 
 #include "pager/copy.h"
+#include "pager/lineage.h"
 #include "pager/session.h"
 #include "pager/uffd.h"
 
@@ -62,17 +63,21 @@ int pager_ahead_decode(struct pager_ahead *a, struct pager_image *img, struct pa
         while (!atomic_compare_exchange_weak_explicit(&a->next, &i, i + 1, memory_order_relaxed, memory_order_relaxed));
         u = &a->unit[i];
         for (uint64_t page = u->first; page < u->first + u->n; page++) {
+                struct pager_span span = pager_image_span(img, page);
                 struct pager_fill_result res;
 
-                if (pager_image_present(img, page))
+                if (pager_image_present(span.img, page))
                         continue;
-                int r = pager_image_fill_nowait(img, s, page, &res);
+                int r = pager_image_fill_nowait(span.img, s, page, &res);
                 if (r == -EBUSY) /* a guest is as far as we are: be ahead of it */
                         continue;
                 if (r < 0)
                         return r;
-                if (res.kind == PAGER_PAGE_ZERO)
-                        page += MAX_OF(pager_image_zero_run(img, s, page, u->first + u->n - page), 1u) - 1;
+                if (res.kind == PAGER_PAGE_ZERO) {
+                        uint64_t end = MIN_OF(u->first + u->n, span.first + span.n);
+
+                        page += MAX_OF(pager_image_zero_run(span.img, s, page, end - page), 1u) - 1;
+                }
         }
         return 1;
 }
@@ -91,14 +96,16 @@ static int map_pages(struct pager_session *s, uint64_t addr, uint64_t n, bool ze
 /** From @page on, at most @max pages that can be mapped with one request: present ones, or zero ones. 0: @page
  *  has to be decoded first. */
 static uint64_t mappable(struct pager_session *s, struct pager_scratch *scratch, uint64_t page, uint64_t max, bool *ret_zero) {
+        struct pager_span span = pager_image_span(s->image, page);
         uint64_t n = 0;
 
-        while (n < max && pager_image_present(s->image, page + n) && !pager_session_removed(s, page + n))
+        max = MIN_OF(max, span.first + span.n - page);
+        while (n < max && pager_image_present(span.img, page + n) && !pager_session_removed(s, page + n))
                 n++;
         *ret_zero = n == 0;
         if (n > 0)
                 return n;
-        max = pager_image_zero_run(s->image, scratch, page, max);
+        max = pager_image_zero_run(span.img, scratch, page, max);
         while (n < max && !pager_session_removed(s, page + n))
                 n++;
         return n;
@@ -146,7 +153,7 @@ static int decode_here(struct pager_session *s, struct pager_scratch *scratch, u
         int r = pager_ahead_decode(s->ahead, s->image, scratch);
 
         if (r == 0) /* all are begun: another thread is at this one, or it was punched out since */
-                r = pager_image_fill(s->image, scratch, page, PAGER_AHEAD, &res);
+                r = pager_image_fill(pager_image_owner(s->image, page, NULL, NULL), scratch, page, PAGER_AHEAD, &res);
         return r < 0 ? r : 0;
 }
 

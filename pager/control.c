@@ -134,6 +134,8 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
                 return err_set(e, ERR_INVALID, -EINVAL, "vm_pid names the VMM, so there is nothing to expect");
         if (mp_get_bool(msg->params, "record", &o.record) == -EBADMSG)
                 return err_set(e, ERR_INVALID, -EINVAL, "record is neither true nor false");
+        if (mp_get_bool(msg->params, "segments", &o.segments) == -EBADMSG)
+                return err_set(e, ERR_INVALID, -EINVAL, "segments is neither true nor false");
         o.workingset_fd = msg->n_fds == 3 ? TAKE_FD(msg->fds[2]) : -1;
         o.image_fd = TAKE_FD(msg->fds[0]);
         o.vmm_sock = TAKE_FD(msg->fds[1]);

@@ -23,6 +23,7 @@
 #include <sys/mman.h>
 
 #include "pager/bits.h"
+#include "pager/lineage.h"
 #include "pager/uffd.h"
 
 _Static_assert(PAGER_HUGE_PAGE == SNAP_REGION_PAGES * PAGER_PAGE, "a huge page is a region of the image");
@@ -122,19 +123,37 @@ static int install_main(struct pager_session *s, const struct pager_region *g, c
         return r == 0 ? install_wanted(s, g, run, hi, max, &s->pages_installed) : r;
 }
 
+/** Leaves of the runs in the scratch what lies in @span: around it the image has other pages than their owner has. */
+static void clip_runs(struct pager_scratch *scratch, const struct pager_span *span) {
+        unsigned kept = 0;
+
+        for (unsigned i = 0; i < scratch->n_runs; i++) {
+                struct pager_run run = scratch->run[i];
+                uint64_t before = run.first;
+
+                pager_span_clip(span, &run.first, &run.n);
+                run.data += (run.first - before) * PAGER_PAGE;
+                if (run.n > 0)
+                        scratch->run[kept++] = run;
+        }
+        scratch->n_runs = kept;
+}
+
 /** What a fill brought, as runs. -EAGAIN: it was given back meanwhile. */
 static int content(struct pager_session *s, struct pager_scratch *scratch, const struct pager_fill_result *fill, uint64_t page,
                    const struct pager_run **ret, unsigned *ret_n) {
+        struct pager_span span = pager_image_span(s->image, page);
         struct pager_fill_result there;
         int r;
 
         if (fill->kind != PAGER_PAGE_DECODED) {
-                r = pager_image_read(s->image, scratch, page, &there);
+                r = pager_image_read(span.img, scratch, page, &there);
                 if (r < 0)
                         return r;
                 scratch->run[0] = (struct pager_run){ there.first, there.n, scratch->frame };
                 scratch->n_runs = 1;
         }
+        clip_runs(scratch, &span);
         *ret = scratch->run;
         *ret_n = scratch->n_runs;
         return 0;
@@ -172,6 +191,7 @@ int pager_copy_pages(struct pager_session *s, const struct pager_region *g, stru
 
 int64_t pager_copy_ahead(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page,
                          uint64_t n) {
+        struct pager_span span = pager_image_span(s->image, page);
         struct pager_fill_result there;
         struct pager_run run;
         uint64_t end;
@@ -179,9 +199,10 @@ int64_t pager_copy_ahead(struct pager_session *s, const struct pager_region *g, 
 
         if (is_copied(s, page))
                 return 1;
-        r = pager_image_read(s->image, scratch, page, &there);
+        r = pager_image_read(span.img, scratch, page, &there);
         if (r < 0)
                 return r == -EAGAIN ? -ENODATA : r;
+        pager_span_clip(&span, &page, &n);
         run = (struct pager_run){ there.first, there.n, scratch->frame };
         end = MIN_OF(page + n, run.first + run.n);
         r = install_wanted(s, g, &run, page, end, &s->pages_ahead);
@@ -200,6 +221,7 @@ static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint
         for (uint64_t i = 0; i < SNAP_REGION_PAGES;) {
                 const struct pager_run *run = NULL;
                 struct pager_fill_result fill;
+                struct pager_span span;
                 unsigned n;
                 int r;
 
@@ -207,9 +229,12 @@ static int assemble(struct pager_session *s, struct pager_scratch *scratch, uint
                         i++;
                         continue;
                 }
-                r = pager_image_fill(s->image, scratch, first + i, cause, &fill);
+                span = pager_image_span(s->image, first + i);
+                r = pager_image_fill(span.img, scratch, first + i, cause, &fill);
                 if (r == 0 && fill.kind == PAGER_PAGE_ZERO) {
-                        i += MAX_OF(1u, pager_image_zero_run(s->image, scratch, first + i, SNAP_REGION_PAGES - i));
+                        uint64_t end = MIN_OF(first + SNAP_REGION_PAGES, span.first + span.n);
+
+                        i += MAX_OF(1u, pager_image_zero_run(span.img, scratch, first + i, end - first - i));
                         continue;
                 }
                 if (r == 0)

@@ -13,6 +13,9 @@
  *   page stored           its frame is decoded into the memfd if it is not there, then UFFDIO_CONTINUE for the
  *                         whole run of the frame's pages; in copy mode UFFDIO_COPY, see copy.c
  *
+ * The image that is asked for a page, and whose memory is mapped there, is the page's owner: the session's own one or an
+ * ancestor of it (lineage.c). No request goes beyond the owner's run.
+ *
  * What an errno of these requests tells:
  *   EEXIST  the page is mapped already, by another vCPU's fault or the kernel's fault-around. Nobody was woken
  *           for it: wake the range, or the waiter sleeps on
@@ -30,6 +33,7 @@
 #include "pager/copy.h"
 #include "pager/fault_internal.h"
 #include "pager/flight_writer.h"
+#include "pager/lineage.h"
 #include "pager/record.h"
 #include "pager/uffd.h"
 
@@ -74,12 +78,14 @@ static void clip(const struct pager_session *s, const struct pager_region *g, ui
 
 /** The zero pages around @page, within its window. Windows are aligned, so that a guest that goes down
  *  through its memory is served as well as one that goes up. */
-static void zero_window(struct pager_image *img, struct pager_scratch *scratch, uint64_t page, uint64_t *ret_first,
+static void zero_window(const struct pager_span *span, struct pager_scratch *scratch, uint64_t page, uint64_t *ret_first,
                         uint64_t *ret_n) {
-        uint64_t start = page - page % PAGER_ZERO_WINDOW, end = start + PAGER_ZERO_WINDOW;
+        uint64_t start = page - page % PAGER_ZERO_WINDOW, width = PAGER_ZERO_WINDOW, end;
 
+        pager_span_clip(span, &start, &width);
+        end = start + width;
         for (uint64_t p = start; p <= page;) {
-                uint64_t n = pager_image_zero_run(img, scratch, p, end - p);
+                uint64_t n = pager_image_zero_run(span->img, scratch, p, end - p);
 
                 if (p + n > page) {
                         *ret_first = p;
@@ -142,6 +148,7 @@ static void map_rest(struct pager_session *s, uint64_t lo, uint64_t hi) {
 static int answer(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t page,
                   uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
         struct pager_fill_result fill;
+        struct pager_span span;
         uint64_t first, n;
         int r;
 
@@ -150,21 +157,23 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
                 removed_window(s, g, addr, ret_lo, ret_hi);
                 return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
         }
+        span = pager_image_span(s->image, page); /* no request goes beyond it: it is one mapping */
         /* Where only one waits its page comes first: it runs while the rest of the frame is put there. */
         s->early_addr = addr;
         if (s->n_pending == 1 && s->layout->mode == PAGER_MODE_MEMFD)
-                r = pager_image_fill_early(s->image, scratch, page, answer_early, s, &fill);
+                r = pager_image_fill_early(span.img, scratch, page, answer_early, s, &fill);
         else
-                r = pager_image_fill(s->image, scratch, page, PAGER_DEMAND, &fill);
+                r = pager_image_fill(span.img, scratch, page, PAGER_DEMAND, &fill);
         if (r < 0)
                 return pager_fault_fail(s, r == -ESRCH || r == -EAGAIN ? -EIO : r, pager_image_reason(r));
         if (fill.kind == PAGER_PAGE_ZERO) {
                 *ret_kind = PAGER_FAULT_ZERO;
-                zero_window(s->image, scratch, page, &first, &n);
+                zero_window(&span, scratch, page, &first, &n);
                 clip(s, g, page, first, n, ret_lo, ret_hi);
                 return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
         }
         *ret_kind = fill.kind == PAGER_PAGE_DECODED ? PAGER_FAULT_MISSING : PAGER_FAULT_PRESENT;
+        pager_span_clip(&span, &fill.first, &fill.n);
         if (s->layout->mode == PAGER_MODE_COPY)
                 return pager_copy_pages(s, g, scratch, &fill, page, addr, ret_lo, ret_hi);
         clip(s, g, page, fill.first, fill.n, ret_lo, ret_hi);
@@ -174,7 +183,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         }
         r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed);
         if (r == -EFAULT) {
-                pager_image_recheck(s->image, scratch, fill.first, fill.n);
+                pager_image_recheck(span.img, scratch, fill.first, fill.n);
                 return -EAGAIN;
         }
         return r;
@@ -232,13 +241,17 @@ static void map_more_zeros(struct pager_session *s, const struct pager_region *g
 
         p = MAX_OF(p, g->offset / PAGER_PAGE);
         end = MIN_OF(end, (g->offset + g->size) / PAGER_PAGE);
-        for (unsigned runs = 0; p < end && runs < PAGER_ZERO_RUNS; p++) { /* the page behind a run is stored */
-                uint64_t n = pager_session_removed(s, p) ? 0 : pager_image_zero_run(s->image, scratch, p, end - p);
+        for (unsigned runs = 0; p < end && runs < PAGER_ZERO_RUNS;) {
+                struct pager_span span = pager_image_span(s->image, p);
+                uint64_t stop = MIN_OF(end, span.first + span.n);
+                uint64_t n = pager_session_removed(s, p) ? 0 : pager_image_zero_run(span.img, scratch, p, stop - p);
                 bool answered = page >= p && page < p + n;
                 int r;
 
-                if (n == 0)
+                if (n == 0) {
+                        p++;
                         continue;
+                }
                 clip(s, g, p, p, n, &lo, &hi);
                 n = (hi - lo) / PAGER_PAGE;
                 if (!answered) {
@@ -260,11 +273,21 @@ static void note_need(struct pager_session *s, const struct pager_scratch *scrat
                       uint64_t hi) {
         const struct pager_region *g = pager_layout_find(s->layout, lo);
 
-        if (kind == PAGER_FAULT_MISSING && s->layout->page_size == PAGER_PAGE)
-                for (unsigned i = 0; i < scratch->n_runs; i++)
-                        pager_record_add(s->record, scratch->run[i].first, scratch->run[i].n);
-        else if (g && kind != PAGER_FAULT_REMOVED)
+        if (!g || kind == PAGER_FAULT_REMOVED)
+                return;
+        if (kind == PAGER_FAULT_MISSING && s->layout->page_size == PAGER_PAGE) {
+                struct pager_span span = pager_image_span(s->image, (lo - g->base + g->offset) / PAGER_PAGE);
+
+                for (unsigned i = 0; i < scratch->n_runs; i++) {
+                        uint64_t first = scratch->run[i].first, n = scratch->run[i].n;
+
+                        pager_span_clip(&span, &first, &n);
+                        if (n > 0)
+                                pager_record_add(s->record, first, n);
+                }
+        } else {
                 pager_record_add(s->record, (lo - g->base + g->offset) / PAGER_PAGE, (hi - lo) / PAGER_PAGE);
+        }
 }
 
 /** The pending fault whose turn it is. */

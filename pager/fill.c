@@ -18,6 +18,7 @@
 
 #include "common/io.h"
 #include "pager/ahead.h"
+#include "pager/lineage.h"
 #include "pager/session.h"
 #include "pager/thread.h"
 #include "pager/worker.h"
@@ -135,12 +136,13 @@ static int survey(struct pager_filler *f, struct pager_image *img) {
 
 static int fill_region(struct pager_filler *f, struct pager_image *img, uint64_t first, uint64_t n) {
         for (uint64_t page = first; page < first + n; page++) {
+                struct pager_image *owner = pager_image_owner(img, page, NULL, NULL);
                 struct pager_fill_result res;
                 int r;
 
-                if (pager_image_present(img, page))
+                if (pager_image_present(owner, page))
                         continue;
-                r = pager_image_fill(img, &f->scratch, page, PAGER_AHEAD, &res);
+                r = pager_image_fill(owner, &f->scratch, page, PAGER_AHEAD, &res);
                 if (r < 0)
                         return r;
                 if (res.kind != PAGER_PAGE_DECODED)

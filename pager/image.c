@@ -38,6 +38,7 @@ void pager_scratch_clear(struct pager_scratch *s) {
 
 void pager_image_destroy(struct pager_image *img) {
         pager_resident_clear(&img->resident);
+        pager_lineage_free(img->lineage);
         if (img->map)
                 (void) munmap(img->map, img->n_pages * PAGER_PAGE);
         (void) close_fd(img->uffd);
@@ -213,7 +214,10 @@ int pager_image_memfd(const struct pager_image *img) {
 }
 
 bool pager_image_is_bad(const struct pager_image *img) {
-        return atomic_load_explicit(&img->bad, memory_order_relaxed);
+        for (size_t i = 0; i < pager_image_n_owners(img); i++)
+                if (atomic_load_explicit(&pager_image_owner_at(img, i)->bad, memory_order_relaxed))
+                        return true;
+        return false;
 }
 
 void pager_image_trim(struct pager_image *img) {

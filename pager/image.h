@@ -137,7 +137,7 @@ void pager_image_trim(struct pager_image *img);
 /** Since when no session uses it (now_ns()); 0: one does. Idle images are the first to lose their pages. */
 void pager_image_set_idle(struct pager_image *img, uint64_t since_ns);
 
-/** Bad: not to be shared with new sessions. */
+/** Bad: not to be shared with new sessions; also of an image that has pages from a bad one. */
 bool pager_image_is_bad(const struct pager_image *img);
 /** Has somebody else put pages into the image's memory? -EUCLEAN: yes, the image is bad. -EAGAIN: it is being worked on, or
  *  quiet, so that cannot be told now. -EINPROGRESS: there are some, but the image is shared: a survey will tell. Control thread; holds nobody up for longer than a look at a bitmap. */

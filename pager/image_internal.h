@@ -5,6 +5,7 @@
 #include <pthread.h>
 
 #include "pager/image.h"
+#include "pager/lineage.h"
 #include "pager/reclaim.h"
 
 #define PAGER_CLAIM_SHARDS 16u
@@ -31,6 +32,7 @@ struct pager_image {
         struct pager_image_key key;
         struct snap_image *snap;
         uint64_t n_pages;
+        struct pager_lineage *lineage; /* which pages ancestors own; NULL: none */
 
         int memfd, readonly_fd, uffd;
         uint8_t *map;              /* PROT_NONE: an address for UFFDIO_COPY, not for us */

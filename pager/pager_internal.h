@@ -58,9 +58,10 @@ struct pager_session *pager_find_session(struct pager *p, const char *id);
 struct pager_opening {
         const char *id;
         uint64_t ram_bytes;
-        pid_t vm_pid; /* 0: not told */
-        bool expect;  /* session.expect will name the VMM */
-        bool record;  /* the order in which its pages are needed */
+        pid_t vm_pid;  /* 0: not told */
+        bool expect;   /* session.expect will name the VMM */
+        bool record;   /* the order in which its pages are needed */
+        bool segments; /* the VMM is told by us of what its memory is made */
         int image_fd, vmm_sock;
         int workingset_fd; /* -1: none */
 };

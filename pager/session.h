@@ -86,6 +86,7 @@ struct pager_session {
         bool depends;                      /* the VMM has given us its userfaultfd */
         bool sync_deferred;                /* sync_waiter waits for the end of a move */
         bool recorded;                     /* session.recorded was sent */
+        bool segments;                     /* its VMM was told of what its memory is made, by us */
         unsigned moves;                    /* from one worker to another */
         uint64_t unread_since_ns;          /* while its worker hangs: since when nobody reads a fault of it, 0: there is none */
         const struct pager_keeper *keeper; /* NULL: forkd hears of it by notifications */

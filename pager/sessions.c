@@ -7,8 +7,10 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "common/spawn.h"
+#include "pager/lineage.h"
 #include "pager/pager_internal.h"
 #include "pager/rlimit.h"
+#include "pager/segments.h"
 
 struct pager_session *pager_find_session(struct pager *p, const char *id) {
         struct pager_session *s = p->sessions;
@@ -160,6 +162,10 @@ static int on_attach(struct pager_layout *layout, int uffd, char *why, size_t wh
                                 "its regions have the \"forkd\" extension, but only forkd hands out the memory for it");
                 return -EPROTO;
         }
+        if (layout->mode == PAGER_MODE_MEMFD && !s->segments && pager_image_n_owners(s->image) > 1) {
+                (void) snprintf(why, why_size, "its image has pages from others, of which it was not told");
+                return -EPROTO;
+        }
         if (layout->mode == PAGER_MODE_COPY && pager_image_is_shared(s->image)) {
                 /* What is copied is read from the memory, and the other pager may punch it out meanwhile. */
                 (void) snprintf(why, why_size, "the image's memory is another pager's, too, and cannot be copied from");
@@ -240,6 +246,19 @@ static int watch_vmm(struct pager_session *s, const struct pager_opening *o, int
         return pager_expect_vmm(s, pidfd, e);
 }
 
+/** Tells the VMM of its memory; it reads that when it is about to map it. */
+static int tell_segments(struct pager_session *s, struct err *e) {
+        int r = pager_segments_send(pager_peer_fd(s->peer), s->image);
+
+        if (r == -ENOTSUP)
+                return err_set(e, ERR_UNSUPPORTED, r,
+                               "the image's memory is that of another user's pager, and cannot be given away");
+        if (r < 0)
+                return err_errno(e, r, "telling the VMM of its memory");
+        s->segments = true;
+        return 0;
+}
+
 int pager_admit_session(struct pager *p, const char *id, struct err *e) {
         int r;
 
@@ -292,6 +311,8 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
                 goto put;
         }
         r = watch_vmm(s, o, TAKE_FD(sock), e);
+        if (r == 0 && o->segments)
+                r = tell_segments(s, e);
         if (r < 0)
                 goto put;
         if (pager_audit_start(p) < 0) {

@@ -64,10 +64,10 @@ struct pager_open {
         int workingset_fd; /* its recorded working set; -1: none */
         const char *live;  /* or the id of a nascent snapshot, which has no image yet; else NULL */
 };
-/** Opens a session for @vm; it records if vm->recording. On success *ret_memfd is the image's memory
- *  (read-only) and *ret_sock the VMM's end of the handshake's socket; both are the caller's. From here on
- *  the watchdog holds this VM responsible: it dies with the pager, or is recovered. */
-int pager_session_open(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_memfd, int *ret_sock,
+/** Opens a session for @vm; it records if vm->recording. On success *ret_sock is the VMM's end of the session's socket, from
+ *  which it gets its memory; it is the caller's. From here on the watchdog holds this VM responsible: it dies with the pager,
+ *  or is recovered. */
+int pager_session_open(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_sock,
                        struct err *e) attr_warn_unused;
 /** Names the process of @pidfd, which stays the caller's, as the VMM of @vm's session: only it may attach. A coroutine
  *  call. */

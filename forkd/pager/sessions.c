@@ -189,7 +189,7 @@ static int check_image(struct pager *p, struct vm *vm, int image_fd, struct err 
         return err_hint(e, "check it with 'forkctl snapshot verify'; after 'forkctl pager upgrade' it may be tried again");
 }
 
-static int open_once(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_memfd, int *ret_sock, struct err *e) {
+static int open_once(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_sock, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_fd int vmm_end = -1, pager_end = -1;
         cleanup_mp_buf struct mp_buf b = { 0 };
@@ -213,11 +213,12 @@ static int open_once(struct pager *p, struct vm *vm, const struct pager_open *on
         fds[n_fds++] = pager_end;
         if (on->workingset_fd >= 0)
                 fds[n_fds++] = on->workingset_fd;
-        pager_put_session(&b, vm, 4 + (on->live != NULL));
+        pager_put_session(&b, vm, 5 + (on->live != NULL));
         mp_kv_u64(&b, "ram_bytes", vm->machine.mem_bytes);
         if (on->live)
                 mp_kv_str(&b, "live", on->live);
         mp_kv_bool(&b, "expect", true);
+        mp_kv_bool(&b, "segments", true);
         mp_kv_bool(&b, "record", vm->recording);
         mp_kv_u64(&b, "fds", n_fds);
         /* Armed before the pager can serve anything: if it dies from here on, this VM is killed or recovered. */
@@ -230,21 +231,19 @@ static int open_once(struct pager *p, struct vm *vm, const struct pager_open *on
                 pager_session_close(p, vm);
                 return r;
         }
-        *ret_memfd = TAKE_FD(a.fds[0]);
         *ret_sock = TAKE_FD(vmm_end);
         vm->hold.memfd = TAKE_FD(a.fds[1]);
         vm->hold.sock = TAKE_FD(pager_end);
         return 0;
 }
 
-int pager_session_open(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_memfd, int *ret_sock,
-                       struct err *e) {
-        int r = open_once(p, vm, on, ret_memfd, ret_sock, e);
+int pager_session_open(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_sock, struct err *e) {
+        int r = open_once(p, vm, on, ret_sock, e);
 
         /* The pager died while it was asked. Nothing of this VM lives yet, so a new one may as well serve it. */
         if (r == -EPIPE && !on->live) {
                 vm->lost[0] = '\0'; /* what was lost with the old one was nothing */
-                r = open_once(p, vm, on, ret_memfd, ret_sock, e);
+                r = open_once(p, vm, on, ret_sock, e);
         }
         if (r == -EPIPE && !on->live)
                 return err_prefix(e, "the pager died twice while it was opening the memory image of '%s'", vm->name);

@@ -55,9 +55,9 @@ static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, 
 
 /* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
 static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages, struct err *e) {
-        cleanup_fd int image = -1, workingset = -1, memfd = -1, sock = -1, vmstate = -1;
+        cleanup_fd int image = -1, workingset = -1, sock = -1, vmstate = -1;
         struct pager_open open = { .image_fd = -1, .workingset_fd = -1, .live = o->entry ? NULL : o->m->id };
-        struct vm_launch l = { .image_fd = -1, .pager_sock = -1 };
+        struct vm_launch l = { .pager_sock = -1 };
         int r;
 
         r = origin_make_files(vm, o, e);
@@ -73,11 +73,10 @@ static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages,
                 open.image_fd = image;
                 open.workingset_fd = workingset = recording_begin(vm, o->entry);
         }
-        r = pager_session_open(vm->d->pager, vm, &open, &memfd, &sock, e);
+        r = pager_session_open(vm->d->pager, vm, &open, &sock, e);
         stage_done(stages, "session");
         if (r < 0)
                 return r;
-        l.image_fd = memfd;
         l.pager_sock = sock;
         r = vm_launch(vm, &l, e);
         stage_done(stages, "launch");

@@ -115,7 +115,6 @@ static int boot(struct vm *vm, const struct vm_run_params *p, const struct asset
                 .kernel = assets->kernel,
                 .initrd = assets->initrd,
                 .cmdline = vmm_qemu_cmdline(),
-                .image_fd = -1,
                 .pager_sock = -1,
         };
         char dir[PATH_MAX];

@@ -157,7 +157,7 @@ int vm_records_load(struct daemon *d, struct err *e) attr_warn_unused;
 
 struct vm_launch {
         const char *kernel, *initrd, *cmdline; /* of a boot */
-        int image_fd, pager_sock;              /* of a restore; -1 */
+        int pager_sock;                        /* of a restore; -1 */
 };
 /** Makes the directories, opens the console, starts the VMM, and records its pid. */
 int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) attr_warn_unused;

@@ -213,8 +213,8 @@ static int check_start(const struct vmm_start *s, struct err *e) {
                         return err_set(e, ERR_INVALID, -EINVAL, "disk %u has no absolute path", i);
         if (s->incoming && s->kernel)
                 return err_set(e, ERR_INVALID, -EINVAL, "a VM boots a kernel or loads a state, not both");
-        if (s->image_fd >= 0 && (s->pager_sock < 0 || !s->attach_lib))
-                return err_set(e, ERR_INVALID, -EINVAL, "memory from an image needs a pager and the attach library");
+        if (s->pager_sock >= 0 && !s->attach_lib)
+                return err_set(e, ERR_INVALID, -EINVAL, "memory from the pager needs the attach library");
         if (s->attach_lib && s->attach_lib[0] != '/')
                 return err_set(e, ERR_INVALID, -EINVAL, "the attach library's path must be absolute: %s", s->attach_lib);
         return 0;

@@ -16,8 +16,7 @@ enum qemu_fd {
         QEMU_FD_CONSOLE = 5, /* O_WRONLY | O_APPEND */
         QEMU_FD_RAM = 6,     /* the dummy that the attach library replaces */
         QEMU_FD_LAYOUT = 7,
-        QEMU_FD_IMAGE = 8,
-        QEMU_FD_PAGER = 9,
+        QEMU_FD_PAGER = 9, /* the session's socket, from which the library gets the guest's memory */
         QEMU_FD_UFFD_DEV = 10,
         QEMU_FD_LIB = 11, /* the attach library, read-only as all from here to the disks */
         QEMU_FD_FIRMWARE = 12,

@@ -197,9 +197,8 @@ static void fill_env(struct env *env, const struct vmm_start *s, const struct qe
         env_add(env, "FORKD_ATTACH_LAYOUT_FD=%d", QEMU_FD_LAYOUT);
         if (l->uffd_dev >= 0)
                 env_add(env, "FORKD_ATTACH_UFFD_DEV_FD=%d", QEMU_FD_UFFD_DEV);
-        if (s->image_fd < 0)
+        if (s->pager_sock < 0)
                 return;
-        env_add(env, "FORKD_ATTACH_IMAGE_FD=%d", QEMU_FD_IMAGE);
         env_add(env, "FORKD_ATTACH_SOCK_FD=%d", QEMU_FD_PAGER);
 }
 
@@ -211,8 +210,7 @@ static void fill_fds(struct fd_list *list, const struct vmm_start *s, const stru
         pass(list, l->console, QEMU_FD_CONSOLE);
         pass(list, l->ram, QEMU_FD_RAM);
         pass(list, l->layout, QEMU_FD_LAYOUT);
-        pass(list, s->image_fd, QEMU_FD_IMAGE);
-        pass(list, s->image_fd >= 0 ? s->pager_sock : -1, QEMU_FD_PAGER);
+        pass(list, s->pager_sock, QEMU_FD_PAGER);
         pass(list, l->uffd_dev, QEMU_FD_UFFD_DEV);
         pass(list, l->lib, QEMU_FD_LIB);
         pass(list, l->firmware, QEMU_FD_FIRMWARE);
@@ -244,7 +242,7 @@ static void fill_jail(struct jail *j, const struct vmm_start *s, const struct qe
         if (s->machine->accel == VMM_ACCEL_KVM)
                 j->groups[j->n_groups++] = s->jail->kvm_group;
         /* Without the device it is this or no memory: `forkctl doctor` says so. */
-        if (s->image_fd >= 0 && l->uffd_dev < 0 && !uffd_is_free())
+        if (s->pager_sock >= 0 && l->uffd_dev < 0 && !uffd_is_free())
                 j->caps |= 1ull << CAP_SYS_PTRACE;
 }
 

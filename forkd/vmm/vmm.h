@@ -45,9 +45,8 @@ struct vmm_start {
         const char *kernel, *initrd, *cmdline; /* for a boot; NULL when device state will be loaded */
         bool incoming;                         /* wait for load_state */
 
-        /* Guest memory. A fresh VM has image_fd -1: its RAM is private anonymous memory. Else image_fd is
-         * the image's memfd (read-only) and pager_sock the VMM's end of the handshake's socketpair. */
-        int image_fd;
+        /* Guest memory. A fresh VM has pager_sock -1: its RAM is private anonymous memory. Else it is the VMM's end of the
+         * session's socketpair, from which it gets its memory. */
         int pager_sock;
         const char *attach_lib; /* libuffd-attach.so */
         /** Called in the same coroutine when the process exists, before it is waited for; may be NULL. @pidfd stays the

@@ -5,9 +5,9 @@
  * that is a dummy: an empty memfd of the right size, told `share=on` so that QEMU leaves RAM out of its
  * device state. The library sees QEMU map that file and puts something else in its place:
  *
- *   with an image    a MAP_PRIVATE mapping of the image's memfd, registered with a userfaultfd for missing
- *                    pages; descriptor and layout go to uffd-pager over the session socket, and the mapping
- *                    is handed to QEMU only when the pager has said "ok"
+ *   with a session   what uffd-pager says on the session socket: MAP_PRIVATE mappings of one or several images' memfds
+ *                    (segments.h), registered with one userfaultfd for missing pages; descriptor and layout go back to
+ *                    the pager, and the memory is handed to QEMU only when that has said "ok"
  *   without one      private anonymous memory: a fresh VM, which needs no pager. A userfaultfd is made for it that is
  *                    registered with nothing, and its number written down: when the VM is forked while it runs, forkd
  *                    fetches it and the pager registers the memory (docs/protocol.md)
@@ -35,6 +35,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "pager/attach/segments.h"
 #include "pager/uffd_compat.h"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -44,7 +45,6 @@
 
 struct attach attach_state = {
         .ram_fd = -1,
-        .image_fd = -1,
         .sock_fd = -1,
         .layout_fd = -1,
         .dev_fd = -1,
@@ -150,15 +150,13 @@ static int env_fd(const char *name) {
 /* A child of the VMM has no guest memory of its own, and no business with our descriptors. Not before the VMM has mapped its memory: what was started
  * may be a wrapper that only goes on to start the VMM. */
 static void forget_environment(void) {
-        const int fds[] = { attach_state.ram_fd, attach_state.image_fd, attach_state.sock_fd, attach_state.layout_fd,
-                            attach_state.dev_fd };
+        const int fds[] = { attach_state.ram_fd, attach_state.sock_fd, attach_state.layout_fd, attach_state.dev_fd };
 
         for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
                 if (fds[i] >= 0 && fcntl(fds[i], F_SETFD, FD_CLOEXEC) < 0)
                         attach_die_errno("inherited descriptor", errno);
         unsetenv("LD_PRELOAD");
         unsetenv("FORKD_ATTACH_RAM_FD");
-        unsetenv("FORKD_ATTACH_IMAGE_FD");
         unsetenv("FORKD_ATTACH_SOCK_FD");
         unsetenv("FORKD_ATTACH_LAYOUT_FD");
         unsetenv("FORKD_ATTACH_UFFD_DEV_FD");
@@ -169,18 +167,15 @@ __attribute__((constructor)) static void attach_arm(void) {
         struct stat st;
 
         a->ram_fd = env_fd("FORKD_ATTACH_RAM_FD");
-        a->image_fd = env_fd("FORKD_ATTACH_IMAGE_FD");
         a->sock_fd = env_fd("FORKD_ATTACH_SOCK_FD");
         a->layout_fd = env_fd("FORKD_ATTACH_LAYOUT_FD");
         a->dev_fd = env_fd("FORKD_ATTACH_UFFD_DEV_FD");
 
         if (a->ram_fd < 0) {
-                if (a->image_fd >= 0 || a->sock_fd >= 0 || a->layout_fd >= 0)
+                if (a->sock_fd >= 0 || a->layout_fd >= 0)
                         attach_die("environment", "FORKD_ATTACH_RAM_FD is missing");
                 return;
         }
-        if ((a->image_fd >= 0) != (a->sock_fd >= 0))
-                attach_die("environment", "FORKD_ATTACH_IMAGE_FD and FORKD_ATTACH_SOCK_FD go together");
         if (fstat(a->ram_fd, &st) < 0)
                 attach_die_errno("guest memory file", errno);
         if (!S_ISREG(st.st_mode) || st.st_size <= 0 || (uint64_t) st.st_size % ATTACH_PAGE)
@@ -307,6 +302,21 @@ static int64_t clock_ms(void) {
         return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
+/** Until there is something to be read. forkd has a duplicate of the pager's end, so the death of the pager is no hang-up. */
+static void await_input(int sock, int64_t end) {
+        for (;;) {
+                int64_t left = end - clock_ms();
+                struct pollfd p = { .fd = sock, .events = POLLIN };
+                int r = left > 0 ? poll(&p, 1, (int) left) : 0;
+                if (r > 0)
+                        return;
+                if (r == 0)
+                        attach_die("pager", "no answer within 10 seconds");
+                if (errno != EINTR)
+                        attach_die_errno("pager: waiting for its answer", errno);
+        }
+}
+
 /** Waits for "ok\n". Everything else ends the process: a refusal with the pager's own words. */
 static void await_ok(int sock) {
         char answer[ANSWER_MAX + 1];
@@ -314,17 +324,9 @@ static void await_ok(int sock) {
         int64_t end = clock_ms() + ANSWER_DEADLINE_MS;
 
         while (n == 0 || answer[n - 1] != '\n') {
-                int64_t left = end - clock_ms();
-                struct pollfd p = { .fd = sock, .events = POLLIN };
-                int r = left > 0 ? poll(&p, 1, (int) left) : 0;
-                if (r < 0 && errno == EINTR)
-                        continue;
-                if (r < 0)
-                        attach_die_errno("pager: waiting for its answer", errno);
-                if (r == 0)
-                        attach_die("pager", "no answer within 10 seconds");
                 if (n == ANSWER_MAX)
                         attach_die("pager", "its answer is too long");
+                await_input(sock, end);
                 ssize_t k = recv(sock, answer + n, 1, MSG_DONTWAIT);
                 if (k < 0 && (errno == EINTR || errno == EAGAIN))
                         continue;
@@ -374,25 +376,103 @@ static void write_layout(int fd, void *base, size_t len) {
 
 /* ---- the mapping ---- */
 
-static void *map_image(void *addr, size_t len, int prot, int fixed) {
-        struct attach *a = &attach_state;
-        struct stat st;
+/* Received before any guest memory is there; static, for nothing is allocated here. */
+static struct {
+        struct segments_msg msg;
+        int fds[SEGMENTS_MAX_IMAGES];
+        size_t n_fds;
+} segments;
 
-        if (fstat(a->image_fd, &st) < 0)
-                attach_die_errno("image", errno);
-        if (!S_ISREG(st.st_mode) || (uint64_t) st.st_size != len)
-                attach_die("image", "its size is not the guest memory's");
-        void *p = attach_raw_mmap(addr, len, prot, MAP_PRIVATE | MAP_NORESERVE | fixed, a->image_fd, 0);
+/** Keeps the descriptors that came. More than there is room for are none of a pager's. */
+static void take_fds(struct msghdr *mh) {
+        if (mh->msg_flags & MSG_CTRUNC)
+                attach_die("guest memory", "its descriptors could not all be received");
+        for (struct cmsghdr *cm = CMSG_FIRSTHDR(mh); cm; cm = CMSG_NXTHDR(mh, cm)) {
+                size_t n = (cm->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+                if (cm->cmsg_level != SOL_SOCKET || cm->cmsg_type != SCM_RIGHTS)
+                        continue;
+                if (n > SEGMENTS_MAX_IMAGES - segments.n_fds)
+                        attach_die("guest memory", "came with too many descriptors");
+                memcpy(segments.fds + segments.n_fds, CMSG_DATA(cm), n * sizeof(int));
+                segments.n_fds += n;
+        }
+}
+
+/** Receives up to @want bytes of the message. */
+static void receive_until(int sock, size_t *have, size_t want, int64_t end) {
+        union {
+                struct cmsghdr align;
+                char buf[CMSG_SPACE(SEGMENTS_MAX_IMAGES * sizeof(int))];
+        } control;
+
+        while (*have < want) {
+                struct iovec iov = { .iov_base = (char *) &segments.msg + *have, .iov_len = want - *have };
+                struct msghdr mh = {
+                        .msg_iov = &iov,
+                        .msg_iovlen = 1,
+                        .msg_control = control.buf,
+                        .msg_controllen = sizeof(control.buf),
+                };
+                await_input(sock, end);
+                ssize_t n = recvmsg(sock, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+                if (n < 0 && (errno == EINTR || errno == EAGAIN))
+                        continue;
+                if (n < 0)
+                        attach_die_errno("pager: being told of guest memory", errno);
+                take_fds(&mh);
+                if (n == 0)
+                        attach_die("pager", "hung up before it told of guest memory");
+                *have += (size_t) n;
+        }
+}
+
+/** What guest memory of @len bytes is made of. */
+static void receive_segments(int sock, size_t len) {
+        int64_t end = clock_ms() + ANSWER_DEADLINE_MS;
+        size_t have = 0, want;
+        char first;
+
+        await_input(sock, end);
+        if (recv(sock, &first, 1, MSG_DONTWAIT | MSG_PEEK) == 1 && first != SEGMENTS_MAGIC[0])
+                await_ok(sock); /* a refusal, told as such */
+        receive_until(sock, &have, sizeof(segments.msg.head), end);
+        want = segments_length(&segments.msg.head);
+        if (want == 0)
+                attach_die("guest memory", "was told of in another way than this library knows");
+        receive_until(sock, &have, want, end);
+        const char *wrong = segments_check(&segments.msg, len, segments.n_fds);
+        if (wrong)
+                attach_die("guest memory as told by the pager", wrong);
+        for (size_t i = 0; i < segments.n_fds; i++) {
+                struct stat st;
+                if (fstat(segments.fds[i], &st) < 0)
+                        attach_die_errno("image", errno);
+                if (!S_ISREG(st.st_mode) || (uint64_t) st.st_size != len)
+                        attach_die("image", "its size is not the guest memory's");
+        }
+}
+
+static void *map_segments(void *addr, size_t len, int prot, int fixed) {
+        struct attach *a = &attach_state;
+
+        receive_segments(a->sock_fd, len);
+        char *p = attach_raw_mmap(addr, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
         if (p == MAP_FAILED)
-                attach_die_errno("mapping the image", errno);
+                attach_die_errno("mapping guest memory", errno);
+        for (uint32_t i = 0; i < segments.msg.head.n; i++) {
+                const struct segments_one *s = &segments.msg.one[i];
+                if (attach_raw_mmap(p + s->offset, s->size, prot, MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, segments.fds[s->image],
+                                    (off_t) s->offset) == MAP_FAILED)
+                        attach_die_errno("mapping the image", errno);
+        }
+        for (size_t i = 0; i < segments.n_fds; i++)
+                (void) close(segments.fds[i]);
         /* Before the first touch. A child made by fork() would not be registered: it would read zeros where
          * the image has a hole, and the kernel would put these zeros into the image for all its siblings. */
         if (attach_raw_madvise(p, len, MADV_DONTFORK) < 0)
                 attach_die_errno("guest memory: MADV_DONTFORK", errno);
         a->uffd = uffd_register(a->dev_fd, p, len);
         handshake(a->sock_fd, a->uffd, p, len);
-        (void) close(a->image_fd);
-        a->image_fd = -1;
         return p;
 }
 
@@ -410,8 +490,8 @@ static void *attach_guest_ram(void *addr, size_t len, int prot, int flags, off_t
         if (off != 0 || len != a->ram_size)
                 attach_die("guest memory", "is not mapped as a whole");
 
-        if (a->image_fd >= 0) {
-                p = map_image(addr, len, prot, fixed);
+        if (a->sock_fd >= 0) {
+                p = map_segments(addr, len, prot, fixed);
         } else {
                 p = attach_raw_mmap(addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
                 if (p == MAP_FAILED)

@@ -17,7 +17,7 @@ enum attach_phase { ATTACH_INERT, ATTACH_ARMED, ATTACH_ATTACHED };
 
 struct attach {
         _Atomic int phase;
-        int ram_fd, image_fd, sock_fd, layout_fd, dev_fd; /* as inherited, -1: not there */
+        int ram_fd, sock_fd, layout_fd, dev_fd; /* as inherited, -1: not there */
         dev_t ram_dev;
         ino_t ram_ino;
         uint64_t ram_size;

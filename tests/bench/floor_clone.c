@@ -31,7 +31,6 @@ int clone_start(struct clone *c, struct floor *f, unsigned number, struct err *e
                 .console_fd = f->console_fd,
                 .cgroup_fd = -1,
                 .incoming = true,
-                .image_fd = f->ram_fd,
                 .pager_sock = f->ram_fd, /* libfloor-map finds the RAM file where another library has its socket */
                 .attach_lib = f->lib,
         };

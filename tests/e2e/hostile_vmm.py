@@ -17,7 +17,7 @@ REAL = "/usr/bin/qemu-system-x86_64"
 libc = ctypes.CDLL(None, use_errno=True)
 NR = {"process_vm_readv": 310, "pidfd_open": 434, "userfaultfd": 323, "bpf": 321, "io_uring_setup": 425, "clone3": 435,
       "open_tree": 428, "fsopen": 430, "keyctl": 250, "perf_event_open": 298}
-IMAGE_FD = 8  # QEMU_FD_IMAGE
+PAGER_FD = 9  # QEMU_FD_PAGER
 
 
 def call(name, *args):
@@ -48,6 +48,13 @@ def become_root():
         if os.path.exists(path) and os.stat(path).st_mode & 0o4000:
             return path
     return None
+
+
+def image_fd():
+    """The image's memory, as it came from the pager; it stays there for QEMU."""
+    with socket.socket(fileno=os.dup(PAGER_FD)) as s:
+        _, came, _, _ = s.recvmsg(1, socket.CMSG_SPACE(64 * 4), socket.MSG_PEEK)
+    return int.from_bytes(came[0][2][:4], "little")
 
 
 def run_setuid(path):
@@ -115,11 +122,13 @@ def main():
         got[f"look at {name}"] = attempt(os.listdir, f"/proc/{pid}/fd")
     # the image that clones share
     if "-incoming" in sys.argv:
-        got["open the image again, for writing"] = attempt(os.open, f"/proc/self/fd/{IMAGE_FD}", os.O_RDWR)
-        got["open the image again, for reading"] = attempt(os.open, f"/proc/self/fd/{IMAGE_FD}", os.O_RDONLY)
-        got["write to the image"] = attempt(os.pwrite, IMAGE_FD, b"x" * 4096, 0)
-        got["loosen the image's mode"] = attempt(os.fchmod, IMAGE_FD, 0o666)
-        got["cut the image"] = attempt(os.ftruncate, IMAGE_FD, 0)
+        image = image_fd()
+        got["open the image again, for writing"] = attempt(os.open, f"/proc/self/fd/{image}", os.O_RDWR)
+        got["open the image again, for reading"] = attempt(os.open, f"/proc/self/fd/{image}", os.O_RDONLY)
+        got["write to the image"] = attempt(os.pwrite, image, b"x" * 4096, 0)
+        got["loosen the image's mode"] = attempt(os.fchmod, image, 0o666)
+        got["cut the image"] = attempt(os.ftruncate, image, 0)
+        os.close(image)
     # privileges
     got["mount"] = call("mount", b"x", b"/proc", b"tmpfs", 0, None)
     got["unmount"] = call("umount2", b"/proc", 2)

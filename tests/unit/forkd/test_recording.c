@@ -257,12 +257,12 @@ static void test_settings(void **state) {
 }
 
 static void open_session(void *arg) {
-        cleanup_fd int image = memfd_create("memory.img", MFD_CLOEXEC), workingset, memfd = -1, sock = -1;
+        cleanup_fd int image = memfd_create("memory.img", MFD_CLOEXEC), workingset, sock = -1;
         struct vm *vm = arg;
         struct err e;
 
         workingset = recording_begin(vm, s);
-        assert_ok(pager_session_open(&pager, vm, &(struct pager_open){ image, workingset, NULL }, &memfd, &sock, &e));
+        assert_ok(pager_session_open(&pager, vm, &(struct pager_open){ image, workingset, NULL }, &sock, &e));
 }
 
 static void test_open(void **state) {

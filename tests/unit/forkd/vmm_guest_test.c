@@ -25,7 +25,6 @@ static struct vmm_start prepare(struct vmm_test *t, const char *cmdline) {
                                .log_path = t->log,
                                .console_fd = -1,
                                .cgroup_fd = -1,
-                               .image_fd = -1,
                                .pager_sock = -1,
                                .cmdline = cmdline,
                                .kernel = vmm_test_kernel(),

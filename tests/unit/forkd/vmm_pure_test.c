@@ -166,7 +166,7 @@ static bool has(const struct qemu_args *a, const char *option) {
 static void command_lines(void **state) {
         struct vmm_machine m = { .mem_bytes = 256u << 20, .vcpus = 2, .accel = VMM_ACCEL_TCG, .n_disks = 1 };
         struct vmm_start s = {
-                .machine = &m, .kernel = "/k", .initrd = "/i", .cmdline = "a=b", .image_fd = -1, .disks = { "/d,1\"" }
+                .machine = &m, .kernel = "/k", .initrd = "/i", .cmdline = "a=b", .pager_sock = -1, .disks = { "/d,1\"" }
         };
         struct qemu_args a;
 
@@ -192,7 +192,7 @@ static void command_lines(void **state) {
         m = (struct vmm_machine){
                 .mem_bytes = 256u << 20, .vcpus = VMM_MAX_VCPUS, .accel = VMM_ACCEL_KVM, .n_disks = VMM_MAX_DISKS
         };
-        s = (struct vmm_start){ .machine = &m, .incoming = true, .image_fd = -1 };
+        s = (struct vmm_start){ .machine = &m, .incoming = true, .pager_sock = -1 };
         for (unsigned i = 0; i < VMM_MAX_DISKS; i++)
                 s.disks[i] = "/d";
         assert_int_equal(qemu_args_build("/q", false, &s, NULL, &a), 0);

@@ -28,13 +28,9 @@ static char run_dir[96], console_path[96];
 
 /* A start without attach library: guest memory is then the dummy itself, which does for a VM that never runs. */
 static struct vmm_start prepare(struct vmm_test *t) {
-        struct vmm_start s = { .machine = &machine,
-                               .run_dir = run_dir,
-                               .log_path = t->log,
-                               .console_fd = -1,
-                               .cgroup_fd = -1,
-                               .image_fd = -1,
-                               .pager_sock = -1 };
+        struct vmm_start s = {
+                .machine = &machine, .run_dir = run_dir, .log_path = t->log, .console_fd = -1, .cgroup_fd = -1, .pager_sock = -1
+        };
 
         machine = (struct vmm_machine){ .mem_bytes = MEM, .vcpus = 1, .accel = VMM_ACCEL_TCG };
         (void) snprintf(run_dir, sizeof(run_dir), "%s/run", t->dir);
@@ -205,7 +201,7 @@ TEST(refused_before_anything_starts) {
         bad.incoming = true;
         check_refused(t, &bad, -EINVAL, "not both");
         bad = s;
-        bad.image_fd = 0;
+        bad.pager_sock = 0;
         check_refused(t, &bad, -EINVAL, "attach library");
         bad = s;
         bad.attach_lib = "/no/such/lib.so";
@@ -718,8 +714,6 @@ TEST_IF(a_pager_that_refuses, no_attach_lib()) {
 
         s.attach_lib = vmm_test_attach_lib();
         check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv) == 0);
-        s.image_fd = memfd_create("image", MFD_CLOEXEC);
-        check(s.image_fd >= 0 && ftruncate(s.image_fd, MEM) == 0);
         s.pager_sock = sv[0];
         s.incoming = true;
         check(write(sv[1], "error: no such session\n", 23) == 23);
@@ -729,7 +723,6 @@ TEST_IF(a_pager_that_refuses, no_attach_lib()) {
         check_str(t->e.message, "no such session");
         (void) close(sv[0]);
         (void) close(sv[1]);
-        (void) close(s.image_fd);
         (void) close(s.console_fd);
 }
 

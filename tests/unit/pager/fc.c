@@ -69,13 +69,16 @@ static void attach(struct harness *h, struct vmm *v, const struct image *img, si
 
 void fc_start(struct harness *h, struct vmm *v, const struct image *img, size_t regions, const char *kind, uint64_t features,
               int how) {
-        vmm_open(h, v, img);
+        vmm_open_with(h, v, img, &(struct vmm_opening){ .silent = true });
         attach(h, v, img, regions, kind, features, how);
 }
 
 void fc_start_with(struct harness *h, struct vmm *v, const struct image *img, size_t regions, const char *kind,
                    const struct vmm_opening *o) {
-        vmm_open_with(h, v, img, o);
+        struct vmm_opening silent = *o;
+
+        silent.silent = true;
+        vmm_open_with(h, v, img, &silent);
         attach(h, v, img, regions, kind, 0, FC_TODAY);
 }
 

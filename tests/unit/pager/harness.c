@@ -12,6 +12,7 @@
 
 #include "common/io.h"
 #include "common/spawn.h"
+#include "pager/attach/segments.h"
 
 /* ---- the pager ---- */
 
@@ -314,9 +315,10 @@ void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, co
         fds[1] = pair[0];
         fds[2] = o->workingset_fd;
         mp_buf_init(&b);
-        mp_map(&b, 3u + (o->vm_pid != 0) + o->expect + o->record);
+        mp_map(&b, 4u + (o->vm_pid != 0) + o->expect + o->record);
         mp_kv_str(&b, "session", v->session);
         mp_kv_u64(&b, "ram_bytes", v->ram_bytes);
+        mp_kv_bool(&b, "segments", !o->silent);
         if (o->vm_pid != 0)
                 mp_kv_i64(&b, "vm_pid", o->vm_pid);
         if (o->expect)
@@ -336,15 +338,10 @@ void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, co
 }
 
 static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
-        static const char *env_image[] = { "LD_PRELOAD=" ATTACH_LIB,
-                                           "FORKD_ATTACH_RAM_FD=10",
-                                           "FORKD_ATTACH_LAYOUT_FD=13",
-                                           "FORKD_ATTACH_IMAGE_FD=11",
-                                           "FORKD_ATTACH_SOCK_FD=12",
-                                           "FORKD_ATTACH_UFFD_DEV_FD=14",
-                                           NULL };
-        static const char *env_no_dev[] = { "LD_PRELOAD=" ATTACH_LIB,   "FORKD_ATTACH_RAM_FD=10",  "FORKD_ATTACH_LAYOUT_FD=13",
-                                            "FORKD_ATTACH_IMAGE_FD=11", "FORKD_ATTACH_SOCK_FD=12", NULL };
+        static const char *env_image[] = { "LD_PRELOAD=" ATTACH_LIB,  "FORKD_ATTACH_RAM_FD=10",      "FORKD_ATTACH_LAYOUT_FD=13",
+                                           "FORKD_ATTACH_SOCK_FD=12", "FORKD_ATTACH_UFFD_DEV_FD=14", NULL };
+        static const char *env_no_dev[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
+                                            "FORKD_ATTACH_SOCK_FD=12", NULL };
         static const char *env_fresh[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
                                            NULL };
         int in[2], out[2], err[2];
@@ -360,7 +357,6 @@ static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
                 { err[1], 2 },
                 { v->ram_fd, PROBE_RAM_FD },
                 { v->layout_fd, PROBE_LAYOUT_FD },
-                { v->memfd, PROBE_IMAGE_FD },
                 { v->sock, PROBE_SOCK_FD },
                 { v->uffd_dev, PROBE_UFFD_DEV_FD },
         };
@@ -519,10 +515,26 @@ void raw_send(int sock, const char *json, size_t len, int fd) {
         }
 }
 
+/** What it is told of its memory, without the descriptors. */
+static void pass_over_segments(int sock) {
+        struct pollfd p = { .fd = sock, .events = POLLIN };
+        struct segments_head head;
+        uint8_t byte = 0;
+
+        if (poll(&p, 1, DEADLINE_MS) <= 0)
+                fail_msg("the pager says nothing");
+        if (recv(sock, &byte, 1, MSG_PEEK) != 1 || byte != SEGMENTS_MAGIC[0])
+                return;
+        assert_int_equal(recv(sock, &head, sizeof(head), MSG_WAITALL), sizeof(head));
+        for (size_t n = segments_length(&head) - sizeof(head); n > 0; n--)
+                assert_int_equal(recv(sock, &byte, 1, MSG_WAITALL), 1);
+}
+
 const char *raw_answer(int sock) {
         static char line[512];
         size_t n = 0;
 
+        pass_over_segments(sock);
         while (n < sizeof(line) - 1) {
                 struct pollfd p = { .fd = sock, .events = POLLIN };
 

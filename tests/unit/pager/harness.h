@@ -109,6 +109,7 @@ void vmm_open(struct harness *h, struct vmm *v, const struct image *img);
 struct vmm_opening {
         pid_t vm_pid;
         bool expect, record;
+        bool silent; /* the VMM is not told of its memory */
         int workingset_fd;
 };
 void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, const struct vmm_opening *o);
@@ -119,7 +120,6 @@ void vmm_spawn(struct vmm *v);
 /** Starts @argv (which may name the numbers of PROBE_…_FD) in its place; stdin and stdout as for the probe. */
 void vmm_spawn_program(struct vmm *v, const char *const *argv);
 #define PROBE_RAM_FD 10
-#define PROBE_IMAGE_FD 11
 #define PROBE_SOCK_FD 12
 #define PROBE_LAYOUT_FD 13
 #define PROBE_UFFD_DEV_FD 14
@@ -149,7 +149,7 @@ void raw_map(struct raw_vmm *r, int memfd, size_t len);
 void raw_unmap(struct raw_vmm *r);
 /** Sends @json with @fd (-1: none) on @sock. */
 void raw_send(int sock, const char *json, size_t len, int fd);
-/** The pager's line, without its end, in a static buffer; "" when it hung up. */
+/** The pager's line (what it says of guest memory is passed over), without its end, in a static buffer; "" when it hung up. */
 const char *raw_answer(int sock);
 /** The handshake of one region. */
 void raw_attach(const struct raw_vmm *r, int sock);

@@ -516,7 +516,7 @@ static void test_child_image(void **state) {
                 }
         assert_int_equal(snap_writer_finish(w, &child.stats), 0);
 
-        vmm_open(&h, &v, &child);
+        vmm_open_with(&h, &v, &child, &(struct vmm_opening){ .silent = true });
         r.map = mmap(NULL, r.len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         assert_ptr_not_equal(r.map, MAP_FAILED);
         assert_int_equal(uffd_open(0, &r.uffd), 0);

@@ -99,9 +99,10 @@ static struct answer try_open(struct vmm *v, const struct image *i) {
         fds[0] = i->fd;
         fds[1] = pair[0];
         mp_buf_init(&b);
-        mp_map(&b, 3);
+        mp_map(&b, 4);
         mp_kv_str(&b, "session", v->session);
         mp_kv_u64(&b, "ram_bytes", v->ram_bytes);
+        mp_kv_bool(&b, "segments", true);
         mp_kv_u64(&b, "fds", 2);
         struct answer a = harness_call(&h, "session.open", &b, fds, 2);
         (void) close_fd(pair[0]);

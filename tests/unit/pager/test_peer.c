@@ -479,7 +479,7 @@ static void test_pid_namespace(void **state) {
         char words[96];
         int pidfd;
 
-        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .vm_pid = 0, .expect = true });
+        vmm_open_with(&h, &v, &img, &(struct vmm_opening){ .expect = true, .silent = true });
         if (!start_inner(&v, &in)) {
                 (void) waitpid(in.outer, NULL, 0);
                 if (getenv("FORKD_TEST_NO_SKIP"))

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: MIT */
+/* Tells a VMM of which images' memories its guest's memory is made. */
+#pragma once
+
+#include "common/cleanup.h"
+
+struct pager_image;
+
+/** Sends the message of pager/attach/segments.h for @img on @sock, a stream socket whose buffer is empty. -ENOTSUP: a memory
+ *  that it has pages from cannot be opened read-only, so no VMM can have it; -EMSGSIZE: it does not fit into the socket; the
+ *  errors of sendmsg. */
+int pager_segments_send(int sock, const struct pager_image *img) attr_warn_unused;
