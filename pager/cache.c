@@ -105,29 +105,41 @@ static int open_error(int r, struct err *e) {
         return err_errno(e, r, "opening the memory image");
 }
 
-/** @memfd: -1, or the memory that it has already. */
-static int open_entry(struct pager_cache *c, int fd, int memfd, struct pager_cached **ret, struct err *e) {
-        cleanup_free struct pager_cached *entry = calloc(1, sizeof(*entry));
-        int r;
+/** Makes an entry of @img, taken in any case. */
+static int add_entry(struct pager_cache *c, struct pager_image *img, struct pager_cached **ret, struct err *e) {
+        struct pager_cached *entry = calloc(1, sizeof(*entry));
 
-        if (!entry)
-                return err_errno(e, -ENOMEM, "opening an image");
-        if (c->n >= PAGER_MAX_IMAGES && !pager_cache_drop_idle(c))
-                return err_set(e, ERR_LIMIT, -EMFILE, "%u images are in use, which is the limit", PAGER_MAX_IMAGES);
-        r = memfd < 0 ? pager_image_open(fd, c->reclaim, &entry->image) : pager_image_adopt(fd, memfd, c->reclaim, &entry->image);
-        if (r < 0)
-                return open_error(r, e);
-        entry->expiry = evtimer_new(c->base, on_expiry, entry);
-        if (!entry->expiry) {
-                pager_image_unref(entry->image);
+        if (entry)
+                entry->expiry = evtimer_new(c->base, on_expiry, entry);
+        if (!entry || !entry->expiry) {
+                free(entry);
+                pager_image_unref(img);
                 return err_errno(e, -ENOMEM, "opening an image");
         }
+        entry->image = img;
         entry->cache = c;
         entry->next = c->first;
         c->first = entry;
         c->n++;
-        *ret = TAKE_PTR(entry);
+        *ret = entry;
         return 0;
+}
+
+static int make_room(struct pager_cache *c, struct err *e) {
+        if (c->n >= PAGER_MAX_IMAGES && !pager_cache_drop_idle(c))
+                return err_set(e, ERR_LIMIT, -EMFILE, "%u images are in use, which is the limit", PAGER_MAX_IMAGES);
+        return 0;
+}
+
+/** @memfd: -1, or the memory that it has already. */
+static int open_entry(struct pager_cache *c, int fd, int memfd, struct pager_cached **ret, struct err *e) {
+        struct pager_image *img;
+        int r = make_room(c, e);
+
+        if (r < 0)
+                return r;
+        r = memfd < 0 ? pager_image_open(fd, c->reclaim, &img) : pager_image_adopt(fd, memfd, c->reclaim, &img);
+        return r < 0 ? open_error(r, e) : add_entry(c, img, ret, e);
 }
 
 static int key_of(int fd, struct pager_image_key *ret, struct err *e) {
@@ -147,7 +159,7 @@ static bool is_released(const struct pager_cache *c, const struct pager_image_ke
         return false;
 }
 
-static void use(struct pager_cached *entry) {
+void pager_cache_use(struct pager_cached *entry) {
         entry->n_sessions++;
         pager_image_set_idle(entry->image, 0);
         (void) event_del(entry->expiry);
@@ -168,9 +180,19 @@ int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, st
                 if (r < 0)
                         return r;
         }
-        use(entry);
+        pager_cache_use(entry);
         *ret = entry;
         return 0;
+}
+
+int pager_cache_add(struct pager_cache *c, struct pager_image *img, struct pager_cached **ret, struct err *e) {
+        int r = make_room(c, e);
+
+        if (r == 0)
+                r = add_entry(c, pager_image_ref(img), ret, e);
+        if (r == 0)
+                pager_cache_use(*ret);
+        return r;
 }
 
 /** The entry with the memory @memfd, or NULL. */
@@ -206,7 +228,7 @@ int pager_cache_adopt(struct pager_cache *c, int fd, int memfd, struct pager_cac
         pager_image_share(entry->image);
         if (pager_image_readonly_fd(entry->image) < 0) /* nothing to give to a new VMM */
                 entry->stale = true;
-        use(entry);
+        pager_cache_use(entry);
         *ret = entry;
         return 0;
 }

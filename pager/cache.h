@@ -34,6 +34,10 @@ void pager_cache_free(struct pager_cache *c);
 int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) attr_warn_unused;
 /** The same, but its memory is @memfd (stays the caller's). An image of the same file with another memory is another one. */
 int pager_cache_adopt(struct pager_cache *c, int fd, int memfd, struct pager_cached **ret, struct err *e) attr_warn_unused;
+/** A nascent image (a reference is taken), which nobody finds before it has a file. In use until put. */
+int pager_cache_add(struct pager_cache *c, struct pager_image *img, struct pager_cached **ret, struct err *e) attr_warn_unused;
+/** In use once more. */
+void pager_cache_use(struct pager_cached *entry);
 void pager_cache_put(struct pager_cached *entry);
 
 /** Lets go of the image that was idle for longest. False: none is. */

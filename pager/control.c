@@ -112,7 +112,8 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         struct pager_opening o = { 0 };
         struct pager_session *s;
         int64_t vm_pid = 0;
-        id_str id;
+        size_t sock;
+        id_str id, live;
         int r;
 
         mp_buf_init(&b);
@@ -121,9 +122,14 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         o.id = id;
         if (mp_get_u64(msg->params, "ram_bytes", &o.ram_bytes) < 0)
                 return err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is missing or no number");
-        if (msg->n_fds != 2 && msg->n_fds != 3)
-                return err_set(e, ERR_INVALID, -EINVAL,
-                               "%zu descriptors came, not two or three: memory.img, a socket, perhaps a working set", msg->n_fds);
+        r = mp_get_str(msg->params, "live", live, sizeof(live));
+        if (r != -ENOENT && (r < 0 || !id_valid(live)))
+                return err_set(e, ERR_INVALID, -EINVAL, "live is not an id of %d hex digits", ID_LEN);
+        o.live = r == 0 ? live : NULL;
+        sock = o.live ? 0 : 1; /* a nascent image has no file */
+        if (msg->n_fds != sock + 1 && msg->n_fds != sock + 2)
+                return err_set(e, ERR_INVALID, -EINVAL, "%zu descriptors came, not %sa socket, perhaps a working set", msg->n_fds,
+                               o.live ? "" : "memory.img, ");
         r = mp_get_i64(msg->params, "vm_pid", &vm_pid);
         if (r != -ENOENT && (r < 0 || vm_pid <= 0 || vm_pid > INT32_MAX))
                 return err_set(e, ERR_INVALID, -EINVAL, "vm_pid is no process id");
@@ -136,9 +142,9 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
                 return err_set(e, ERR_INVALID, -EINVAL, "record is neither true nor false");
         if (mp_get_bool(msg->params, "segments", &o.segments) == -EBADMSG)
                 return err_set(e, ERR_INVALID, -EINVAL, "segments is neither true nor false");
-        o.workingset_fd = msg->n_fds == 3 ? TAKE_FD(msg->fds[2]) : -1;
-        o.image_fd = TAKE_FD(msg->fds[0]);
-        o.vmm_sock = TAKE_FD(msg->fds[1]);
+        o.workingset_fd = msg->n_fds == sock + 2 ? TAKE_FD(msg->fds[sock + 1]) : -1;
+        o.image_fd = o.live ? -1 : TAKE_FD(msg->fds[0]);
+        o.vmm_sock = TAKE_FD(msg->fds[sock]);
         r = pager_open_session(p, &o, &s, e);
         if (r < 0)
                 return r;
@@ -274,6 +280,13 @@ static const struct {
         { "session.resume", pager_do_resume },
         { "session.mark_removed", pager_do_mark_removed },
         { "session.adopt", pager_do_adopt },
+        { "session.join", pager_do_join },
+        { "session.unprotect", pager_do_unprotect },
+        { "live.prepare", pager_do_live_prepare },
+        { "live.protect", pager_do_live_protect },
+        { "live.wait", pager_do_live_wait },
+        { "live.publish", pager_do_live_publish },
+        { "live.cancel", pager_do_live_cancel },
         { "heartbeat", pager_do_heartbeat },
         { "flight", pager_do_flight },
         { "image.prefetch", do_prefetch },

@@ -199,6 +199,39 @@ int pager_do_adopt(struct pager *p, struct rpc_msg *msg, struct err *e) {
         return rpc_reply(msg->conn, msg->msgid, &b, NULL, 0);
 }
 
+int pager_do_join(struct pager *p, struct rpc_msg *msg, struct err *e) {
+        cleanup_free struct pager_layout *layout = NULL;
+        struct pager_adoption a = { .memfd = -1 };
+        struct pager_session *s;
+        int64_t vm_pid = 0;
+        id_str id;
+        int r;
+
+        if (mp_get_str(msg->params, "session", id, sizeof(id)) < 0 || !id_valid(id))
+                return err_set(e, ERR_INVALID, -EINVAL, "session is not an id of %d hex digits", ID_LEN);
+        if (mp_get_u64(msg->params, "ram_bytes", &a.ram_bytes) < 0 || a.ram_bytes == 0 || a.ram_bytes % PAGER_PAGE ||
+            a.ram_bytes > SNAP_MAX_RAM)
+                return err_set(e, ERR_INVALID, -EINVAL, "ram_bytes is missing or no size of guest RAM");
+        if (mp_get_i64(msg->params, "vm_pid", &vm_pid) < 0 || vm_pid <= 0 || vm_pid > INT32_MAX)
+                return err_set(e, ERR_INVALID, -EINVAL, "vm_pid is no process id");
+        if (msg->n_fds != 3 || !pager_peer_is_process(msg->fds[2]))
+                return err_set(e, ERR_INVALID, -EINVAL, "what came is not memory.img, a userfaultfd and the VMM's pidfd");
+        r = get_layout(msg->params, a.ram_bytes, &layout, e);
+        if (r < 0)
+                return r;
+        a.id = id;
+        a.vm_pid = (pid_t) vm_pid;
+        a.layout = layout;
+        a.image_fd = msg->fds[0];
+        a.uffd = msg->fds[1];
+        a.vmm_sock = msg->fds[2];
+        r = pager_adopt_session(p, &a, &s, e);
+        if (r < 0)
+                return r;
+        log_info("session %s: joined", s->id);
+        return rpc_reply(msg->conn, msg->msgid, NULL, NULL, 0);
+}
+
 /** How long the oldest fault of @w's sessions (NULL: of any) waits, in ms. */
 static uint64_t oldest_ms(const struct pager *p, const struct pager_worker *w, uint64_t now) {
         uint64_t oldest = now;

@@ -6,6 +6,7 @@
 #include "common/io.h"
 #include "pager/copy.h"
 #include "pager/fault_internal.h"
+#include "pager/nascent.h"
 #include "pager/uffd.h"
 
 int pager_fault_fail(struct pager_session *s, int r, const char *reason) {
@@ -13,13 +14,13 @@ int pager_fault_fail(struct pager_session *s, int r, const char *reason) {
         return r;
 }
 
-static void add_fault(struct pager_session *s, uint64_t addr, uint64_t now) {
+static void add_fault(struct pager_session *s, uint64_t addr, bool write, uint64_t now) {
         unsigned at = s->n_pending++;
 
         addr &= ~(PAGER_PAGE - 1);
         for (; at > 0 && s->pending[at - 1].addr > addr; at--)
                 s->pending[at] = s->pending[at - 1];
-        s->pending[at] = (struct pager_pending){ addr, now };
+        s->pending[at] = (struct pager_pending){ addr, now, write };
         if (!atomic_load_explicit(&s->oldest_ns, memory_order_relaxed))
                 atomic_store_explicit(&s->oldest_ns, now, memory_order_relaxed);
 }
@@ -39,19 +40,39 @@ static int apply_move(struct pager_session *s, uint64_t from, uint64_t to, uint6
         return 0;
 }
 
+/** What was to be copied of [@start, @end) is gone. */
+static void tell_nascent(struct pager_session *s, uint64_t start, uint64_t end) {
+        struct pager_image *img = pager_session_nascent(s);
+
+        for (size_t i = 0; img && i < s->layout->n; i++) {
+                const struct pager_region *g = &s->layout->region[i];
+                uint64_t from = MAX_OF(start, g->base), to = MIN_OF(end, g->base + g->size);
+
+                if (from < to && g->offset != PAGER_READS_ZERO)
+                        pager_nascent_discarded(img, (from - g->base + g->offset) / PAGER_PAGE,
+                                                (to - from + PAGER_PAGE - 1) / PAGER_PAGE);
+        }
+        pager_image_unref(img);
+}
+
 static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint64_t now) {
+        bool write;
+
         switch (m->event) {
         case UFFD_EVENT_PAGEFAULT:
-                if (m->arg.pagefault.flags & (UFFD_PAGEFAULT_FLAG_WP | UFFD_PAGEFAULT_FLAG_MINOR))
+                write = m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP;
+                if (m->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR ||
+                    (write && !atomic_load_explicit(&s->protects, memory_order_acquire)))
                         return pager_fault_fail(s, -EPROTO,
                                                 "the VMM registered its memory in another mode than for missing pages");
-                add_fault(s, m->arg.pagefault.address, now);
+                add_fault(s, m->arg.pagefault.address, write, now);
                 return 0;
         case UFFD_EVENT_REMOVE:
         case UFFD_EVENT_UNMAP:
                 if (m->arg.remove.start >= m->arg.remove.end)
                         return pager_fault_fail(s, -EPROTO, "the kernel reported an empty range");
                 pager_session_mark_removed(s, m->arg.remove.start, m->arg.remove.end);
+                tell_nascent(s, m->arg.remove.start, m->arg.remove.end);
                 /* Whoever waits for a page of the old mapping is not woken by its end. */
                 (void) uffd_wake(s->uffd, m->arg.remove.start, m->arg.remove.end - m->arg.remove.start);
                 return 0;

@@ -34,6 +34,7 @@
 #include "pager/fault_internal.h"
 #include "pager/flight_writer.h"
 #include "pager/lineage.h"
+#include "pager/nascent.h"
 #include "pager/record.h"
 #include "pager/uffd.h"
 
@@ -189,6 +190,32 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         return r;
 }
 
+/** A write to a protected page: it is copied first, if it is to be, and then it is the VMM's again. One that writes page after
+ *  page gets ever more of them at once; one that writes here and there keeps its other pages unwritten in the eyes of the next
+ *  fork. */
+static int answer_write(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t addr,
+                        uint64_t *ret_lo, uint64_t *ret_hi) {
+        struct pager_image *img = pager_session_nascent(s);
+        uint64_t page = (addr - g->base + g->offset) / PAGER_PAGE, n, max;
+        int r = 0;
+
+        s->write_span = addr == s->write_next ? MIN_OF(s->write_span * 2, PAGER_MAX_WRITE_SPAN) : 1;
+        n = max = MIN_OF((uint64_t) s->write_span, (g->base + g->size - addr) / PAGER_PAGE);
+        if (img && g->offset != PAGER_READS_ZERO) {
+                r = pager_nascent_secure(img, scratch, page, max, &n);
+                if (r == -EPIPE) { /* nobody needs the old content any more */
+                        n = max;
+                        r = 0;
+                }
+        }
+        pager_image_unref(img);
+        if (r == 0)
+                r = uffd_protect(s->uffd, addr, n * PAGER_PAGE, false);
+        *ret_lo = addr;
+        *ret_hi = s->write_next = addr + n * PAGER_PAGE;
+        return r == -ENOENT ? uffd_wake(s->uffd, addr, n * PAGER_PAGE) : r;
+}
+
 /** A page of a session that has failed and whose VMM could not be ended: the kernel ends it. */
 static int poison(struct pager_session *s, uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
         uint64_t start = addr - addr % s->layout->page_size, done;
@@ -204,8 +231,9 @@ static int poison(struct pager_session *s, uint64_t addr, uint64_t *ret_lo, uint
 
 /** Answers one fault. [*ret_lo, *ret_hi) is what was resolved, and its waiters
  *  woken. */
-static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, uint64_t addr, uint64_t *ret_lo, uint64_t *ret_hi,
-                       enum pager_fault_kind *ret_kind) {
+static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, const struct pager_pending *fault,
+                       uint64_t *ret_lo, uint64_t *ret_hi, enum pager_fault_kind *ret_kind) {
+        uint64_t addr = fault->addr;
         const struct pager_region *g = pager_layout_find(s->layout, addr);
         int r;
 
@@ -216,7 +244,10 @@ static int serve_fault(struct pager_session *s, struct pager_scratch *scratch, u
         if (!g)
                 return pager_fault_fail(s, -EPROTO, "the VMM faulted at an address that it had not told of");
         pager_flight_begin(scratch->flight, s, g->offset == PAGER_READS_ZERO ? 0 : (addr - g->base + g->offset) / PAGER_PAGE);
-        if (s->layout->page_size == PAGER_HUGE_PAGE)
+        if (fault->write) {
+                *ret_kind = PAGER_FAULT_WRITE;
+                r = answer_write(s, g, scratch, addr, ret_lo, ret_hi);
+        } else if (s->layout->page_size == PAGER_HUGE_PAGE)
                 r = answer_huge(s, g, scratch, addr, ret_lo, ret_hi, ret_kind);
         else
                 r = answer(s, g, scratch, (addr - g->base + g->offset) / PAGER_PAGE, addr, ret_lo, ret_hi, ret_kind);
@@ -273,7 +304,7 @@ static void note_need(struct pager_session *s, const struct pager_scratch *scrat
                       uint64_t hi) {
         const struct pager_region *g = pager_layout_find(s->layout, lo);
 
-        if (!g || kind == PAGER_FAULT_REMOVED)
+        if (!g || kind == PAGER_FAULT_REMOVED || kind == PAGER_FAULT_WRITE)
                 return;
         if (kind == PAGER_FAULT_MISSING && s->layout->page_size == PAGER_PAGE) {
                 struct pager_span span = pager_image_span(s->image, (lo - g->base + g->offset) / PAGER_PAGE);
@@ -313,7 +344,7 @@ static int serve_pending(struct pager_session *s, struct pager_scratch *scratch)
                 if (atomic_load_explicit(&s->dropping, memory_order_relaxed))
                         r = -ECANCELED;
                 else
-                        r = serve_fault(s, scratch, s->pending[i].addr, &lo, &hi, &kind);
+                        r = serve_fault(s, scratch, &s->pending[i], &lo, &hi, &kind);
                 if (r < 0)
                         break;
                 now = s->early_ns ? s->early_ns : now_ns();

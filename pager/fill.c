@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* Theory of operation. One thread takes jobs from three queues. A working set comes first, also in the middle of
- * another job: a VMM is about to need it. Then images whose memory another pager has filled are surveyed: until that is
- * done they are not reclaimed from. Filling a whole image is for later clones. These two give way to demand, by
+/* Theory of operation. One thread takes jobs from four queues. A working set comes first, also in the middle of
+ * another job: a VMM is about to need it. Then what is copied out of a VMM that was forked: the less is left, the less
+ * it waits where it writes. Then images whose memory another pager has filled are surveyed: until that is
+ * done they are not reclaimed from. Filling a whole image is for later clones. The last three give way to demand, by
  * letting a little time pass before each step while a fault worker is busy, so they slow down but never stop for
  * good. The thread has the workers' priority: a worker that wants the very frame that it decodes waits for it.
  *
@@ -19,6 +20,7 @@
 #include "common/io.h"
 #include "pager/ahead.h"
 #include "pager/lineage.h"
+#include "pager/nascent.h"
 #include "pager/session.h"
 #include "pager/thread.h"
 #include "pager/worker.h"
@@ -26,7 +28,7 @@
 #define GIVE_WAY_NS 1000000
 
 /** In their order of precedence. */
-enum { REPLAYS, SURVEYS, WHOLE, N_QUEUES };
+enum { REPLAYS, COPIES, SURVEYS, WHOLE, N_QUEUES };
 
 struct pager_filler {
         struct pager_thread thread;
@@ -76,11 +78,15 @@ static void finish(struct pager_filler *f, struct pager_fill_job *job, int resul
         if (job->ahead)
                 pager_mailbox_post(f->to_control, &job->letter, PAGER_REPLAYED, job->ahead);
         else
-                pager_mailbox_post(f->to_control, &job->letter, job->survey ? PAGER_SURVEYED : PAGER_FILLED, job->image);
+                pager_mailbox_post(f->to_control, &job->letter,
+                                   job->copy     ? PAGER_COPIED
+                                   : job->survey ? PAGER_SURVEYED
+                                                 : PAGER_FILLED,
+                                   job->image);
 }
 
 static unsigned queue_of(const struct pager_fill_job *job) {
-        return job->ahead ? REPLAYS : job->survey ? SURVEYS : WHOLE;
+        return job->ahead ? REPLAYS : job->copy ? COPIES : job->survey ? SURVEYS : WHOLE;
 }
 
 /** The next job of the first @queues queues, or NULL. Under the lock. */
@@ -121,6 +127,19 @@ static void run_urgent(struct pager_filler *f, unsigned queues) {
                 }
 }
 
+static int copy(struct pager_filler *f, struct pager_image *img) {
+        uint64_t page = 0;
+        int r;
+
+        while ((r = pager_nascent_step(img, &f->scratch, &page)) > 0) {
+                if (stopping(f))
+                        return -ECANCELED;
+                run_urgent(f, COPIES);
+                give_way(f);
+        }
+        return r;
+}
+
 static int survey(struct pager_filler *f, struct pager_image *img) {
         uint64_t page = 0;
         int r;
@@ -156,7 +175,7 @@ static int fill_region(struct pager_filler *f, struct pager_image *img, uint64_t
 }
 
 static int fill_image(struct pager_filler *f, struct pager_image *img) {
-        uint64_t pages = pager_image_info(img)->ram_bytes / PAGER_PAGE, region = 0;
+        uint64_t pages = pager_image_pages(img), region = 0;
         int r;
 
         while ((r = pager_image_next_region(img, region, &region)) == 0) {
@@ -173,6 +192,8 @@ static int fill_image(struct pager_filler *f, struct pager_image *img) {
 static void run(struct pager_filler *f, struct pager_fill_job *job) {
         if (job->ahead)
                 finish(f, job, replay(f, job));
+        else if (job->copy)
+                finish(f, job, copy(f, job->image));
         else if (job->survey)
                 finish(f, job, survey(f, job->image));
         else

@@ -25,6 +25,7 @@
 #include "common/io.h"
 #include "pager/bits.h"
 #include "pager/image_internal.h"
+#include "pager/nascent.h"
 #include "pager/uffd.h"
 
 #define INSERT_TRIES 10000u
@@ -66,8 +67,10 @@ uint64_t pager_image_zero_run(struct pager_image *img, struct pager_scratch *s, 
         uint64_t n;
         int r;
 
+        if (!pager_image_snap(img))
+                return pager_nascent_zero_run(img, page, max);
         pager_scratch_reading(s, true); /* the index of a region is read when it is first needed */
-        r = snap_image_zero_run(img->snap, page, max, &n);
+        r = snap_image_zero_run(pager_image_snap(img), page, max, &n);
         pager_scratch_reading(s, false);
         return r == 0 ? n : 0;
 }
@@ -76,13 +79,13 @@ static int lookup(struct pager_image *img, struct pager_scratch *s, uint64_t pag
         int r;
 
         pager_scratch_reading(s, true);
-        r = snap_image_lookup(img->snap, page, ret);
+        r = snap_image_lookup(pager_image_snap(img), page, ret);
         pager_scratch_reading(s, false);
         return r;
 }
 
 int pager_image_next_region(struct pager_image *img, uint64_t region, uint64_t *ret) {
-        return snap_image_next_region(img->snap, region, ret);
+        return pager_image_snap(img) ? snap_image_next_region(pager_image_snap(img), region, ret) : -ENOENT;
 }
 
 /* ---- claims ---- */
@@ -164,9 +167,8 @@ void pager_image_inserted(struct pager_image *img, uint64_t first, uint64_t n, u
                 pager_resident_lost(&img->resident, n - fresh);
 }
 
-/** Puts @n consecutive pages into the memfd. */
-static int insert_run(struct pager_image *img, uint64_t first, uint64_t n, const uint8_t *data, enum pager_cause cause,
-                      uint64_t page) {
+int pager_image_insert(struct pager_image *img, uint64_t first, uint64_t n, const uint8_t *data, enum pager_cause cause,
+                       uint64_t page) {
         uint64_t demanded = cause == PAGER_DEMAND ? page : PAGER_NOT_DEMANDED;
         uint64_t at = 0;
         unsigned tries = 0;
@@ -212,7 +214,7 @@ struct want {
 /** Inserts slots [@i, @i + @n) of the decoded frame, which are neighbours. */
 static int insert_slots(struct pager_image *img, struct pager_scratch *s, const struct snap_frame *f, unsigned i, unsigned n,
                         const struct want *w) {
-        return insert_run(img, f->page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, w->cause, w->page);
+        return pager_image_insert(img, f->page[i], n, s->frame + (size_t) i * SNAP_PAGE_SIZE, w->cause, w->page);
 }
 
 /** Inserts the asked page, says so, and leaves the others for later. */
@@ -252,7 +254,7 @@ static int fill_frame(struct pager_image *img, struct pager_scratch *s, const st
 
         s->n_runs = 0;
         pager_scratch_reading(s, true);
-        r = snap_image_decode(img->snap, s->decoder, loc, s->frame, &f);
+        r = snap_image_decode(pager_image_snap(img), s->decoder, loc, s->frame, &f);
         pager_scratch_reading(s, false);
         if (r < 0)
                 return r;
@@ -315,12 +317,16 @@ static int fill_claimed(struct pager_image *img, struct pager_scratch *s, const 
 
 static int fill(struct pager_image *img, struct pager_scratch *s, const struct want *w, struct pager_fill_result *ret) {
         struct snap_loc loc;
-        int r;
+        int r = -EAGAIN;
 
         if (pager_image_present(img, w->page)) {
                 *ret = present_run(img, w->page);
                 return 0;
         }
+        if (!pager_image_snap(img))
+                r = pager_nascent_fill(img, s, w->page, ret);
+        if (r != -EAGAIN) /* it has been published by now */
+                return r;
         r = lookup(img, s, w->page, &loc);
         if (r == 0 && loc.zero) {
                 *ret = (struct pager_fill_result){ PAGER_PAGE_ZERO, w->page, 1 };
@@ -356,7 +362,7 @@ int pager_image_fill_early(struct pager_image *img, struct pager_scratch *s, uin
 int pager_image_read(struct pager_image *img, struct pager_scratch *s, uint64_t page, struct pager_fill_result *ret) {
         struct pager_fill_result run;
         struct snap_loc loc;
-        int r = lookup(img, s, page, &loc);
+        int r = pager_image_snap(img) ? lookup(img, s, page, &loc) : -EPIPE; /* nobody copies out of a nascent one */
 
         if (r < 0)
                 return r;
@@ -420,7 +426,8 @@ uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) 
         uint64_t old[SNAP_REGION_PAGES / 64] = { 0 }, base = first / 64, end = MIN_OF(first + n, img->n_pages), count = 0;
         bool foreign;
 
-        if (!try_claim(img, &claim))
+        /* What a nascent one has is nowhere else. */
+        if (!pager_image_snap(img) || !try_claim(img, &claim))
                 return 0;
         foreign = has_foreign(img, first, end);
         if (pager_image_is_quiet(img) || (foreign && pager_image_is_shared(img))) {

@@ -40,6 +40,10 @@ int pager_handover_check(struct pager *p, const struct pager_session *s, struct 
                 return err_set(e, ERR_STATE, -EIO, "session %s has failed: %s", s->id, s->reason);
         if (!s->peer)
                 return err_set(e, ERR_STATE, -EPIPE, "session %s has no VMM", s->id);
+        if (s->live)
+                return err_set(e, ERR_BUSY, -EBUSY, "session %s is being forked", s->id);
+        if (pager_image_is_nascent(s->image))
+                return err_set(e, ERR_BUSY, -EBUSY, "the image of session %s is not in any file yet", s->id);
         if (s->attached && s->mode == PAGER_MODE_COPY)
                 return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "session %s is in copy mode, which cannot be handed over", s->id);
         if (copied_from(p, s->cached))
@@ -177,9 +181,11 @@ static int attach(struct pager *p, struct pager_session *s, const struct pager_a
                 r = io_set_nonblock(uffd, true);
         if (r < 0)
                 return err_set(e, ERR_INVALID, r, "the fourth descriptor is no userfaultfd that is ready for use");
-        r = pager_peer_adopt(p->base, TAKE_FD(sock), &pager_vmm_handlers, s, &s->peer);
+        s->joined = pager_peer_is_process(sock);
+        r = s->joined ? pager_peer_adopt_process(p->base, TAKE_FD(sock), &pager_vmm_handlers, s, &s->peer)
+                      : pager_peer_adopt(p->base, TAKE_FD(sock), &pager_vmm_handlers, s, &s->peer);
         if (r == -ENOTSOCK)
-                return err_set(e, ERR_INVALID, r, "the second descriptor is no connected unix stream socket");
+                return err_set(e, ERR_INVALID, r, "the second descriptor is no connected unix stream socket, and no process's");
         if (r == 0)
                 r = pager_session_attach(s, layout, uffd);
         if (r < 0)
@@ -188,6 +194,9 @@ static int attach(struct pager *p, struct pager_session *s, const struct pager_a
         (void) TAKE_FD(uffd);
         s->depends = true;
         s->vm_pid = a->vm_pid;
+        /* What another pager has protected is as an image has it that we do not know. */
+        atomic_store_explicit(&s->protects, true, memory_order_release);
+        pager_live_unprotect(s);
         return 0;
 }
 
@@ -197,7 +206,8 @@ int pager_adopt_session(struct pager *p, const struct pager_adoption *a, struct 
         int r = pager_admit_session(p, a->id, e);
 
         if (r == 0)
-                r = pager_cache_adopt(p->cache, a->image_fd, a->memfd, &cached, e);
+                r = a->memfd < 0 ? pager_cache_get(p->cache, a->image_fd, &cached, e)
+                                 : pager_cache_adopt(p->cache, a->image_fd, a->memfd, &cached, e);
         if (r < 0)
                 return r;
         r = pager_session_new(a->id, cached->image, &s);

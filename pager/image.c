@@ -11,6 +11,7 @@
 
 #include "common/io.h"
 #include "pager/image_internal.h"
+#include "pager/nascent.h"
 #include "pager/uffd.h"
 
 int pager_scratch_init(struct pager_scratch *s) {
@@ -45,7 +46,8 @@ void pager_image_destroy(struct pager_image *img) {
         (void) close_fd(img->readonly_fd);
         (void) close_fd(img->memfd);
         free(img->present);
-        snap_image_close(img->snap);
+        snap_image_close(pager_image_snap(img));
+        pager_nascent_free(img->nascent);
         for (unsigned i = 0; i < PAGER_CLAIM_SHARDS; i++) {
                 (void) pthread_cond_destroy(&img->shard[i].released);
                 (void) pthread_mutex_destroy(&img->shard[i].lock);
@@ -116,13 +118,11 @@ static int map_memory(struct pager_image *img, bool adopted) {
         return uffd_register(img->uffd, (uintptr_t) map, bytes);
 }
 
-/** @memfd: the memory that it has already, -1: none. */
-static int open_image(int fd, int memfd, struct pager_reclaim *reclaim, struct pager_image **ret) {
-        cleanup_pager_image struct pager_image *img = aligned_alloc(_Alignof(struct pager_image), sizeof(*img));
-        int r;
+static struct pager_image *image_new(void) {
+        struct pager_image *img = aligned_alloc(_Alignof(struct pager_image), sizeof(*img));
 
         if (!img)
-                return -ENOMEM;
+                return NULL;
         memset(img, 0, sizeof(*img));
         img->refs = 1;
         img->job.image = img->survey.image = img;
@@ -132,22 +132,52 @@ static int open_image(int fd, int memfd, struct pager_reclaim *reclaim, struct p
                 (void) pthread_mutex_init(&img->shard[i].lock, NULL);
                 (void) pthread_cond_init(&img->shard[i].released, NULL);
         }
-        r = snap_image_open(fd, &img->snap);
-        if (r < 0)
-                return r;
-        r = pager_image_key_of_fd(fd, &img->key);
-        if (r < 0)
-                return r;
-        img->n_pages = snap_image_info(img->snap)->ram_bytes / PAGER_PAGE;
+        return img;
+}
+
+/** @memfd: the memory that it has already, -1: none. */
+static int make_memory(struct pager_image *img, int memfd, struct pager_reclaim *reclaim) {
+        int r;
+
+        img->n_pages = img->info.ram_bytes / PAGER_PAGE;
         img->present = calloc((img->n_pages + 63) / 64, sizeof(*img->present));
         if (!img->present)
                 return -ENOMEM;
         r = memfd < 0 ? make_memfd(img) : take_memfd(img, memfd);
         if (r == 0)
                 r = map_memory(img, memfd >= 0);
+        return r < 0 ? r : pager_resident_init(&img->resident, reclaim, img, img->n_pages);
+}
+
+static int open_image(int fd, int memfd, struct pager_reclaim *reclaim, struct pager_image **ret) {
+        cleanup_pager_image struct pager_image *img = image_new();
+        struct snap_image *snap;
+        int r;
+
+        if (!img)
+                return -ENOMEM;
+        r = snap_image_open(fd, &snap);
         if (r < 0)
                 return r;
-        r = pager_resident_init(&img->resident, reclaim, img, img->n_pages);
+        atomic_store_explicit(&img->snap, snap, memory_order_release);
+        img->info = *snap_image_info(snap);
+        r = pager_image_key_of_fd(fd, &img->key);
+        if (r == 0)
+                r = make_memory(img, memfd, reclaim);
+        if (r < 0)
+                return r;
+        *ret = TAKE_PTR(img);
+        return 0;
+}
+
+int pager_image_new_empty(uint64_t ram_bytes, struct pager_reclaim *reclaim, struct pager_image **ret) {
+        cleanup_pager_image struct pager_image *img = image_new();
+        int r;
+
+        if (!img)
+                return -ENOMEM;
+        img->info.ram_bytes = ram_bytes;
+        r = make_memory(img, -1, reclaim);
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(img);
@@ -165,7 +195,7 @@ int pager_image_adopt(int fd, int memfd, struct pager_reclaim *reclaim, struct p
         if (r < 0)
                 return r;
         pager_image_share(img);
-        r = pager_image_sample(img);
+        r = pager_image_sample(img, pager_image_snap(img));
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(img);
@@ -187,11 +217,13 @@ bool pager_image_key_equal(const struct pager_image_key *a, const struct pager_i
 }
 
 bool pager_image_matches(const struct pager_image *img, const struct pager_image_key *key) {
-        return pager_image_key_equal(&img->key, key);
+        return pager_image_snap(img) && pager_image_key_equal(&img->key, key);
 }
 
 const struct pager_image_key *pager_image_key(const struct pager_image *img) {
-        return &img->key;
+        static const struct pager_image_key none;
+
+        return pager_image_snap(img) ? &img->key : &none;
 }
 
 bool pager_image_has_memory(const struct pager_image *img, int memfd) {
@@ -202,7 +234,15 @@ bool pager_image_has_memory(const struct pager_image *img, int memfd) {
 }
 
 const struct snap_image_info *pager_image_info(const struct pager_image *img) {
-        return snap_image_info(img->snap);
+        return &img->info;
+}
+
+bool pager_image_is_nascent(const struct pager_image *img) {
+        return !pager_image_snap(img);
+}
+
+uint64_t pager_image_pages(const struct pager_image *img) {
+        return img->n_pages;
 }
 
 int pager_image_readonly_fd(const struct pager_image *img) {
@@ -251,6 +291,8 @@ const char *pager_image_reason(int r) {
                 return "a stored frame or index node is corrupt: its checksum or its structure is wrong";
         case -EUCLEAN:
                 return "the image's memory holds a page that the pager did not put there";
+        case -EPIPE:
+                return "the VM that it is being forked from has ended, or the fork was given up";
         case -ENOMEM:
                 return "out of memory for the image's pages";
         case -EDQUOT:

@@ -59,11 +59,17 @@ void pager_image_unref(struct pager_image *img);
 DEFINE_CLEANUP(struct pager_image, pager_image_unref)
 #define cleanup_pager_image attr_cleanup(pager_image_unref_p)
 
+/** Has it no file yet (nascent.h)? */
+bool pager_image_is_nascent(const struct pager_image *img);
+
 bool pager_image_matches(const struct pager_image *img, const struct pager_image_key *key);
 const struct pager_image_key *pager_image_key(const struct pager_image *img);
 /** Is @memfd the image's memory? */
 bool pager_image_has_memory(const struct pager_image *img, int memfd);
 
+/** Of guest RAM. */
+uint64_t pager_image_pages(const struct pager_image *img);
+/** Control thread: of its file; while it is nascent nothing but ram_bytes. */
 const struct snap_image_info *pager_image_info(const struct pager_image *img);
 
 /** The memfd, open read-only: what a VMM gets. Stays the image's. -1: it was adopted from a pager of another user, so it cannot be

@@ -30,7 +30,9 @@ struct pager_claim_shard {
 struct pager_image {
         _Atomic unsigned refs;
         struct pager_image_key key;
-        struct snap_image *snap;
+        _Atomic(struct snap_image *) snap; /* NULL: nascent, and not published yet */
+        struct snap_image_info info;       /* the control thread's */
+        struct pager_nascent *nascent;     /* NULL: it came from a file */
         uint64_t n_pages;
         struct pager_lineage *lineage; /* which pages ancestors own; NULL: none */
 
@@ -51,19 +53,29 @@ struct pager_image {
         struct pager_claim_shard shard[PAGER_CLAIM_SHARDS];
 };
 
+/** An image without a file, and without pages. */
+int pager_image_new_empty(uint64_t ram_bytes, struct pager_reclaim *reclaim, struct pager_image **ret) attr_warn_unused;
+/** Its file; NULL while it is nascent. */
+static inline struct snap_image *pager_image_snap(const struct pager_image *img) {
+        return atomic_load_explicit(&img->snap, memory_order_acquire);
+}
+
 /** The end of an image that nobody refers to. */
 void pager_image_destroy(struct pager_image *img);
 
 /* ---- frames.c, for those that look at what is in the memory ---- */
 
-/** Compares some of the pages in a memory that we have not filled with the image: -EUCLEAN, or what keeps us from it. */
-int pager_image_sample(struct pager_image *img) attr_warn_unused;
+/** Compares some of the pages in a memory that we have not filled with the image @snap: -EUCLEAN, or what keeps us from it. */
+int pager_image_sample(struct pager_image *img, struct snap_image *snap) attr_warn_unused;
 bool pager_image_is_quiet(const struct pager_image *img);
 /** Its memory holds, or held, a page that is not ours: the audit ends whoever maps it. */
 void pager_image_taint(struct pager_image *img);
 /** Does the memory have @data in @page? -ENODATA: it has no page there any more; -EUCLEAN: it has something else, and that was
  *  not just another pager who took the page away while we read it; -EIO. */
 int pager_image_holds(const struct pager_image *img, uint64_t page, const uint8_t *data) attr_warn_unused;
+/** Under a claim: puts @n pages into the memory, of which @page was asked for. */
+int pager_image_insert(struct pager_image *img, uint64_t first, uint64_t n, const uint8_t *data, enum pager_cause cause,
+                       uint64_t page) attr_warn_unused;
 /** Under a claim: @n pages from @first on are in the memory, or (of one word: @gone) are not any more. */
 void pager_image_inserted(struct pager_image *img, uint64_t first, uint64_t n, uint64_t demanded);
 uint64_t pager_image_removed(struct pager_image *img, uint64_t word, uint64_t gone);

@@ -36,15 +36,16 @@
  * another guest's time slice. */
 #define PAGER_WORKER_NICE (-10)
 
-#define PAGER_EVENT_BATCH 32u  /* messages in one read of a userfaultfd */
-#define PAGER_MAX_READS 64u    /* of a session's userfaultfd before others get their turn */
-#define PAGER_TURN_US 1000u    /* and so long: events about large ranges take their time */
-#define PAGER_MAX_PENDING 128u /* faults of one session that are read but not answered */
-#define PAGER_QUANTUM 8u       /* answers to one session before others get their turn */
-#define PAGER_RETRY_ROUNDS 16u /* tries while a VMM changes its layout, before it is left for a while */
-#define PAGER_AHEAD_UNIT 32u   /* pages that are decoded or mapped ahead at a time */
-#define PAGER_ZERO_WINDOW 256u /* pages, aligned: zero pages in it are mapped when one of them is asked for, */
-#define PAGER_ZERO_RUNS 16u    /* at most so many runs of them */
+#define PAGER_EVENT_BATCH 32u    /* messages in one read of a userfaultfd */
+#define PAGER_MAX_READS 64u      /* of a session's userfaultfd before others get their turn */
+#define PAGER_TURN_US 1000u      /* and so long: events about large ranges take their time */
+#define PAGER_MAX_PENDING 128u   /* faults of one session that are read but not answered */
+#define PAGER_QUANTUM 8u         /* answers to one session before others get their turn */
+#define PAGER_RETRY_ROUNDS 16u   /* tries while a VMM changes its layout, before it is left for a while */
+#define PAGER_AHEAD_UNIT 32u     /* pages that are decoded or mapped ahead at a time */
+#define PAGER_MAX_WRITE_SPAN 64u /* pages that are unprotected at once for a VMM that writes one behind the other */
+#define PAGER_ZERO_WINDOW 256u   /* pages, aligned: zero pages in it are mapped when one of them is asked for, */
+#define PAGER_ZERO_RUNS 16u      /* at most so many runs of them */
 
 /* A session whose process changes its layout is asked again after this long, doubling. */
 #define PAGER_RETRY_MIN_US 200u

@@ -22,6 +22,7 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "pager/nascent.h"
 #include "pager/pager_internal.h"
 #include "pager/rlimit.h"
 
@@ -57,6 +58,11 @@ static void on_surveyed(struct pager_image *img) {
         pager_fill_job_done(job);
 }
 
+static void on_copied(struct pager *p, struct pager_image *img) {
+        pager_live_copied(p, img);
+        pager_fill_job_done(pager_nascent_job(img));
+}
+
 static void read_inbox(struct pager *p) {
         struct pager_letter *l = pager_mailbox_take(&p->inbox), *next;
 
@@ -83,6 +89,12 @@ static void read_inbox(struct pager *p) {
                         break;
                 case PAGER_SURVEYED:
                         on_surveyed(l->object);
+                        break;
+                case PAGER_LIVE_SYNC:
+                        pager_live_synced(s);
+                        break;
+                case PAGER_COPIED:
+                        on_copied(p, l->object);
                         break;
                 case PAGER_FILLED:
                         on_filled(p, l->object);
@@ -264,10 +276,12 @@ void pager_free(struct pager *p) {
                 pager_worker_free(p->workers[i]);
         pager_flight_clear(&p->flight);
         pager_filler_free(p->filler);
+        p->filler = NULL;
         if (p->inbox_ev) {
                 read_inbox(p); /* the workers' last letters: all sessions are released */
                 event_free(p->inbox_ev);
         }
+        pager_live_free_all(p);
         pager_close_conns(p);
         pager_cache_free(p->cache);
         pager_reclaim_free(p->reclaim);

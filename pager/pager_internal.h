@@ -6,6 +6,7 @@
 #include "pager/cache.h"
 #include "pager/fill.h"
 #include "pager/flight_writer.h"
+#include "pager/live.h"
 #include "pager/pager.h"
 #include "pager/peer.h"
 #include "pager/reclaim.h"
@@ -30,6 +31,7 @@ struct pager {
         struct pager_conn *conns;
         unsigned n_conns;
         struct pager_session *sessions;
+        struct pager_live *lives;
         unsigned n_sessions;
         unsigned other_fds; /* descriptors that neither sessions nor images have */
         struct pager_cache *cache;
@@ -58,10 +60,11 @@ struct pager_session *pager_find_session(struct pager *p, const char *id);
 struct pager_opening {
         const char *id;
         uint64_t ram_bytes;
-        pid_t vm_pid;  /* 0: not told */
-        bool expect;   /* session.expect will name the VMM */
-        bool record;   /* the order in which its pages are needed */
-        bool segments; /* the VMM is told by us of what its memory is made */
+        pid_t vm_pid;     /* 0: not told */
+        bool expect;      /* session.expect will name the VMM */
+        bool record;      /* the order in which its pages are needed */
+        bool segments;    /* the VMM is told by us of what its memory is made */
+        const char *live; /* on the nascent image of this live fork; NULL: on that in image_fd */
         int image_fd, vmm_sock;
         int workingset_fd; /* -1: none */
 };
@@ -96,7 +99,7 @@ struct pager_adoption {
         const struct pager_layout *layout;
         const struct pager_removed_range { uint64_t first, n; } * removed; /* checked */
         size_t n_removed;
-        int image_fd, vmm_sock, memfd, uffd;
+        int image_fd, vmm_sock, memfd, uffd; /* vmm_sock: or the VMM's pidfd; memfd -1: the image is opened as any other */
 };
 int pager_adopt_session(struct pager *p, const struct pager_adoption *a, struct pager_session **ret,
                         struct err *e) attr_warn_unused;

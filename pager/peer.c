@@ -299,6 +299,37 @@ int pager_peer_adopt(struct event_base *base, int fd, const struct pager_peer_ha
         return 0;
 }
 
+bool pager_peer_is_process(int fd) {
+        pid_t pid;
+
+        return spawn_pidfd_pid(fd, &pid) != -EINVAL;
+}
+
+static void on_process_end(evutil_socket_t fd, short what, void *arg) {
+        finish(arg, NULL);
+}
+
+int pager_peer_adopt_process(struct event_base *base, int fd, const struct pager_peer_handlers *handlers, void *arg,
+                             struct pager_peer **ret) {
+        struct pager_peer *p = calloc(1, sizeof(*p));
+
+        if (!p) {
+                (void) close_fd(fd);
+                return -ENOMEM;
+        }
+        *p = (struct pager_peer){
+                .fd = fd, .uffd = -1, .expected = -1, .handlers = handlers, .arg = arg, .attached = true, .named = true
+        };
+        p->readable = event_new(base, fd, EV_READ | EV_PERSIST, on_process_end, p);
+        p->deadline = evtimer_new(base, on_deadline, p);
+        if (!p->readable || !p->deadline || event_add(p->readable, NULL) < 0) {
+                pager_peer_free(p);
+                return -ENOMEM;
+        }
+        *ret = p;
+        return 0;
+}
+
 int pager_peer_fd(const struct pager_peer *p) {
         return p->fd;
 }

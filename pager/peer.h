@@ -27,6 +27,11 @@ int pager_peer_new(struct event_base *base, int fd, uint64_t ram_bytes, unsigned
 /** The same of a socket on which the handshake was long ago, with another pager: on_gone or on_failed may come. */
 int pager_peer_adopt(struct event_base *base, int fd, const struct pager_peer_handlers *handlers, void *arg,
                      struct pager_peer **ret) attr_warn_unused;
+/** Is @fd a process's? */
+bool pager_peer_is_process(int fd);
+/** The same of a VMM without a socket, whose end is that of the process of pidfd @fd. */
+int pager_peer_adopt_process(struct event_base *base, int fd, const struct pager_peer_handlers *handlers, void *arg,
+                             struct pager_peer **ret) attr_warn_unused;
 void pager_peer_free(struct pager_peer *p); /* NULL is fine */
 /** Its socket; stays the peer's. */
 int pager_peer_fd(const struct pager_peer *p);

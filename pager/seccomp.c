@@ -139,6 +139,8 @@ static const struct condition conditions[] = {
         { SCMP_SYS(open), 1, O_ACCMODE | O_CREAT | O_TRUNC, O_RDONLY },
         /* of userfaultfds and their device, whose type is 0xaa */
         { SCMP_SYS(ioctl), 1, 0xff00, 0xaa00 },
+        /* PAGEMAP_SCAN, of a process's pages that forkd has passed */
+        { SCMP_SYS(ioctl), 1, 0xffff, 0x6610 },
         /* limits are read, not set */
         { SCMP_SYS(prlimit64), 2, ~0ull, 0 },
 };

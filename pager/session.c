@@ -8,15 +8,16 @@
 #include "pager/bits.h"
 #include "pager/record.h"
 
-const char *const pager_fault_names[PAGER_N_FAULTS] = { "missing", "zero", "present", "removed" };
+const char *const pager_fault_names[PAGER_N_FAULTS] = { "missing", "zero", "present", "removed", "write" };
 
 int pager_session_new(const char *id, struct pager_image *image, struct pager_session **ret) {
         __attribute__((cleanup(pager_session_free_p))) struct pager_session *s = calloc(1, sizeof(*s));
-        uint64_t pages = pager_image_info(image)->ram_bytes / PAGER_PAGE;
+        uint64_t pages = pager_image_pages(image);
 
         if (!s)
                 return -ENOMEM;
         s->uffd = -1;
+        (void) pthread_mutex_init(&s->nascent_lock, NULL);
         s->removed = calloc((pages + 63) / 64, sizeof(*s->removed));
         if (!s->removed)
                 return -ENOMEM;
@@ -31,6 +32,8 @@ void pager_session_free(struct pager_session *s) {
                 return;
         (void) close_fd(s->uffd);
         pager_image_unref(s->image);
+        pager_image_unref(s->nascent);
+        (void) pthread_mutex_destroy(&s->nascent_lock);
         pager_ahead_unref(s->ahead);
         pager_record_free(s->record);
         free(s->layout);
@@ -40,7 +43,7 @@ void pager_session_free(struct pager_session *s) {
 }
 
 int pager_session_attach(struct pager_session *s, struct pager_layout *layout, int uffd) {
-        uint64_t pages = pager_image_info(s->image)->ram_bytes / PAGER_PAGE;
+        uint64_t pages = pager_image_pages(s->image);
 
         if (layout->mode == PAGER_MODE_COPY) {
                 s->copied = calloc((pages + 63) / 64, sizeof(*s->copied));
@@ -52,6 +55,25 @@ int pager_session_attach(struct pager_session *s, struct pager_layout *layout, i
         s->attached = true;
         s->uffd = uffd;
         return 0;
+}
+
+struct pager_image *pager_session_nascent(struct pager_session *s) {
+        struct pager_image *img;
+
+        (void) pthread_mutex_lock(&s->nascent_lock);
+        img = s->nascent ? pager_image_ref(s->nascent) : NULL;
+        (void) pthread_mutex_unlock(&s->nascent_lock);
+        return img;
+}
+
+void pager_session_set_nascent(struct pager_session *s, struct pager_image *img) {
+        struct pager_image *old;
+
+        (void) pthread_mutex_lock(&s->nascent_lock);
+        old = s->nascent;
+        s->nascent = img;
+        (void) pthread_mutex_unlock(&s->nascent_lock);
+        pager_image_unref(old);
 }
 
 bool pager_session_removed(const struct pager_session *s, uint64_t page) {
@@ -99,7 +121,7 @@ static uint64_t find_page(const struct pager_session *s, uint64_t page, uint64_t
 }
 
 bool pager_session_next_removed(const struct pager_session *s, uint64_t page, uint64_t *ret_first, uint64_t *ret_n) {
-        uint64_t pages = pager_image_info(s->image)->ram_bytes / PAGER_PAGE, first = find_page(s, page, pages, true);
+        uint64_t pages = pager_image_pages(s->image), first = find_page(s, page, pages, true);
 
         if (page >= pages || first == pages)
                 return false;

@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include <pthread.h>
+
 #include "common/hist.h"
 #include "common/ids.h"
 #include "pager/handshake.h"
@@ -19,8 +21,8 @@
 #include "pager/limits.h"
 #include "pager/mailbox.h"
 
-/** Letters. To a worker: SERVE, DROP, MOVE, SYNC, POISON, BEAT. To the control thread: the rest (FILLED's and SURVEYED's
- *  object is an image, REPLAYED's a working set). */
+/** Letters. To a worker: SERVE, DROP, MOVE, SYNC, POISON, BEAT. To the control thread: the rest (FILLED's, COPIED's and
+ *  SURVEYED's object is an image, REPLAYED's a working set). */
 enum pager_letter_kind {
         PAGER_SERVE,
         PAGER_DROP,
@@ -34,17 +36,27 @@ enum pager_letter_kind {
         PAGER_MOVED,    /* it has let go, for another worker to go on */
         PAGER_SYNCED,
         PAGER_FILLED,
+        PAGER_COPIED,
+        PAGER_LIVE_SYNC, /* to a worker, and back */
         PAGER_SURVEYED,
         PAGER_REPLAYED,
 };
 
 /** How a fault was answered. */
-enum pager_fault_kind { PAGER_FAULT_MISSING, PAGER_FAULT_ZERO, PAGER_FAULT_PRESENT, PAGER_FAULT_REMOVED, PAGER_N_FAULTS };
+enum pager_fault_kind {
+        PAGER_FAULT_MISSING,
+        PAGER_FAULT_ZERO,
+        PAGER_FAULT_PRESENT,
+        PAGER_FAULT_REMOVED,
+        PAGER_FAULT_WRITE,
+        PAGER_N_FAULTS
+};
 extern const char *const pager_fault_names[PAGER_N_FAULTS];
 
 struct pager_pending {
         uint64_t addr; /* of the page */
         uint64_t since_ns;
+        bool write; /* to a page that is there and protected */
 };
 
 /** A request that is answered later. */
@@ -101,10 +113,19 @@ struct pager_session {
         struct pager_waiter sync_waiter;    /* the session.removed to answer when the worker has caught up */
         uint64_t sync_first_page;
 
+        /* Of a VM that is, or has been, forked while it runs (live.c). */
+        struct pager_live *live;    /* the fork under way, NULL: none */
+        struct pager_cached *since; /* the last that was published: what is protected is as it has it; in use */
+        bool joined;                /* its missing pages are the kernel's */
+        struct pager_letter live_sync;
+        pthread_mutex_t nascent_lock; /* guards: */
+        struct pager_image *nascent;  /* what its written pages are copied into, NULL: nothing; a reference */
+
         struct pager_letter to_worker_serve, to_worker_drop, to_worker_move, to_worker_poison, sync;
         struct pager_letter from_worker_failed, from_worker_gone, from_worker_released, from_worker_moved;
 
         /* Shared, atomic. */
+        _Atomic bool protects;     /* some of its pages may be protected against writes */
         _Atomic bool stopped;      /* it has failed: serve no more, unless it is to poison */
         _Atomic bool dropping;     /* set with PAGER_DROP and PAGER_MOVE: serve no more */
         _Atomic uint64_t *removed; /* a bit a guest page: discarded, reads zero */
@@ -127,6 +148,8 @@ struct pager_session {
         uint64_t ahead_at;                               /* where in that unit */
         struct pager_pending pending[PAGER_MAX_PENDING]; /* ascending by address */
         uint64_t early_addr, early_ns;                   /* of the present turn: answered before its end at this time, 0: not */
+        uint64_t write_next;                             /* behind what was unprotected last, and */
+        unsigned write_span;                             /* how many pages at once */
         uint64_t sweep;                                  /* faults at this address and above have their turn first */
         bool served;                                     /* in the epoll set */
         bool queued;                                     /* in the worker's queue of sessions that have something to do */
@@ -159,5 +182,10 @@ bool pager_session_removed(const struct pager_session *s, uint64_t page);
 void pager_session_mark_pages(struct pager_session *s, uint64_t first, uint64_t end);
 /** Marks the guest pages that lie in [@start, @end) of the VMM's address space. */
 void pager_session_mark_removed(struct pager_session *s, uint64_t start, uint64_t end);
+/** What its written pages are being copied into, a reference; NULL: nothing. Any thread. */
+struct pager_image *pager_session_nascent(struct pager_session *s);
+/** Control thread: from now on that is @img (taken, or NULL). */
+void pager_session_set_nascent(struct pager_session *s, struct pager_image *img);
+
 /** The first run of removed pages at or after @page: false if there is none. */
 bool pager_session_next_removed(const struct pager_session *s, uint64_t page, uint64_t *ret_first, uint64_t *ret_n);

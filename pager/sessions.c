@@ -48,6 +48,7 @@ void pager_release_session(struct pager *p, struct pager_session *s) {
         p->n_sessions--;
         remember(p, s);
         log_info("session %s: ended%s", s->id, hung_up ? ", the VMM is gone" : "");
+        pager_live_source_gone(s);
         pager_handover_forget(s);
         mp_buf_init(&b);
         mp_map(&b, 1);
@@ -290,7 +291,7 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
         r = pager_admit_session(p, o->id, e);
         if (r < 0)
                 return r;
-        r = pager_cache_get(p->cache, image, &cached, e);
+        r = o->live ? pager_live_open(p, o->live, &cached, e) : pager_cache_get(p->cache, image, &cached, e);
         if (r < 0)
                 return r;
         if (pager_image_info(cached->image)->ram_bytes != o->ram_bytes) {

@@ -126,8 +126,9 @@ static void put_image(struct mp_buf *b, const struct pager_cached *c, struct sum
         sums->reclaimed_pages += st.reclaimed_pages;
         sums->refaults += st.refaults;
 
-        mp_map(b, 14);
+        mp_map(b, 15);
         mp_kv_str(b, "image", uuid);
+        mp_kv_bool(b, "nascent", pager_image_is_nascent(c->image));
         mp_kv_u64(b, "ram_bytes", pager_image_info(c->image)->ram_bytes);
         mp_kv_u64(b, "present_bytes", st.present_bytes);
         mp_kv_u64(b, "sessions", c->n_sessions);

@@ -92,16 +92,16 @@ int pager_image_holds(const struct pager_image *img, uint64_t page, const uint8_
 
 /** Does the memory have in @page what the image has? As pager_image_holds, or the errors of snap_image_decode. Overwrites
  *  s->frame. */
-static int compare(struct pager_image *img, struct pager_scratch *s, uint64_t page) {
+static int compare(struct pager_image *img, struct snap_image *snap, struct pager_scratch *s, uint64_t page) {
         static const uint8_t zero[SNAP_PAGE_SIZE];
         struct snap_frame f;
         struct snap_loc loc;
         int r;
 
         pager_scratch_reading(s, true);
-        r = snap_image_lookup(img->snap, page, &loc);
+        r = snap_image_lookup(snap, page, &loc);
         if (r == 0 && !loc.zero)
-                r = snap_image_decode(img->snap, s->decoder, &loc, s->frame, &f);
+                r = snap_image_decode(snap, s->decoder, &loc, s->frame, &f);
         pager_scratch_reading(s, false);
         if (r < 0)
                 return r;
@@ -115,7 +115,7 @@ static int compare(struct pager_image *img, struct pager_scratch *s, uint64_t pa
 
 /* ---- before it is taken ---- */
 
-int pager_image_sample(struct pager_image *img) {
+int pager_image_sample(struct pager_image *img, struct snap_image *snap) {
         struct pager_scratch s = { 0 };
         uint8_t there[SNAP_PAGE_SIZE];
         int r = pager_scratch_init(&s);
@@ -128,7 +128,7 @@ int pager_image_sample(struct pager_image *img) {
                 r = io_pread_full(img->memfd, there, sizeof(there), page * PAGER_PAGE);
                 /* Zeros are a stranger's, if they are wrong: the survey has to find those anyway. */
                 if (r == 0 && !all_zero(there))
-                        r = compare(img, &s, page);
+                        r = compare(img, snap, &s, page);
         }
         pager_scratch_clear(&s);
         return r == -ENODATA ? 0 : r;
@@ -172,7 +172,7 @@ static int look(struct pager_image *img, struct pager_scratch *s, uint64_t word,
                 int r = reads_zero(img, word * 64 + at);
 
                 if (r > 0)
-                        r = compare(img, s, word * 64 + at);
+                        r = compare(img, pager_image_snap(img), s, word * 64 + at);
                 /* Corrupt: a page that is stored and all zero is a stranger's, if nobody can tell otherwise. */
                 if (r == -EUCLEAN || r == -EBADMSG)
                         pager_image_taint(img);

@@ -72,6 +72,28 @@ int uffd_register(int fd, uint64_t start, uint64_t len) {
         return ioctl(fd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
+int uffd_register_as(int fd, uint64_t start, uint64_t len, bool missing, bool writes) {
+        struct uffdio_register reg = {
+                .range = { .start = start, .len = len },
+                .mode = (missing ? UFFDIO_REGISTER_MODE_MISSING : 0) | (writes ? UFFDIO_REGISTER_MODE_WP : 0),
+        };
+
+        if (reg.mode == 0)
+                return ioctl(fd, UFFDIO_UNREGISTER, &reg.range) < 0 ? -errno : 0;
+        if (ioctl(fd, UFFDIO_REGISTER, &reg) < 0)
+                return errno == EINVAL && writes ? -EOPNOTSUPP : -errno;
+        return writes && !(reg.ioctls >> _UFFDIO_WRITEPROTECT & 1) ? -EOPNOTSUPP : 0;
+}
+
+int uffd_protect(int fd, uint64_t start, uint64_t len, bool on) {
+        struct uffdio_writeprotect wp = {
+                .range = { .start = start, .len = len },
+                .mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+        };
+
+        return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0 ? -errno : 0;
+}
+
 /** 0: it is a userfaultfd; -EINVAL. */
 static int check_kind(int fd) {
         static const char expected[] = "anon_inode:[userfaultfd]";

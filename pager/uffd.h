@@ -30,6 +30,11 @@ bool uffd_has_device(void);
 
 /** Registers for missing pages. */
 int uffd_register(int fd, uint64_t start, uint64_t len) attr_warn_unused;
+/** The same for missing pages or not, and for writes to protected ones or not; also of what is registered already. With neither
+ *  it is registered no more, and nothing is protected. -EOPNOTSUPP: the kernel cannot protect such memory (needs 5.19). */
+int uffd_register_as(int fd, uint64_t start, uint64_t len, bool missing, bool writes) attr_warn_unused;
+/** Protects what is there in the range against writes, or (@on false) not any more, and wakes who waits there. */
+int uffd_protect(int fd, uint64_t start, uint64_t len, bool on) attr_warn_unused;
 
 /** Is @fd a userfaultfd at all, one whose UFFDIO_API was called? @addr: a page of its process. -EINVAL. */
 int uffd_check(int fd, uint64_t addr) attr_warn_unused;

@@ -206,6 +206,8 @@ static bool read_letters(struct pager_worker *w) {
                         poison(w, l->object);
                 else if (l->kind == PAGER_BEAT)
                         atomic_store_explicit(&w->beat_ns, 0, memory_order_release); /* the letter may be posted again */
+                else if (l->kind == PAGER_LIVE_SYNC)
+                        pager_mailbox_post(w->to_control, l, PAGER_LIVE_SYNC, l->object);
                 else if (l->kind == PAGER_SYNC)
                         pager_mailbox_post(w->to_control, l, PAGER_SYNCED, l->object);
                 else
@@ -383,6 +385,10 @@ void pager_worker_drop(struct pager_worker *w, struct pager_session *s) {
 
 void pager_worker_poison(struct pager_worker *w, struct pager_session *s) {
         pager_mailbox_post(&w->mailbox, &s->to_worker_poison, PAGER_POISON, s);
+}
+
+void pager_worker_live_sync(struct pager_worker *w, struct pager_session *s) {
+        pager_mailbox_post(&w->mailbox, &s->live_sync, PAGER_LIVE_SYNC, s);
 }
 
 void pager_worker_sync(struct pager_worker *w, struct pager_session *s) {

@@ -27,6 +27,7 @@ void pager_worker_move(struct pager_worker *w, struct pager_session *s, struct p
 /** Of a session that has failed: from now on its pages are poisoned as they are touched. */
 void pager_worker_poison(struct pager_worker *w, struct pager_session *s);
 /** SYNCED follows when all that the worker has read by now is in the session's bitmap. One at a time. */
+void pager_worker_live_sync(struct pager_worker *w, struct pager_session *s);
 void pager_worker_sync(struct pager_worker *w, struct pager_session *s);
 /** Posts a beat for the worker to read, unless it has not read the last one. */
 void pager_worker_beat(struct pager_worker *w);

@@ -305,22 +305,26 @@ void vmm_open(struct harness *h, struct vmm *v, const struct image *img) {
 void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, const struct vmm_opening *o) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         int pair[2], fds[3];
-        size_t n_fds = o->workingset_fd > 0 ? 3 : 2;
+        size_t n_fds = 0;
 
         *v = (struct vmm){ .memfd = -1, .sock = -1, .pidfd = -1, .err_fd = -1, .layout_fd = -1, .ram_fd = -1, .uffd_dev = -1 };
         v->ram_bytes = img->n_pages * TEST_PAGE;
         id_new(v->session);
         assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
-        fds[0] = img->fd;
-        fds[1] = pair[0];
-        fds[2] = o->workingset_fd;
+        if (!o->live)
+                fds[n_fds++] = img->fd;
+        fds[n_fds++] = pair[0];
+        if (o->workingset_fd > 0)
+                fds[n_fds++] = o->workingset_fd;
         mp_buf_init(&b);
-        mp_map(&b, 4u + (o->vm_pid != 0) + o->expect + o->record);
+        mp_map(&b, 4u + (o->vm_pid != 0) + o->expect + o->record + (o->live != NULL));
         mp_kv_str(&b, "session", v->session);
         mp_kv_u64(&b, "ram_bytes", v->ram_bytes);
         mp_kv_bool(&b, "segments", !o->silent);
         if (o->vm_pid != 0)
                 mp_kv_i64(&b, "vm_pid", o->vm_pid);
+        if (o->live)
+                mp_kv_str(&b, "live", o->live);
         if (o->expect)
                 mp_kv_bool(&b, "expect", true);
         if (o->record)

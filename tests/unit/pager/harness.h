@@ -109,7 +109,8 @@ void vmm_open(struct harness *h, struct vmm *v, const struct image *img);
 struct vmm_opening {
         pid_t vm_pid;
         bool expect, record;
-        bool silent; /* the VMM is not told of its memory */
+        bool silent;      /* the VMM is not told of its memory */
+        const char *live; /* the nascent image of this live fork, in place of the image's file */
         int workingset_fd;
 };
 void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, const struct vmm_opening *o);

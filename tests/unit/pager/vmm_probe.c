@@ -6,11 +6,17 @@
  *   verify SEED THREADS       every page once, random order: "ok" or "bad PAGE"
  *   time                      one byte of every page, random order: ns altogether
  *   write PAGE BYTE           fills a page
+ *   filled PAGE BYTE          was it filled so before there was this process? "ok"
+ *   zeros PAGE N              the same of pages that read zero
  *   advise PAGE N ADVICE      madvise: "ok" or the errno
  *   touch PAGE                reads a page in a thread of its own
  *   touched                   how many such reads have ended
  *   storm SEED ROUNDS         three readers, while pages of the upper half are discarded again and again
  *   hog                       uses up all mappings that the process may have
+ *   churn FIRST N             a thread that writes 1 into pages [FIRST, FIRST + N), one behind the other, then 2, and so on
+ *   pass                      which number it is at
+ *   halt                      ends it in the middle: "ok NUMBER"
+ *   instant FIRST N           are these pages as they were at one moment of that? "ok NUMBER", or "bad PAGE"
  *   unmap FIRST N, remap, again, maps, fork PAGE, env
  *
  * It is built without sanitizers: they would come into every process before the preloaded library. */
@@ -225,6 +231,61 @@ static void storm(uint64_t seed, unsigned rounds) {
                 printf("ok\n");
 }
 
+/* ---- one moment ---- */
+
+static pthread_t churn_thread;
+static _Atomic bool churn_over;
+static _Atomic uint64_t churn_pass;
+static uint64_t churn_first, churn_n;
+
+static void *churn_main(void *arg) {
+        for (uint64_t pass = 1; !churn_over; pass++)
+                for (uint64_t p = churn_first; p < churn_first + churn_n && !churn_over; p++) {
+                        *(volatile uint64_t *) (ram + p * TEST_PAGE) = pass;
+                        *(volatile uint64_t *) (ram + (p + 1) * TEST_PAGE - 8) = pass;
+                        expect[p] = FILLED;
+                        churn_pass = pass;
+                }
+        return arg;
+}
+
+static void churn(uint64_t first, uint64_t n) {
+        churn_first = first;
+        churn_n = n;
+        churn_over = false;
+        churn_pass = 0;
+        pthread_create(&churn_thread, NULL, churn_main, NULL);
+        printf("ok\n");
+}
+
+static void halt(void) {
+        churn_over = true;
+        pthread_join(churn_thread, NULL);
+        printf("ok %llu\n", (unsigned long long) churn_pass);
+}
+
+/** Pages of pass n, then pages of pass n - 1; in the page between the two its end may be behind. */
+static void instant(uint64_t first, uint64_t n) {
+        uint64_t pass = *(volatile uint64_t *) (ram + first * TEST_PAGE), now = pass;
+
+        for (uint64_t p = first; p < first + n; p++) {
+                uint64_t head = *(volatile uint64_t *) (ram + p * TEST_PAGE);
+                uint64_t tail = *(volatile uint64_t *) (ram + (p + 1) * TEST_PAGE - 8);
+                bool good = head == now && tail == now;
+
+                if (!good && now == pass && (head == pass || head == pass - 1) && tail == pass - 1) {
+                        now = pass - 1;
+                        good = true;
+                }
+                if (!good) {
+                        printf("bad %llu: %llu %llu in pass %llu\n", (unsigned long long) p, (unsigned long long) head,
+                               (unsigned long long) tail, (unsigned long long) pass);
+                        return;
+                }
+        }
+        printf("ok %llu\n", (unsigned long long) pass);
+}
+
 /** A child must not have guest memory at all: reading it there would put zeros into the image. */
 static void fork_and_read(uint64_t page) {
         int status;
@@ -288,6 +349,14 @@ int main(int argc, char **argv) {
                         expect[a] = FILLED;
                         fill[a] = (uint8_t) b;
                         printf("ok\n");
+                } else if (!strcmp(cmd, "filled")) {
+                        /* written before we came; from here on it is known */
+                        expect[a] = FILLED;
+                        fill[a] = (uint8_t) b;
+                        verify_range(0, a, 1);
+                } else if (!strcmp(cmd, "zeros")) {
+                        memset(expect + a, ZERO, b);
+                        verify_range(0, a, (unsigned) b);
                 } else if (!strcmp(cmd, "advise"))
                         advise(a, b, c);
                 else if (!strcmp(cmd, "touch"))
@@ -302,6 +371,14 @@ int main(int argc, char **argv) {
                         printf("%s\n", mremap(ram, TEST_PAGE, 2 * TEST_PAGE, MREMAP_MAYMOVE) == MAP_FAILED ? "refused" : "ok");
                 else if (!strcmp(cmd, "again"))
                         map_ram();
+                else if (!strcmp(cmd, "churn"))
+                        churn(a, b);
+                else if (!strcmp(cmd, "pass"))
+                        printf("ok %llu\n", (unsigned long long) churn_pass);
+                else if (!strcmp(cmd, "halt"))
+                        halt();
+                else if (!strcmp(cmd, "instant"))
+                        instant(a, b);
                 else if (!strcmp(cmd, "hog"))
                         hog_mappings();
                 else if (!strcmp(cmd, "maps"))

@@ -1,0 +1,406 @@
+/* SPDX-License-Identifier: MIT */
+/* Theory of operation. A live fork makes an image of what a VM has at one moment, and the VM stands still only for that moment:
+ *
+ *      prepare   a nascent image (nascent.h); the VMM's memory is registered for writes to protected pages
+ *      protect   (the VMM stands still) its written pages are found in its page table, noted and protected
+ *      copying   clones may live on the image already; the fill thread copies, faults of either side hasten it
+ *      copied    nothing is read from the VMM any more; forkd has the image written to the store
+ *      publish   the image has a file from now on, and is as any other
+ *
+ * After that the source is known by what it has written since: its pages that are still protected are as in that image
+ * (`since`). So the next fork notes, protects and copies only what is not, and its image has `since` for its base. Should that be
+ * lost (another pager takes over, a fork fails after it had protected) everything is unprotected, and the next fork copies all that the VMM
+ * has written since it was restored: more than needed, and as right.
+ *
+ * What the source has not written is its own image's, or that one's ancestors', as before: it goes on with the same session.
+ *
+ * A VM that booted joins when it is forked first. Its memory is private and anonymous; it is registered for writes only, and
+ * its missing pages stay the kernel's. */
+#include "pager/live.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "common/io.h"
+#include "common/log.h"
+#include "common/pagemap.h"
+#include "pager/nascent.h"
+#include "pager/pager_internal.h"
+#include "pager/uffd.h"
+
+/* Runs with small gaps between them are protected by one call: what lies in the gap is only unprotected again when it is written. */
+#define MAX_GAP_PAGES 8u
+
+enum live_state { PREPARED, SYNCING, COPYING, COPIED, BROKEN };
+
+struct pager_live {
+        struct pager_live *next;
+        struct pager *pager;
+        id_str id;
+        enum live_state state;
+        struct pager_session *source; /* NULL: it has ended */
+        struct pager_cached *cached;  /* the image, in use */
+        int pagemap_fd;
+        uint64_t copy_ns; /* since when it is copied, then how long it took */
+        struct pager_waiter protect_waiter, wait_waiter;
+};
+
+/* ---- protection ---- */
+
+/** Nothing is protected any more, and writes are none of ours. Whatever cannot be undone is not there. */
+static void unprotect(struct pager_session *s) {
+        if (!s->attached || !atomic_load_explicit(&s->protects, memory_order_relaxed))
+                return;
+        for (size_t i = 0; i < s->layout->n; i++) {
+                const struct pager_region *g = &s->layout->region[i];
+
+                best_effort(uffd_protect(s->uffd, g->base, g->size, false));
+                best_effort(uffd_register_as(s->uffd, g->base, g->size, !s->joined, false));
+        }
+        /* `protects` stays: a fault may have been raised before. */
+}
+
+/** From now on writes to protected pages are told. */
+static int watch_writes(struct pager_session *s) {
+        int r = 0;
+
+        atomic_store_explicit(&s->protects, true, memory_order_release);
+        for (size_t i = 0; r == 0 && i < s->layout->n; i++)
+                r = uffd_register_as(s->uffd, s->layout->region[i].base, s->layout->region[i].size, !s->joined, true);
+        return r;
+}
+
+/** The source's pages are noted as they are found, and protected run by run. */
+struct arming {
+        struct pager_session *s;
+        struct pager_image *img;
+        const struct pager_region *g;
+        uint64_t from, to; /* addresses to be protected next */
+};
+
+static int protect_run(struct arming *a) {
+        int r = 0;
+
+        for (unsigned tries = 0; a->from < a->to; tries++) {
+                r = uffd_protect(a->s->uffd, a->from, a->to - a->from, true);
+                if (r != -EAGAIN || tries == PAGER_RETRY_ROUNDS)
+                        break;
+        }
+        a->from = a->to = 0;
+        return r;
+}
+
+static int on_written(uint64_t addr, uint64_t n, void *arg) {
+        struct arming *a = arg;
+        int r = 0;
+
+        pager_nascent_add(a->img, (addr - a->g->base + a->g->offset) / PAGER_PAGE, n);
+        if (a->to && addr - a->to <= MAX_GAP_PAGES * PAGER_PAGE) {
+                a->to = addr + n * PAGER_PAGE;
+                return 0;
+        }
+        r = protect_run(a);
+        a->from = addr;
+        a->to = addr + n * PAGER_PAGE;
+        return r;
+}
+
+static int arm(struct pager_live *l) {
+        struct pager_session *s = l->source;
+        struct arming a = { .s = s, .img = l->cached->image };
+        struct pager_image *base = s->since ? s->since->image : s->image;
+        uint64_t page = 0, first, n;
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < s->layout->n; i++) {
+                a.g = &s->layout->region[i];
+                if (a.g->offset == PAGER_READS_ZERO)
+                        continue;
+                r = pagemap_written(l->pagemap_fd, PAGEMAP_ANY, a.g->base, a.g->base + a.g->size, on_written, &a);
+                if (r == 0)
+                        r = protect_run(&a);
+        }
+        while (r == 0 && pager_session_next_removed(s, page, &first, &n)) {
+                pager_nascent_add_zero(a.img, first, n);
+                page = first + n;
+        }
+        return r < 0 ? r : pager_nascent_begin(a.img, base);
+}
+
+/* ---- answers ---- */
+
+static void refuse(struct pager_waiter *w, const struct pager_live *l) {
+        struct err e = { 0 };
+
+        if (!w->conn)
+                return;
+        (void) err_set(&e, ERR_STATE, -EPIPE, "live fork %s has failed: %s", l->id,
+                       l->source ? "the VMM's memory could not be copied" : "the VMM has ended");
+        (void) rpc_reply_err(w->conn, w->msgid, &e);
+        rpc_conn_unref(TAKE_PTR(w->conn));
+}
+
+static void answer_wait(struct pager_live *l) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        int fd = pager_image_readonly_fd(l->cached->image);
+
+        if (!l->wait_waiter.conn)
+                return;
+        mp_buf_init(&b);
+        mp_map(&b, 3);
+        mp_kv_u64(&b, "pages", pager_nascent_pages(l->cached->image));
+        mp_kv_double(&b, "ms", (double) l->copy_ns / 1e6);
+        mp_kv_u64(&b, "fds", 1);
+        (void) rpc_reply(l->wait_waiter.conn, l->wait_waiter.msgid, &b, &fd, 1);
+        rpc_conn_unref(TAKE_PTR(l->wait_waiter.conn));
+}
+
+/** It will not be complete. Whoever waits is told. */
+static void break_off(struct pager_live *l) {
+        if (l->state == BROKEN)
+                return;
+        l->state = BROKEN;
+        pager_nascent_break(l->cached->image);
+        refuse(&l->protect_waiter, l);
+        refuse(&l->wait_waiter, l);
+}
+
+/** The source is not copied any more. */
+static void let_go(struct pager_live *l) {
+        if (!l->source)
+                return;
+        pager_session_set_nascent(l->source, NULL);
+        l->source->live = NULL;
+}
+
+static void forget(struct pager_live *l) {
+        struct pager_live **at = &l->pager->lives;
+
+        while (*at != l)
+                at = &(*at)->next;
+        *at = l->next;
+        let_go(l);
+        (void) close_fd(l->pagemap_fd);
+        if (l->cached)
+                pager_cache_put(l->cached);
+        free(l);
+}
+
+/* ---- its steps ---- */
+
+struct pager_live *pager_live_find(struct pager *p, const char *id) {
+        struct pager_live *l = p->lives;
+
+        while (l && strcmp(l->id, id) != 0)
+                l = l->next;
+        return l;
+}
+
+static int check_source(const struct pager_session *s, struct err *e) {
+        if (!s->attached)
+                return err_set(e, ERR_STATE, -ENOTCONN, "session %s has no VMM yet", s->id);
+        if (s->failed)
+                return err_set(e, ERR_STATE, -EIO, "session %s has failed: %s", s->id, s->reason);
+        if (s->mode != PAGER_MODE_MEMFD)
+                return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "session %s is in copy mode, which cannot be forked live", s->id);
+        if (s->releasing || s->released)
+                return err_set(e, ERR_BUSY, -EBUSY, "session %s is being handed to another pager", s->id);
+        if (s->live)
+                return err_set(e, ERR_BUSY, -EBUSY, "session %s is being forked already", s->id);
+        if (pager_image_is_nascent(s->image))
+                return err_set(e, ERR_BUSY, -EBUSY, "the image of session %s is nascent", s->id);
+        return 0;
+}
+
+int pager_live_prepare(struct pager *p, const struct pager_live_params *lp, bool *ret_base, struct err *e) {
+        cleanup_fd int mem = lp->mem_fd, pagemap = lp->pagemap_fd;
+        cleanup_pager_image struct pager_image *img = NULL;
+        struct pager_session *s = lp->source;
+        struct pager_live *l;
+        int r = check_source(s, e);
+
+        if (r < 0)
+                return r;
+        if (pager_live_find(p, lp->id))
+                return err_set(e, ERR_EXISTS, -EEXIST, "there is a live fork %s", lp->id);
+        l = calloc(1, sizeof(*l));
+        if (!l)
+                return err_errno(e, -ENOMEM, "preparing a live fork");
+        r = pager_nascent_new(pager_image_pages(s->image) * PAGER_PAGE, s->layout, TAKE_FD(mem), p->reclaim, &img);
+        if (r == 0)
+                r = pager_cache_add(p->cache, img, &l->cached, e);
+        else
+                (void) err_errno(e, r, "making an image");
+        if (r < 0) {
+                free(l);
+                return r;
+        }
+        r = watch_writes(s);
+        if (r < 0) {
+                unprotect(s);
+                pager_cache_put(l->cached);
+                free(l);
+                return r == -EOPNOTSUPP
+                               ? err_set(e, ERR_UNSUPPORTED, r, "this kernel cannot protect private memory of files (needs 5.19)")
+                               : err_errno(e, r, "watching the writes of session %s", s->id);
+        }
+        (void) snprintf(l->id, sizeof(l->id), "%s", lp->id);
+        l->pager = p;
+        l->source = s;
+        l->pagemap_fd = TAKE_FD(pagemap);
+        l->next = p->lives;
+        p->lives = l;
+        s->live = l;
+        *ret_base = s->since != NULL;
+        return 0;
+}
+
+int pager_live_protect(struct pager_live *l, struct rpc_conn *conn, uint32_t msgid, struct err *e) {
+        struct pager_session *s = l->source;
+
+        if (l->state == BROKEN)
+                return err_set(e, ERR_STATE, -EPIPE, "live fork %s has failed: the VMM has ended", l->id);
+        if (l->state != PREPARED)
+                return err_set(e, ERR_STATE, -EALREADY, "live fork %s is protected already", l->id);
+        l->state = SYNCING;
+        l->protect_waiter = (struct pager_waiter){ rpc_conn_ref(conn), msgid };
+        pager_session_set_nascent(s, pager_image_ref(l->cached->image));
+        /* Through the worker: what the VMM has discarded is known then. One that moves has read its events. */
+        if (s->worker && !s->moving)
+                pager_worker_live_sync(s->worker, s);
+        else
+                pager_live_synced(s);
+        return 0;
+}
+
+void pager_live_synced(struct pager_session *s) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        struct pager_live *l = s->live;
+        uint64_t start = now_ns();
+        int r;
+
+        if (!l || l->state != SYNCING) /* cancelled meanwhile */
+                return;
+        r = s->failed || s->ending ? -EPIPE : arm(l);
+        if (r < 0) {
+                log_warning("live fork %s: protecting the memory of session %s: %s", l->id, s->id, strerrordesc_np(-r));
+                break_off(l);
+                return;
+        }
+        l->state = COPYING;
+        l->copy_ns = now_ns();
+        pager_filler_start(l->pager->filler, pager_nascent_job(l->cached->image));
+        mp_buf_init(&b);
+        mp_map(&b, 2);
+        mp_kv_u64(&b, "dirty_pages", pager_nascent_pages(l->cached->image));
+        mp_kv_double(&b, "ms", ms_since(start));
+        (void) rpc_reply(l->protect_waiter.conn, l->protect_waiter.msgid, &b, NULL, 0);
+        rpc_conn_unref(TAKE_PTR(l->protect_waiter.conn));
+}
+
+int pager_live_open(struct pager *p, const char *id, struct pager_cached **ret, struct err *e) {
+        struct pager_live *l = pager_live_find(p, id);
+
+        if (!l)
+                return err_set(e, ERR_NOT_FOUND, -ENOENT, "there is no live fork %s", id);
+        if (l->state == BROKEN)
+                return err_set(e, ERR_STATE, -EPIPE, "live fork %s has failed", l->id);
+        if (l->state != COPYING && l->state != COPIED)
+                return err_set(e, ERR_STATE, -EAGAIN, "live fork %s is not protected yet", l->id);
+        pager_cache_use(l->cached);
+        *ret = l->cached;
+        return 0;
+}
+
+static struct pager_live *live_of(struct pager *p, const struct pager_image *img) {
+        struct pager_live *l = p->lives;
+
+        while (l && l->cached->image != img)
+                l = l->next;
+        return l;
+}
+
+void pager_live_copied(struct pager *p, struct pager_image *img) {
+        struct pager_live *l = live_of(p, img);
+
+        if (l && l->state == COPYING && pager_nascent_state(img) == PAGER_NASCENT_COMPLETE) {
+                l->state = COPIED;
+                l->copy_ns = now_ns() - l->copy_ns;
+                answer_wait(l);
+        } else if (l) {
+                break_off(l);
+        }
+}
+
+int pager_live_wait(struct pager_live *l, struct rpc_conn *conn, uint32_t msgid, struct err *e) {
+        if (l->state == BROKEN)
+                return err_set(e, ERR_STATE, -EPIPE, "live fork %s has failed: %s", l->id,
+                               l->source ? "the VMM's memory could not be copied" : "the VMM has ended");
+        if (l->wait_waiter.conn)
+                return err_set(e, ERR_BUSY, -EBUSY, "live fork %s is waited for already", l->id);
+        l->wait_waiter = (struct pager_waiter){ rpc_conn_ref(conn), msgid };
+        if (l->state == COPIED)
+                answer_wait(l);
+        return 0;
+}
+
+int pager_live_publish(struct pager_live *l, int fd, struct err *e) {
+        struct pager_image *img = l->cached->image;
+        struct pager_session *s = l->source;
+        int r;
+
+        if (l->state != COPIED)
+                return err_set(e, ERR_STATE, -EINVAL, "live fork %s is not complete", l->id);
+        r = pager_nascent_publish(img, fd);
+        if (r == -EUCLEAN)
+                return err_set(e, ERR_CORRUPT, r, "the file is not the image of live fork %s", l->id);
+        if (r < 0)
+                return err_errno(e, r, "opening the image of live fork %s", l->id);
+        if (s && !s->ending) {
+                if (s->since)
+                        pager_cache_put(s->since);
+                s->since = TAKE_PTR(l->cached);
+        }
+        forget(l);
+        pager_nascent_shed(img);
+        return 0;
+}
+
+void pager_live_cancel(struct pager_live *l) {
+        struct pager_session *s = l->source;
+
+        break_off(l);
+        forget(l);
+        if (s)
+                pager_live_unprotect(s);
+}
+
+void pager_live_unprotect(struct pager_session *s) {
+        if (s->live) {
+                pager_live_cancel(s->live);
+                return;
+        }
+        unprotect(s);
+        if (s->since)
+                pager_cache_put(TAKE_PTR(s->since));
+}
+
+void pager_live_source_gone(struct pager_session *s) {
+        struct pager_live *l = s->live;
+
+        if (s->since)
+                pager_cache_put(TAKE_PTR(s->since));
+        if (!l)
+                return;
+        let_go(l);
+        l->source = NULL;
+        if (l->state != COPIED)
+                break_off(l);
+}
+
+void pager_live_free_all(struct pager *p) {
+        while (p->lives) {
+                break_off(p->lives);
+                forget(p->lives);
+        }
+}
