@@ -31,6 +31,7 @@ DEFAULTS = ""
 FORGETFUL = "[pager]\nidle_image_seconds = 0\n"
 # And nothing is fetched ahead: what a guest reads is a fault.
 SERVED = "[pager]\nidle_image_seconds = 0\nworkingset = off\n"
+STORE = "8G"  # deleted snapshots keep their room for as long as the pager has them open
 WARM_MIB = 2048
 GROUPS = ["fork", "standby", "idle", "chain", "idle-cost", "agreement", "live", "generations", "slope", "hundred", "first", "pager"]
 BALLAST_MIB = 32
@@ -88,7 +89,7 @@ def plan(args):
 def run_lab(config, steps, info):
     """One private forkd, one base, several lines; returns their documents."""
     done = []
-    lab = Lab(config=config)
+    lab = Lab(config=config, store=STORE)
     with lab:
         base, accel = make_base(lab)
         if not info:
