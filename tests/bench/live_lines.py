@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Forks of a guest that runs: what its pause costs, and what a chain of guests that all live holds in memory."""
 
+import threading
 import time
 
 from forkdlab import guest_ram_mappings
@@ -9,6 +10,7 @@ from measure import MIB, Line, Samples
 
 BIG, LITTLE_MIB, MUCH_MIB = "big", 1, 200
 PAUSE_MS = 10
+BUSY_ROUNDS = 5
 GENERATIONS = 16
 SETTLED_S = 20
 OVERWRITE = "dd if=/run/source of=/run/target bs=1M count={mib} conv=notrunc 2>/dev/null"
@@ -24,6 +26,23 @@ def fork_and_drop(lab, source, name):
     return forked, stored
 
 
+def overwrite(lab, mib):
+    """Milliseconds."""
+    begin = time.monotonic()
+    lab.sh(BIG, OVERWRITE.format(mib=mib), timeout=300)
+    return (time.monotonic() - begin) * 1e3
+
+
+def overwrite_forked(lab, mib, name):
+    """The same while it is forked, which begins right after."""
+    took = []
+    writer = threading.Thread(target=lambda: took.append(overwrite(lab, mib)), daemon=True)
+    writer.start()
+    forked, _ = fork_and_drop(lab, BIG, name)
+    writer.join(timeout=300)
+    return took[0], forked["source_pause_ms"]
+
+
 def live_pause(lab, base, n, mem="1G", much_mib=MUCH_MIB):
     """Little and much dirtied since the fork before, in turn."""
     lab.ctl("run", BIG, "--mem", mem)
@@ -34,9 +53,16 @@ def live_pause(lab, base, n, mem="1G", much_mib=MUCH_MIB):
     little, much = {}, {}
     for side in (little, much):
         side.update({k: Samples() for k in ("pause", "wall", "dirty MiB")})
+    alone, beside, busy_pause = Samples(), Samples(), Samples()
     for i in range(n):
         for side, mib in ((little, LITTLE_MIB), (much, much_mib)):
-            lab.sh(BIG, OVERWRITE.format(mib=mib), timeout=300)
+            took = overwrite(lab, mib)
+            if side is much and len(beside) < BUSY_ROUNDS:
+                alone.append(took)
+                took, pause = overwrite_forked(lab, mib, f"busy-{i}")
+                beside.append(took)
+                busy_pause.append(pause)
+                overwrite(lab, mib)  # what was dirtied since that fork, too
             forked, stored = fork_and_drop(lab, BIG, f"copy-{i}-{mib}")
             side["pause"].append(forked["source_pause_ms"])
             side["wall"].append(forked["wall_ms"])
@@ -47,13 +73,15 @@ def live_pause(lab, base, n, mem="1G", much_mib=MUCH_MIB):
         return {"the source's pause (source_pause_ms)": side["pause"], "request to answer (wall_ms)": side["wall"],
                 "dirtied since the fork before, MiB": side["dirty MiB"]}
 
+    noticed = {f"the guest overwrites {much_mib} MiB, ms": alone, "the same while it is forked, ms": beside,
+               "the pause of these forks, ms": busy_pause}
     both = Samples(little["pause"] + much["pause"])
     what = f"live fork of a {mem} guest: its pause"
     return [
         Line(f"{what}, {LITTLE_MIB} MiB dirty: p50", little["pause"].p50, PAUSE_MS, unit="ms", parts=parts(little)),
         Line(f"{what}, {much_mib} MiB dirty: p50", much["pause"].p50, PAUSE_MS, unit="ms", parts=parts(much),
              note=f"of all {len(both)}: p50 {both.p50:.1f} ms, p99 {both.quantile(0.99):.1f} ms"),
-        Line(f"{what} with {much_mib} MiB dirty, against {LITTLE_MIB} MiB", much["pause"].p50 / little["pause"].p50, 1.5),
+        Line(f"{what} with {much_mib} MiB dirty, against {LITTLE_MIB} MiB", much["pause"].p50 / little["pause"].p50, 1.5, parts=noticed),
     ]
 
 

@@ -94,7 +94,7 @@ def takes_at_once(lab, base, size):
             gate.wait()
             begin = time.monotonic()
             try:
-                doc = c.call("pool.take", {"pool": POOL, "name": f"burst-{i}"})
+                doc = c.call("pool.take", {"name": POOL, "vm": f"burst-{i}"})
             except Exception as e:  # told below, with the number of the others
                 doc = e
             answers[i] = (doc, (time.monotonic() - begin) * 1e3)
@@ -122,14 +122,14 @@ def takes_at_once(lab, base, size):
 
 # ---- shells ----
 
-def shells_ready(lab):
-    """How many processes wait for device state."""
-    return lab.ctl("stats")["shells"]["ready"]
+def shells(lab):
+    """Processes that wait for device state: how many are ready, and what became of others."""
+    return lab.ctl("stats")["shells"]
 
 
 def wait_shell(lab):
     deadline = time.monotonic() + FULL_S
-    while shells_ready(lab) == 0:
+    while shells(lab)["ready"] == 0 or shells(lab)["starting"] > 0:
         if time.monotonic() > deadline:
             raise RuntimeError(f"no shell after {FULL_S} s")
         time.sleep(0.02)
@@ -141,6 +141,8 @@ def shell_fork_against_load(lab, base, n):
     theirs = {k: Samples() for k in ("total", "load", "ack")}
     with clone(lab, "keeper"), Floor(lab, base["id"], DIRTY) as floor:
         floor.ask("load")
+        wait_shell(lab)
+        before = shells(lab)
         for i in range(n):
             wait_shell(lab)
             answer = floor.ask("load")
@@ -150,6 +152,9 @@ def shell_fork_against_load(lab, base, n):
                 ours["wall"].append(forked["wall_ms"])
                 for k in ("total", "load", "ack"):
                     ours[k].append(times[f"{k}_ms"])
+        after = shells(lab)
+    if after["used"] - before["used"] < n:
+        raise RuntimeError(f"{n} forks with a shell ready did not all use one: {before}, {after}")
     return [Line("fork with a shell ready, against loading and the first answer of a QEMU started before", ours["wall"].p50 / theirs["total"].p50,
                  1.15, parts={
                      "forkd: request to answer (wall_ms)": ours["wall"],
