@@ -105,6 +105,37 @@ static int on_written(uint64_t addr, uint64_t n, void *arg) {
         return r;
 }
 
+/** Between runs of pages that have a content there is nothing. */
+static int on_anonymous(uint64_t addr, uint64_t n, void *arg) {
+        struct arming *a = arg;
+
+        pager_nascent_add_zero(a->img, (a->from - a->g->base + a->g->offset) / PAGER_PAGE, (addr - a->from) / PAGER_PAGE);
+        a->from = addr + n * PAGER_PAGE;
+        return 0;
+}
+
+/** Guest pages [@first, + @n) were discarded some time. Those that were written since are either noted, or were when the VM was
+ *  forked before, and have not changed; the others read zero. */
+static int arm_discarded(struct arming *a, int pagemap_fd, uint64_t first, uint64_t n) {
+        const struct pager_layout *l = a->s->layout;
+        int r = 0;
+
+        for (size_t i = 0; r == 0 && i < l->n; i++) {
+                const struct pager_region *g = a->g = &l->region[i];
+                uint64_t lo = MAX_OF(first * PAGER_PAGE, g->offset), hi = MIN_OF((first + n) * PAGER_PAGE, g->offset + g->size);
+
+                if (g->offset == PAGER_READS_ZERO || lo >= hi)
+                        continue;
+                a->from = g->base + (lo - g->offset);
+                a->to = g->base + (hi - g->offset);
+                r = pagemap_anonymous(pagemap_fd, PAGEMAP_ANY, a->from, a->to, on_anonymous, a);
+                if (r == 0)
+                        r = on_anonymous(a->to, 0, a);
+        }
+        a->from = a->to = 0;
+        return r;
+}
+
 static int arm(struct pager_live *l) {
         struct pager_session *s = l->source;
         struct arming a = { .s = s, .img = l->cached->image };
@@ -121,7 +152,7 @@ static int arm(struct pager_live *l) {
                         r = protect_run(&a);
         }
         while (r == 0 && pager_session_next_removed(s, page, &first, &n)) {
-                pager_nascent_add_zero(a.img, first, n);
+                r = arm_discarded(&a, l->pagemap_fd, first, n);
                 page = first + n;
         }
         return r < 0 ? r : pager_nascent_begin(a.img, base);

@@ -12,10 +12,8 @@
 
 const char *pager_total_fault_name(enum pager_total_fault f) {
         static const char *const names[PAGER_N_TOTAL_FAULTS] = {
-                [PAGER_TOTAL_MISSING] = "missing",
-                [PAGER_TOTAL_ZERO] = "zero",
-                [PAGER_TOTAL_PRESENT] = "present",
-                [PAGER_TOTAL_REMOVED] = "removed",
+                [PAGER_TOTAL_MISSING] = "missing", [PAGER_TOTAL_ZERO] = "zero",   [PAGER_TOTAL_PRESENT] = "present",
+                [PAGER_TOTAL_REMOVED] = "removed", [PAGER_TOTAL_WRITE] = "write",
         };
 
         return names[f];

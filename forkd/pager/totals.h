@@ -13,8 +13,15 @@
 struct pager;
 
 /* How a fault was answered: docs/protocol.md, "status". */
-enum pager_total_fault { PAGER_TOTAL_MISSING, PAGER_TOTAL_ZERO, PAGER_TOTAL_PRESENT, PAGER_TOTAL_REMOVED, PAGER_N_TOTAL_FAULTS };
-const char *pager_total_fault_name(enum pager_total_fault f); /* "missing", "zero", "present", "removed" */
+enum pager_total_fault {
+        PAGER_TOTAL_MISSING,
+        PAGER_TOTAL_ZERO,
+        PAGER_TOTAL_PRESENT,
+        PAGER_TOTAL_REMOVED,
+        PAGER_TOTAL_WRITE,
+        PAGER_N_TOTAL_FAULTS
+};
+const char *pager_total_fault_name(enum pager_total_fault f); /* "missing", "zero", "present", "removed", "write" */
 
 /** These only grow. */
 struct pager_figures {

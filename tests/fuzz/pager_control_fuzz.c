@@ -33,7 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define DEADLINE_MS 20000
 
 enum step { RAW, REQUEST, HANDSHAKE, HANG_UP, TURN, RECONNECT, READ, N_STEPS };
-enum descriptor { IMAGE, SOCKET, PIDFD, NULL_FILE, GARBAGE, NO_READ, MEMORY, UFFD, KEPT, N_DESCRIPTORS };
+enum descriptor { IMAGE, SOCKET, PIDFD, NULL_FILE, GARBAGE, NO_READ, MEMORY, UFFD, KEPT, MEM, PAGEMAP, N_DESCRIPTORS };
 
 static const char *const methods[] = { "hello",           "session.open",
                                        "session.expect",  "session.close",
@@ -43,7 +43,10 @@ static const char *const methods[] = { "hello",           "session.open",
                                        "session.handles", "session.release",
                                        "session.resume",  "session.mark_removed",
                                        "session.adopt",   "heartbeat",
-                                       "flight" };
+                                       "flight",          "session.join",
+                                       "live.prepare",    "live.protect",
+                                       "live.wait",       "live.publish",
+                                       "live.cancel",     "session.unprotect" };
 
 #define MAX_KEPT 8u
 
@@ -285,6 +288,10 @@ static int make_descriptor(struct run *x, enum descriptor kind) {
         case UFFD:
                 fd = real_uffd(&x->vmm[next(x) % MAX_VMMS]);
                 return fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_RDWR | O_CLOEXEC);
+        case MEM:
+                return open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+        case PAGEMAP:
+                return open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
         case KEPT:
                 if (x->n_kept > 0)
                         return fcntl(x->kept[next(x) % x->n_kept], F_DUPFD_CLOEXEC, 3);
@@ -298,6 +305,7 @@ static void put_id(struct run *x, struct mp_buf *b) {
         static const char *const ids[] = { "0000000000000001", "0000000000000002", "00000000000000ff", "nonsense" };
 
         mp_kv_str(b, "session", ids[next(x) % ARRAY_LEN(ids)]);
+        mp_kv_str(b, "live", ids[next(x) % ARRAY_LEN(ids)]);
 }
 
 /** One value for @key: mostly of the right kind. */
@@ -358,6 +366,17 @@ static void request(struct run *x) {
                 fds[n_fds++] = make_descriptor(x, which & 2 ? KEPT : MEMORY);
                 fds[n_fds] = real_uffd(v) >= 0 ? fcntl(v->uffd, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_RDWR | O_CLOEXEC);
                 must(fds[n_fds++] >= 0);
+        } else if (strcmp(methods[method], "session.join") == 0 && which & 1) {
+                v = &x->vmm[next(x) % MAX_VMMS];
+                fds[n_fds++] = make_descriptor(x, IMAGE);
+                fds[n_fds] = real_uffd(v) >= 0 ? fcntl(v->uffd, F_DUPFD_CLOEXEC, 3) : open("/dev/null", O_RDWR | O_CLOEXEC);
+                must(fds[n_fds++] >= 0);
+                fds[n_fds++] = make_descriptor(x, PIDFD);
+        } else if (strcmp(methods[method], "live.prepare") == 0 && which & 1) {
+                fds[n_fds++] = make_descriptor(x, MEM);
+                fds[n_fds++] = make_descriptor(x, PAGEMAP);
+        } else if (strcmp(methods[method], "live.publish") == 0 && which & 1) {
+                fds[n_fds++] = make_descriptor(x, IMAGE);
         } else if (strcmp(methods[method], "session.expect") == 0 && which & 1) {
                 fds[n_fds++] = make_descriptor(x, PIDFD);
         } else {
@@ -373,7 +392,7 @@ static void request(struct run *x) {
         mp_u64(&b, 0);
         mp_u64(&b, x->next_id);
         mp_str(&b, methods[method]);
-        mp_map(&b, which & 32 ? 13 : 9);
+        mp_map(&b, which & 32 ? 14 : 10);
         put_id(x, &b);
         if (which & 32)
                 put_takeover(x, &b, v);

@@ -311,6 +311,33 @@ static void test_restored_and_again(void **state) {
         image_clear(&img);
 }
 
+/** Discarded, written, forked, forked again: neither discarded nor written since, and found in the first fork. */
+static void test_written_after_discard(void **state) {
+        struct image img;
+        struct vmm v, c;
+        struct live l, m;
+
+        image_make(&img, PAGES, 5, SNAP_CODEC_LZ4);
+        vmm_start(&h, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "advise 100 60 4"), "ok"); /* MADV_DONTNEED */
+        for (unsigned i = 110; i < 120; i++)
+                assert_string_equal(vmm_cmd(&v, "write %u 77", i), "ok");
+        live_begin(&l, &v);
+        live_publish(&l, img.fd);
+        live_begin(&m, &v);
+        assert_int_equal(m.dirty_pages, 0);
+        clone_start(&m, &c, true);
+        for (unsigned i = 110; i < 120; i++)
+                assert_string_equal(vmm_cmd(&c, "filled %u 77", i), "ok");
+        assert_string_equal(vmm_cmd(&c, "zeros 100 10"), "ok");
+        assert_string_equal(vmm_cmd(&c, "zeros 120 40"), "ok");
+        assert_string_equal(vmm_cmd(&c, "verify 5 2"), "ok");
+        vmm_end(&h, &c);
+        vmm_end(&h, &v);
+        image_clear(&l.img);
+        image_clear(&img);
+}
+
 /** The clone itself is forked, and its clone: each sees what those before it have written. */
 static void test_chain(void **state) {
         struct image img;
@@ -515,13 +542,10 @@ static void test_refused(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_booted_at_full_speed),
-                cmocka_unit_test(test_restored_and_again),
-                cmocka_unit_test(test_chain),
-                cmocka_unit_test(test_source_dies),
-                cmocka_unit_test(test_cancel),
-                cmocka_unit_test(test_discarded_meanwhile),
-                cmocka_unit_test(test_refused),
+                cmocka_unit_test(test_booted_at_full_speed),  cmocka_unit_test(test_restored_and_again),
+                cmocka_unit_test(test_written_after_discard), cmocka_unit_test(test_chain),
+                cmocka_unit_test(test_source_dies),           cmocka_unit_test(test_cancel),
+                cmocka_unit_test(test_discarded_meanwhile),   cmocka_unit_test(test_refused),
         };
 
         return cmocka_run_group_tests(tests, setup, teardown);
