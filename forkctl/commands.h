@@ -59,6 +59,9 @@ int standby_params(struct ctl *c, const struct args *a, struct req *q) attr_warn
 int standby_report(struct ctl *c, const struct args *a, const char *what, const char *method,
                    const struct req *q) attr_warn_unused;
 
+/* chain/cmd_chain.c */
+int cmd_chain(struct ctl *c, const struct args *a);
+
 /* completion.c, help.c */
 int cmd_completion(struct ctl *c, const struct args *a);
 int cmd_help(struct ctl *c, const struct args *a);
