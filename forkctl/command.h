@@ -24,6 +24,7 @@ enum complete {
         COMPLETE_DIR,
         COMPLETE_COPY,    /* NAME:PATH or a file */
         COMPLETE_COMMAND, /* a name of this table */
+        COMPLETE_POOL,
         COMPLETE_SHELL,
 };
 

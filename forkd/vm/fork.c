@@ -17,6 +17,7 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/host/room.h"
+#include "forkd/pool/pool.h"
 #include "forkd/vm/journal.h"
 #include "forkd/vm/origin.h"
 
@@ -52,6 +53,9 @@ static int source_snapshot(struct daemon *d, const struct fork_params *p, struct
                 return 0;
         }
         (void) snprintf(base, size, "%s", vm->name);
+        r = pool_check_free(vm, e);
+        if (r < 0)
+                return r;
         if (vm->state == VM_STANDBY) {
                 memcpy(ret, vm->snapshot, sizeof(vm->snapshot));
                 return 0;
