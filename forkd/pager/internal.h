@@ -3,6 +3,7 @@
  *
  *      process.c     how a pager process comes and goes, and how it is asked
  *      sessions.c    the sessions that VMs have with it
+ *      live.c        forks of VMs that run on, and VMs that join
  *      moving.c      how a session goes from one process to another
  *      watch.c       the heartbeat: a pager that hangs is ended
  *      lost.c        the wait seen from the guests' side: faults that it has lost
@@ -65,6 +66,7 @@ struct pager {
         bool succeeding;               /* by succession.c */
         uint64_t lost_ns;              /* since when */
         bool closed;                   /* no session may be opened at the moment */
+        unsigned lives;                /* live forks under way */
         struct co_wait *attached;      /* woken when a VMM has attached, or a session was closed */
         struct pager_suspect suspect[PAGER_SUSPECTS], condemned[PAGER_SUSPECTS];
         unsigned n_suspects, n_condemned; /* ever: the oldest give way */
@@ -110,7 +112,12 @@ int pager_process_call_within(struct pager_process *o, unsigned timeout_ms, cons
 void pager_on_message(struct rpc_msg *m, void *arg);
 /** {"session": id} and room for @more pairs. */
 void pager_put_session(struct mp_buf *b, const struct vm *vm, size_t more);
-/** An upgrade that waits for VMMs to attach, or for sessions to end, looks again. */
+/** Waits until a session may be opened, and brings up a pager if there is none. A coroutine call. */
+int pager_ensure(struct pager *p, struct err *e) attr_warn_unused;
+/** Asks whoever serves @vm, when nobody is being replaced. Parameters as of pager_process_call. */
+int pager_session_call(struct pager *p, struct vm *vm, const char *method, const struct mp_buf *params, const int *fds,
+                       size_t n_fds, struct rpc_answer *ret, struct err *e) attr_warn_unused;
+/** An upgrade that waits for VMMs to attach, for live forks or sessions to end, looks again. */
 void pager_wake_attached(struct pager *p);
 /** From now on @o (NULL: nobody) serves @vm. */
 void pager_hold_set_process(struct vm *vm, struct pager_process *o);

@@ -14,6 +14,7 @@ struct daemon;
 struct pager;
 struct pager_process;
 struct vm;
+struct vmm_region;
 
 #define PAGER_HOLD_REGIONS 16
 
@@ -74,6 +75,35 @@ int pager_session_open(struct pager *p, struct vm *vm, const struct pager_open *
 int pager_session_expect(struct pager *p, struct vm *vm, int pidfd, struct err *e) attr_warn_unused;
 /** After the VMM was reaped. No session is no error. */
 void pager_session_close(struct pager *p, struct vm *vm);
+/** A VM that booted gets a session: from then on the watchdog holds it as any other. */
+struct pager_join {
+        int image_fd, uffd, pidfd; /* an empty image; the VMM's userfaultfd, registered with nothing; the VMM */
+        const struct vmm_region *regions;
+        size_t n_regions;
+};
+int pager_session_join(struct pager *p, struct vm *vm, const struct pager_join *j, struct err *e) attr_warn_unused;
+
+/** The pager's part of copying the memory of @vm, which has a session and is held by the caller, while it runs on; @id is the
+ *  snapshot's that comes of it. All are coroutine calls. -EPIPE: pager or source are gone. */
+struct pager_live;
+/** What needs no pause. -EOPNOTSUPP: this host cannot. */
+int pager_live_begin(struct pager *p, struct vm *vm, const char *id, struct pager_live **ret, struct err *e) attr_warn_unused;
+/** The guest stands still. When this has succeeded it may go on, and VMs may come to life on @id (struct pager_open). */
+int pager_live_protect(struct pager_live *l, struct err *e) attr_warn_unused;
+/** All pages are in *ret_memfd, which is for reading and the caller's. */
+int pager_live_wait(struct pager_live *l, int *ret_memfd, struct err *e) attr_warn_unused;
+/** The snapshot's memory is in @image_fd: @id is an image like any other now. */
+int pager_live_publish(struct pager_live *l, int image_fd, struct err *e) attr_warn_unused;
+/** The end. What was not published is cancelled: VMs on it fail, and nothing of the source is write-protected any more. NULL is
+ *  fine. */
+void pager_live_free(struct pager_live *l);
+/** The same of one that a forkd before began, if it is under way. */
+void pager_live_cancel(struct pager *p, const char *id);
+/** Nothing of @vm's memory is write-protected any more. */
+int pager_session_unprotect(struct pager *p, struct vm *vm, struct err *e) attr_warn_unused;
+/** What @vm lives on was nascent, and is in its base.img now. */
+int pager_session_has_image(struct vm *vm) attr_warn_unused;
+
 /** Marks the VMs for which a pager has an attached session that has not failed (vm->session_known), notes why one
  *  has (vm->lost), and gets hold of what a successor would need. */
 int pager_mark_sessions(struct pager *p, struct err *e) attr_warn_unused;

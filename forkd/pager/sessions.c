@@ -17,13 +17,15 @@
 #include "common/spawn.h"
 #include "forkd/vm/recording.h"
 
-static struct vm *session_of(struct pager *p, const msgpack_object *params) {
-        struct vm *vm;
+static struct vm *vm_of(struct pager *p, const msgpack_object *params) {
         id_str id;
 
-        if (mp_get_str(params, "session", id, sizeof(id)) < 0)
-                return NULL;
-        vm = vm_by_id(p->d, id);
+        return mp_get_str(params, "session", id, sizeof(id)) < 0 ? NULL : vm_by_id(p->d, id);
+}
+
+static struct vm *session_of(struct pager *p, const msgpack_object *params) {
+        struct vm *vm = vm_of(p, params);
+
         return vm && vm->session ? vm : NULL;
 }
 
@@ -151,15 +153,15 @@ static int who_serves(struct pager *p, struct vm *vm, struct pager_process **ret
         return 0;
 }
 
-static int session_call(struct pager *p, struct vm *vm, const char *method, const struct mp_buf *params, const int *fds,
-                        size_t n_fds, struct rpc_answer *ret, struct err *e) {
+int pager_session_call(struct pager *p, struct vm *vm, const char *method, const struct mp_buf *params, const int *fds,
+                       size_t n_fds, struct rpc_answer *ret, struct err *e) {
         struct pager_process *o;
         int r = who_serves(p, vm, &o, e);
 
         return r < 0 ? r : pager_process_call(o, method, params, fds, n_fds, ret, e);
 }
 
-static int pager_ensure(struct pager *p, struct err *e) {
+int pager_ensure(struct pager *p, struct err *e) {
         int r = 0;
 
         while (r == 0 && is_closed(p)) {
@@ -259,7 +261,7 @@ int pager_session_expect(struct pager *p, struct vm *vm, int pidfd, struct err *
         mp_buf_init(&b);
         pager_put_session(&b, vm, 1);
         mp_kv_u64(&b, "fds", 1);
-        return session_call(p, vm, "session.expect", &b, &pidfd, 1, NULL, e);
+        return pager_session_call(p, vm, "session.expect", &b, &pidfd, 1, NULL, e);
 }
 
 void pager_session_close(struct pager *p, struct vm *vm) {
@@ -272,7 +274,7 @@ void pager_session_close(struct pager *p, struct vm *vm) {
                 /* However long it takes: whoever moves sessions relies on it that this struct stays while it has one. */
                 while (wait_turn(p, is_replacing, &e) < 0)
                         log_info("%s (%s): its session is closed when the pager has been replaced", vm->name, vm->id);
-                if (session_call(p, vm, "session.close", &b, NULL, 0, NULL, &e) < 0)
+                if (pager_session_call(p, vm, "session.close", &b, NULL, 0, NULL, &e) < 0)
                         log_debug("closing the pager session of %s: %s", vm->name, e.message);
         }
         vm->session = false;
@@ -339,7 +341,7 @@ int pager_session_workingset(struct pager *p, struct vm *vm, struct mp_buf *ret,
 
         mp_buf_init(&b);
         pager_put_session(&b, vm, 0);
-        r = session_call(p, vm, "session.workingset", &b, NULL, 0, &a, e);
+        r = pager_session_call(p, vm, "session.workingset", &b, NULL, 0, &a, e);
         if (r < 0)
                 return r;
         runs = mp_get_array(&a.doc.root, "runs");
@@ -442,10 +444,18 @@ static int mark_sessions(struct pager_process *o, struct err *e) {
                 return err_prefix(e, "asking the pager for its sessions");
         sessions = mp_get_array(&a.doc.root, "sessions");
         for (uint32_t i = 0; sessions && i < sessions->via.array.size; i++) {
-                struct vm *vm = session_of(o->p, &sessions->via.array.ptr[i]);
+                struct vm *vm = vm_of(o->p, &sessions->via.array.ptr[i]);
 
-                if (vm)
+                if (!vm)
+                        continue;
+                if (vm->session) {
                         mark_session(o, vm, &sessions->via.array.ptr[i]);
+                } else if (vm->pid > 0 && vm->has_base) {
+                        /* It booted, and joined in the moment in which the last forkd ended: its record does not say so. */
+                        vm->session = true;
+                        mark_session(o, vm, &sessions->via.array.ptr[i]);
+                        vm->session = vm->session_known;
+                }
         }
         return 0;
 }

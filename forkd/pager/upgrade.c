@@ -59,12 +59,14 @@ static int wait_attached(struct pager *p, const struct pager_process *from, stru
                         if (vm->session && !vm->session_known && !vm->lost[0] && !vm->vmm_exited && vm->hold.uffd < 0 &&
                             vm->hold.process == from)
                                 break;
-                if (!vm)
+                if (!vm && p->lives == 0)
                         return 0;
                 p->attached = &wait;
                 if (left > 0 && co_wait(&wait, left) == 0)
                         continue;
                 p->attached = NULL;
+                if (!vm)
+                        return err_set(e, ERR_BUSY, -EBUSY, "a VM is being forked while it runs, which does not come to an end");
                 return err_set(e, ERR_BUSY, -EBUSY, "'%s' is being started and does not come to an end", vm->name);
         }
 }

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* Theory of operation: the source is first turned into a snapshot id. A snapshot, or a VM on standby, has one
- * already. A running or paused VM gives one of the moment, unsynced (a fork does not wait for the disk), and goes
- * on. Then one coroutine per clone restores it under a name of its own; turns.h bounds how many do so at once.
+/* Theory of operation: the source is first turned into what clones come to life from. A snapshot, or a VM on standby, is that
+ * already. A running or paused VM is saved while it goes on (op_live.c), unsynced (a fork does not wait for the disk), and its
+ * clones start as soon as it runs again, beside the copying of its memory. Where it cannot be saved so, they start from
+ * the snapshot when there is one. One coroutine per clone restores it under a name of its own; turns.h bounds how many
+ * do so at once.
  *
- * Names are taken before anything starts, so a clash costs nothing. When one clone fails, those that came up
+ * Names are taken before anything starts, so a clash costs nothing. When one clone fails, or the snapshot, those that came up
  * are removed again, and the snapshot that was made for them: a caller who asked for eight has eight or an error,
  * never five. So it is when forkd dies in the middle, too: the journal names the clones and the snapshot until all are
- * up, and the next forkd removes what it names. */
+ * up, and the next forkd removes what it names. The source is not concerned once the snapshot is published: it goes on as that
+ * one's child, whatever becomes of the clones. */
 #include "forkd/vm/fork.h"
 
 #include <errno.h>
@@ -17,61 +20,61 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/host/room.h"
-#include "forkd/pool/pool.h"
 #include "forkd/vm/journal.h"
 #include "forkd/vm/origin.h"
 
 struct clone {
         struct vm *vm;
-        const struct vm_origin *origin;
-        const struct fork_params *p;
+        struct forking *f;
         struct vm_clone_result times;
         struct co_wait done;
         struct err e;
 };
 
+/* One fork, on its coroutine's stack. */
+struct forking {
+        struct daemon *d;
+        const struct fork_params *p;
+        struct journal_entry j;
+        struct admission_claim group;
+        struct clone *clones;
+        struct vm *source; /* running or paused, and taken by us; NULL: there is a snapshot already, */
+        id_str snapshot;   /* this one */
+        bool made;         /* it was made for the clones */
+        bool began;        /* something that counts as a fork */
+        bool started;      /* the clones were */
+        struct vm_origin origin;
+};
+
 /* ---- the source ---- */
 
-static int source_snapshot(struct daemon *d, const struct fork_params *p, struct journal_entry *j, id_str ret, char *base,
-                           size_t size, struct fork_result *res, bool *ret_made, struct err *e) {
-        struct vm_snap_params sp = { .codec = SNAP_CODEC_LZ4, .journal = j };
-        struct vm_snap_result sr;
+/* @base gets what clones without a name of their own are called after. */
+static int find_source(struct forking *f, char *base, size_t size, struct err *e) {
         struct snap_entry *s;
         struct err ignored;
         struct vm *vm;
         int r;
 
-        if (vm_find(d, p->source, &vm, &ignored) < 0) {
-                r = catalog_find(d->catalog, p->source, &s, e);
+        if (vm_find(f->d, f->p->source, &vm, &ignored) < 0) {
+                r = catalog_find(f->d->catalog, f->p->source, &s, e);
                 if (r < 0) {
                         (void) err_set(e, ERR_NOT_FOUND, -ENOENT, "there is neither a VM nor a snapshot named '%.80s'",
-                                       p->source);
+                                       f->p->source);
                         return err_hint(e, "'forkctl ps' and 'forkctl snapshot ls' list them");
                 }
-                memcpy(ret, s->m.id, sizeof(s->m.id));
+                memcpy(f->snapshot, s->m.id, sizeof(s->m.id));
                 (void) snprintf(base, size, "%s", s->m.tag[0] ? s->m.tag : s->m.source);
                 return 0;
         }
         (void) snprintf(base, size, "%s", vm->name);
-        r = pool_check_free(vm, e);
-        if (r < 0)
-                return r;
         if (vm->state == VM_STANDBY) {
-                memcpy(ret, vm->snapshot, sizeof(vm->snapshot));
+                memcpy(f->snapshot, vm->snapshot, sizeof(vm->snapshot));
                 return 0;
         }
         r = vm_op_begin(vm, "fork", e);
-        if (r < 0)
-                return r;
-        res->source_paused = vm->state == VM_RUNNING;
-        r = vm_op_snapshot(vm, &sp, true, &sr, e);
-        vm_op_end(vm);
-        if (r < 0)
-                return r;
-        *ret_made = true;
-        res->source_pause_ms = sr.pause_ms;
-        memcpy(ret, sr.snapshot, sizeof(sr.snapshot));
-        return 0;
+        if (r == 0)
+                f->source = vm;
+        return r;
 }
 
 /* For all of them at once, before anything is begun. What they are copies of is looked at again when it is used. */
@@ -138,9 +141,10 @@ static int reserve_names(struct daemon *d, const struct fork_params *p, const ch
 
 static void clone_run(void *arg) {
         struct clone *c = arg;
+        const struct fork_params *p = c->f->p;
         int r;
 
-        r = vm_restore_from(c->vm, c->origin, c->p->paused, c->p->force, &c->times, &c->e);
+        r = vm_restore_from(c->vm, &c->f->origin, p->paused, p->force, &c->times, &c->e);
         co_wake(&c->done, r);
 }
 
@@ -164,13 +168,13 @@ static int all_live(const struct clone *clones, unsigned n, struct err *e) {
         return 0;
 }
 
-/* From here on a forkd that finds the entry removes them. */
-static int announce(struct daemon *d, struct journal_entry *j, const struct clone *clones, unsigned n, struct err *e) {
+/* Named in the journal by whoever writes it: the snapshot's making does, too. */
+static int name_clones(struct forking *f, struct err *e) {
         int r = 0;
 
-        for (unsigned i = 0; r == 0 && i < n; i++)
-                r = journal_add_vm(j, clones[i].vm->id);
-        return r < 0 ? err_errno(e, r, "noting the clones") : journal_write(d, j, e);
+        for (unsigned i = 0; r == 0 && i < f->p->count; i++)
+                r = journal_add_vm(&f->j, f->clones[i].vm->id);
+        return r < 0 ? err_errno(e, r, "noting the clones") : 0;
 }
 
 /* As it is asked for, as the source has it, or the default. */
@@ -186,87 +190,176 @@ static int set_policy(struct daemon *d, const struct fork_params *p, struct clon
         return vm_check_policy(policy, e);
 }
 
-static int run_clones(struct daemon *d, const struct fork_params *p, const struct vm_origin *origin,
-                      struct admission_claim *group, struct clone *clones, struct err *e) {
-        int first = 0;
+static void start_clones(struct forking *f) {
         char who[80];
 
-        for (unsigned i = 0; i < p->count; i++) {
-                clones[i].p = p;
-                clones[i].origin = origin;
-                clones[i].done = CO_WAIT_INIT;
-                (void) snprintf(who, sizeof(who), "'%s'", clones[i].vm->name);
-                admission_share(d->admission, group, &clones[i].vm->claim, who);
+        f->started = true;
+        for (unsigned i = 0; i < f->p->count; i++) {
+                struct clone *c = &f->clones[i];
+
+                c->f = f;
+                c->done = CO_WAIT_INIT;
+                (void) snprintf(who, sizeof(who), "'%s'", c->vm->name);
+                admission_share(f->d->admission, &f->group, &c->vm->claim, who);
         }
-        for (unsigned i = 0; i < p->count; i++) {
-                if (co_start(d->base, clone_run, &clones[i]) < 0) {
-                        (void) err_errno(&clones[i].e, -ENOMEM, "starting a clone");
-                        co_wake(&clones[i].done, -ENOMEM);
+        for (unsigned i = 0; i < f->p->count; i++) {
+                if (co_start(f->d->base, clone_run, &f->clones[i]) < 0) {
+                        (void) err_errno(&f->clones[i].e, -ENOMEM, "starting a clone");
+                        co_wake(&f->clones[i].done, -ENOMEM);
                 }
         }
-        for (unsigned i = 0; i < p->count; i++) {
-                int r = co_wait(&clones[i].done, -1);
+}
+
+static int await_clones(struct forking *f, struct err *e) {
+        int first = 0;
+
+        for (unsigned i = 0; i < f->p->count; i++) {
+                int r = co_wait(&f->clones[i].done, -1);
 
                 if (r < 0 && first == 0) {
                         first = r;
-                        *e = clones[i].e;
-                        if (p->count > 1)
-                                (void) err_prefix(e, "clone '%s' failed, so none was kept", clones[i].vm->name);
+                        *e = f->clones[i].e;
+                        if (f->p->count > 1)
+                                (void) err_prefix(e, "clone '%s' failed, so none was kept", f->clones[i].vm->name);
                 }
         }
-        return first < 0 ? first : all_live(clones, p->count, e);
+        return first < 0 ? first : all_live(f->clones, f->p->count, e);
+}
+
+/* From a snapshot that is there. Nobody removes it meanwhile. */
+static int run_clones(struct forking *f, struct err *e) {
+        struct snap_entry *s;
+        int r = catalog_find(f->d->catalog, f->snapshot, &s, e);
+
+        if (r < 0)
+                return r;
+        origin_published(s, &f->origin);
+        s->users++;
+        start_clones(f);
+        r = await_clones(f, e);
+        s->users--;
+        return r;
+}
+
+/* ---- from a VM that goes on ---- */
+
+static void on_nascent(const struct vm_origin *o, void *arg) {
+        struct forking *f = arg;
+
+        if (origin_copy(o, &f->origin) == 0) /* else they start when the snapshot is there */
+                start_clones(f);
+}
+
+/* Those that live on it had no file for their memory until now. */
+static int settle_clones(struct forking *f, struct err *e) {
+        for (unsigned i = 0; i < f->p->count; i++) {
+                struct vm *vm = f->clones[i].vm;
+                int r;
+
+                if (!vm->session || vm->has_base)
+                        continue;
+                r = origin_link_memory(vm, f->snapshot, VM_BASE_FILE);
+                if (r == 0) {
+                        vm->has_base = true;
+                        r = pager_session_has_image(vm);
+                }
+                if (r < 0)
+                        return err_errno(e, r, "keeping the memory of '%s'", vm->name);
+                r = vm_record_save(vm, e);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+static int fork_source(struct forking *f, struct fork_result *res, struct err *e) {
+        const struct vm_snap_params sp = { .codec = SNAP_CODEC_LZ4, .journal = &f->j, .on_nascent = on_nascent, .arg = f };
+        struct vm_snap_result sr;
+        struct err ignored;
+        int r;
+
+        res->source_paused = f->began = f->source->state == VM_RUNNING;
+        r = vm_op_snapshot(f->source, &sp, true, &sr, e);
+        f->made = r == 0;
+        if (r == 0) {
+                memcpy(f->snapshot, sr.snapshot, sizeof(sr.snapshot));
+                res->source_pause_ms = sr.pause_ms;
+                r = settle_clones(f, e);
+        }
+        vm_op_end(TAKE_PTR(f->source));
+        if (r < 0) {
+                /* Why it failed is told, not what that did to them. */
+                if (f->started)
+                        (void) await_clones(f, &ignored);
+                return r;
+        }
+        return f->started ? await_clones(f, e) : run_clones(f, e);
+}
+
+/* ---- all of it ---- */
+
+static int prepare(struct forking *f, struct err *e) {
+        const struct fork_params *p = f->p;
+        char base[NAME_MAX_LEN + 1];
+        int r;
+
+        /* Taken first: forking a running VM costs it a pause, which a bad name must not. */
+        r = p->on_pager_loss[0] ? vm_check_policy(p->on_pager_loss, e) : 0;
+        if (r == 0)
+                r = reserve(f->d, p, &f->group, e);
+        if (r == 0 && p->name[0])
+                r = reserve_names(f->d, p, "", f->clones, e);
+        if (r == 0)
+                r = find_source(f, base, sizeof(base), e);
+        if (r == 0 && !p->name[0])
+                r = reserve_names(f->d, p, base, f->clones, e);
+        if (r == 0)
+                r = set_policy(f->d, p, f->clones, e);
+        return r == 0 ? name_clones(f, e) : r;
+}
+
+static int run(struct forking *f, struct fork_result *res, struct err *e) {
+        int r = prepare(f, e);
+
+        if (r == 0 && f->source)
+                r = fork_source(f, res, e);
+        else if (r == 0) {
+                f->began = true;
+                r = journal_write(f->d, &f->j, e);
+                if (r == 0)
+                        r = run_clones(f, e);
+        }
+        if (f->source) /* it was only looked at */
+                vm_op_end(f->source);
+        return r;
 }
 
 int fork_run(struct daemon *d, const struct fork_params *p, struct fork_result *ret, struct err *e) {
         cleanup_free struct clone *clones = calloc(p->count, sizeof(*clones));
-        cleanup_journal struct journal_entry j = { 0 };
+        struct forking f = { .d = d, .p = p, .clones = clones };
         uint64_t start = now_ns();
-        char base[NAME_MAX_LEN + 1];
-        struct admission_claim group = { 0 };
-        struct vm_origin origin;
-        struct snap_entry *s;
-        bool made = false, begun;
-        id_str snapshot;
         int r;
 
         if (!clones)
                 return err_errno(e, -ENOMEM, "forking '%s'", p->source);
-        journal_init(&j, JOURNAL_FORK);
-        /* Taken first: forking a running VM costs it a pause, which a bad name must not. */
-        r = p->on_pager_loss[0] ? vm_check_policy(p->on_pager_loss, e) : 0;
+        journal_init(&f.j, JOURNAL_FORK);
+        origin_nascent(NULL, &f.origin);
+        r = run(&f, ret, e);
+        admission_release(d->admission, &f.group);
+        origin_clear(&f.origin);
         if (r == 0)
-                r = reserve(d, p, &group, e);
-        if (r == 0 && p->name[0])
-                r = reserve_names(d, p, "", clones, e);
-        if (r == 0)
-                r = source_snapshot(d, p, &j, snapshot, base, sizeof(base), ret, &made, e);
-        if (r == 0 && !p->name[0])
-                r = reserve_names(d, p, base, clones, e);
-        if (r == 0)
-                r = set_policy(d, p, clones, e);
-        begun = r == 0 || ret->source_paused;
-        if (r == 0)
-                r = announce(d, &j, clones, p->count, e);
-        if (r == 0)
-                r = catalog_find(d->catalog, snapshot, &s, e);
-        if (r == 0) {
-                origin_published(s, &origin);
-                s->users++;
-                r = run_clones(d, p, &origin, &group, clones, e);
-                s->users--;
-        }
-        admission_release(d->admission, &group);
-        if (r == 0)
-                r = journal_end(d, &j, e); /* the commit: they are the caller's */
+                r = journal_end(d, &f.j, e); /* the commit: they are the caller's */
         if (r < 0) {
-                if (begun)
+                if (f.began)
                         times_failed(d, OP_FORK, r);
                 drop_clones(clones, p->count);
-                if (made)
-                        catalog_drop(d->catalog, snapshot);
-                journal_undone(d, &j);
+                if (f.made)
+                        catalog_drop(d->catalog, f.snapshot);
+                journal_undone(d, &f.j);
+                journal_clear(&f.j);
                 return r;
         }
+        journal_clear(&f.j);
         for (unsigned i = 0; i < p->count; i++) {
                 struct vm *vm = clones[i].vm;
 

@@ -27,6 +27,7 @@
 #include "common/mp.h"
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
+#include "forkd/pager/link.h"
 
 static const char *const op_names[] = {
         [JOURNAL_FORK] = "fork",
@@ -334,6 +335,9 @@ void journal_settle(struct daemon *d) {
                 struct journal_entry *j = &d->journal->entries[i];
                 struct err e;
 
+                /* Whose source has ended knows of it nobody but the pager. */
+                for (size_t k = 0; j->op != JOURNAL_RM && j->op != JOURNAL_SNAPSHOT_RM && k < j->snapshots.n; k++)
+                        pager_live_cancel(d->pager, j->snapshots.ids[k]);
                 if (settle_one(d, j) && journal_end(d, j, &e) < 0)
                         log_warning("%s", e.message);
         }

@@ -10,7 +10,6 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/pager/link.h"
-#include "forkd/pool/pool.h"
 #include "forkd/vm/origin.h"
 #include "forkd/vm/recording.h"
 #include "forkd/host/room.h"
@@ -101,13 +100,28 @@ static int come_alive(struct vm *vm, struct stages *stages, struct err *e) {
         return r < 0 ? r : vm_set_state(vm, VM_RUNNING, e);
 }
 
+/* A nascent one may have been published while we waited; then it is as any other, and there is no nascent one any more. */
+static int load_origin(struct vm *vm, const struct vm_origin *o, struct stages *stages, struct err *e) {
+        struct snap_entry *s = o->entry ? NULL : catalog_by_id(vm->d->catalog, o->m->id);
+        struct vm_origin published;
+        int r;
+
+        if (!s)
+                return load(vm, o, stages, e);
+        origin_published(s, &published);
+        s->users++;
+        r = load(vm, &published, stages, e);
+        s->users--;
+        return r;
+}
+
 static int restore(struct vm *vm, const struct vm_origin *o, bool paused, struct vm_clone_result *ret, struct err *e) {
         uint64_t start = now_ns(), loaded;
         struct stages stages;
         int r;
 
         stages_begin(&stages);
-        r = load(vm, o, &stages, e);
+        r = load_origin(vm, o, &stages, e);
         if (r == 0)
                 r = vm_link_open(vm, e);
         stage_done(&stages, "link");
@@ -116,10 +130,7 @@ static int restore(struct vm *vm, const struct vm_origin *o, bool paused, struct
         loaded = now_ns();
         ret->load_ms = (double) (loaded - start) / 1e6;
         vm->needs_wake = true;
-        if (vm->pool[0])
-                r = pool_member_warm_up(vm, e);
-        else
-                r = paused ? vm_set_state(vm, VM_PAUSED, e) : come_alive(vm, &stages, e);
+        r = paused ? vm_set_state(vm, VM_PAUSED, e) : come_alive(vm, &stages, e);
         ret->ack_ms = paused ? 0 : ms_since(loaded);
         ret->total_ms = ms_since(start);
         stage_done(&stages, "record");
@@ -162,15 +173,14 @@ int vm_restore_from(struct vm *vm, const struct vm_origin *o, bool paused, bool 
         catalog_vm_stands_by(vm, o->m);
         r = vm_record_save(vm, e);
         if (r == 0)
-                r = vm->pool[0] ? turns_take_spare(vm->d->turns, HEAVY_START, e) : turns_take(vm->d->turns, HEAVY_START, e);
+                r = turns_take(vm->d->turns, HEAVY_START, e);
         if (r == 0) {
                 r = restore(vm, o, paused, ret, e);
                 turns_give(vm->d->turns, HEAVY_START);
         }
         if (r == 0) {
                 room_hold(vm);
-                if (!vm->pool[0]) /* nobody has waited for it */
-                        times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
+                times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
                 return 0;
         }
         if (before != VM_CREATING) /* a fork counts its own */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Taking a snapshot: `standby`, `snapshot create`, and the first half of forking a running VM.
+/* Taking a snapshot: `standby`, and where the guest cannot run on meanwhile (op_live.c) `snapshot create` and the first half of
+ * forking a running VM.
  *
  *      prepare     worker: temporary directory, reflink of the image below the VM       guest runs
  *      pause       VMM: vCPUs stopped, disks drained
@@ -22,38 +23,15 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/host/admission.h"
-#include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/vm/journal.h"
 #include "forkd/pager/link.h"
-#include "forkd/vm/recording.h"
-#include "forkd/vm/stages.h"
+#include "forkd/vm/taking.h"
 #include "forkd/host/turns.h"
-#include "forkd/vm/vm.h"
-#include "forkd/worker/worker.h"
 #include "setup/assets.h"
 
-#define COPY_TIMEOUT_MS 600000
-#define MAX_REGIONS 16
 /* Refuse to begin when not even the device state and an index would fit. */
 #define MIN_FREE_BYTES (4u << 20)
-
-struct taking {
-        struct vm *vm;
-        const struct vm_snap_params *p;
-        struct vm_snap_result *result;
-        struct worker *worker;
-        struct snap_manifest *m;
-        struct tag_claim claim;
-        struct admission_claim claim_disk;
-        int base_fd, vmstate_fd;
-        struct vmm_region regions[MAX_REGIONS]; /* of guest RAM in the VMM; found before the pause */
-        size_t n_regions;
-        struct recorded recorded; /* of the restore that the guest came from */
-        bool paused_by_us;
-        uint64_t t0, t_pause;
-        struct stages stages;
-};
 
 static int fill_manifest(struct taking *t, struct err *e) {
         struct vm *vm = t->vm;
@@ -150,7 +128,9 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         int r, worker_r;
 
         mp_buf_init(&b);
-        r = fill_manifest(t, e);
+        r = vm_unprotect(t->vm, e);
+        if (r == 0)
+                r = fill_manifest(t, e);
         if (r == 0)
                 r = reserve(t, MIN_FREE_BYTES, e);
         if (r == 0)
@@ -190,7 +170,7 @@ static int prepare(struct taking *t, bool keep_running, struct err *e) {
         return r < 0 ? r : reserve(t, MIN_FREE_BYTES + stored_estimate(t, dirty), e);
 }
 
-static int put_copy_params(struct taking *t, struct mp_buf *b, struct err *e) {
+int taking_put_source(struct taking *t, struct mp_buf *b, struct err *e) {
         cleanup_mp_buf struct mp_buf removed = { 0 };
         struct vm *vm = t->vm;
         uint64_t n_removed = 0;
@@ -232,7 +212,7 @@ static int copy_memory(struct taking *t, struct err *e) {
         int r;
 
         mp_buf_init(&b);
-        r = put_copy_params(t, &b, e);
+        r = taking_put_source(t, &b, e);
         if (r == 0)
                 r = rpc_call_co(worker_conn(t->worker), "snap.copy", &b, NULL, 0, COPY_TIMEOUT_MS, &a, e);
         if (r < 0)
@@ -246,7 +226,7 @@ static int copy_memory(struct taking *t, struct err *e) {
 static void copy_memory_main(void *arg) {
         struct memory_copy *c = arg;
 
-        co_wake(&c->done, copy_memory(c->t, &c->e));
+        co_wake(&c->done, c->t->live ? op_live_protect(c->t, &c->e) : copy_memory(c->t, &c->e));
 }
 
 /* Memory in the worker and device state in the VMM, at the same time. */
@@ -318,10 +298,34 @@ static int resume_vm(struct taking *t, struct err *e) {
         return t->vm->ops->resume(t->vm->vmm, e);
 }
 
+static int finish(struct taking *t, struct snap_entry **ret, struct err *e) {
+        struct snap_entry *s;
+        int r = 0;
+
+        if (t->live)
+                r = op_live_tell(t, e);
+        if (t->live && r == 0)
+                r = op_live_copy(t, e);
+        if (r == 0)
+                r = publish(t, &s, e);
+        stage_done(&t->stages, "publish");
+        if (r < 0)
+                return r;
+        if (t->live)
+                r = op_live_settle(t, s, e);
+        if (r < 0)
+                catalog_drop(t->vm->d->catalog, t->m->id);
+        else
+                *ret = s;
+        return r;
+}
+
 static int take(struct taking *t, bool keep_running, struct snap_entry **ret, struct err *e) {
         int r;
 
         r = prepare(t, keep_running, e);
+        if (r == 0 && keep_running)
+                r = op_live_prepare(t, e);
         if (r < 0)
                 return r;
         recording_fetch(t->vm, &t->recorded);
@@ -330,14 +334,12 @@ static int take(struct taking *t, bool keep_running, struct snap_entry **ret, st
         stage_done(&t->stages, "pause");
         if (r == 0)
                 r = copy(t, e);
+        stage_done(&t->stages, "copy");
         if (r == 0 && keep_running)
                 r = resume_vm(t, e);
         t->result->pause_ms = ms_since(t->t_pause);
-        stage_done(&t->stages, "copy");
-        if (r == 0)
-                r = publish(t, ret, e);
-        stage_done(&t->stages, "publish");
-        return r;
+        stage_done(&t->stages, "resume");
+        return r < 0 ? r : finish(t, ret, e);
 }
 
 /* After a failure: the guest runs on and nothing half-written stays. */
@@ -347,6 +349,7 @@ static void undo(struct taking *t) {
 
         if (vm->vmm && !vm->vmm_exited && resume_vm(t, &e) < 0)
                 log_error("%s does not go on after a failed snapshot: %s", vm->name, e.message);
+        op_live_undo(t);
         if (t->worker) {
                 worker_put(TAKE_PTR(t->worker), true);
                 /* A worker that died between the publishing and its answer has left a snapshot that nobody asked for:

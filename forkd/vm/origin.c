@@ -14,10 +14,45 @@
 
 #define DISK_COPY_TIMEOUT_MS 600000
 
-void origin_published(struct snap_entry *s, struct vm_origin *ret) {
-        *ret = (struct vm_origin){ .m = &s->m, .entry = s, .vmstate_fd = -1 };
+void origin_nascent(const struct snap_manifest *m, struct vm_origin *ret) {
+        *ret = (struct vm_origin){ .m = m, .vmstate_fd = -1 };
         for (unsigned i = 0; i < VMM_MAX_DISKS; i++)
                 ret->disk_fd[i] = -1;
+}
+
+void origin_published(struct snap_entry *s, struct vm_origin *ret) {
+        origin_nascent(&s->m, ret);
+        ret->entry = s;
+}
+
+static int dup_fd(int fd, int *ret) {
+        *ret = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        return fd >= 0 && *ret < 0 ? -errno : 0;
+}
+
+int origin_copy(const struct vm_origin *o, struct vm_origin *ret) {
+        int r;
+
+        origin_nascent(NULL, ret);
+        ret->m = ret->own = malloc(sizeof(*ret->own));
+        if (!ret->own)
+                return -ENOMEM;
+        *ret->own = *o->m;
+        ret->entry = o->entry;
+        r = dup_fd(o->vmstate_fd, &ret->vmstate_fd);
+        for (unsigned i = 0; r == 0 && i < VMM_MAX_DISKS; i++)
+                r = dup_fd(o->disk_fd[i], &ret->disk_fd[i]);
+        if (r < 0)
+                origin_clear(ret);
+        return r;
+}
+
+void origin_clear(struct vm_origin *o) {
+        o->vmstate_fd = close_fd(o->vmstate_fd);
+        for (unsigned i = 0; i < VMM_MAX_DISKS; i++)
+                o->disk_fd[i] = close_fd(o->disk_fd[i]);
+        free(TAKE_PTR(o->own));
+        o->m = NULL;
 }
 
 /* ---- disks ---- */

@@ -12,9 +12,16 @@ struct vm_origin {
         struct snap_entry *entry;   /* NULL: it is nascent, and then: */
         int vmstate_fd;             /* its device state, as the VMM wrote it */
         int disk_fd[VMM_MAX_DISKS]; /* nobody writes to them */
+        struct snap_manifest *own;  /* @m, of a copy */
 };
 
 void origin_published(struct snap_entry *s, struct vm_origin *ret);
+/** Of a nascent one: without descriptors yet. */
+void origin_nascent(const struct snap_manifest *m, struct vm_origin *ret);
+/** With a manifest and descriptors of its own, to be cleared. -errno: *ret is as good as cleared. */
+int origin_copy(const struct vm_origin *o, struct vm_origin *ret) attr_warn_unused;
+/** Closes the descriptors and frees the copy. */
+void origin_clear(struct vm_origin *o);
 
 /** The VM's own files: reflinks of the disks, and of a published one a second name for the memory image (vm->has_base), so
  *  that the snapshot may be removed while the VM lives on it. */
