@@ -179,14 +179,20 @@ static int print_names(const json_t *list, const char *key) {
 }
 
 int cmd_ps(struct ctl *c, const struct args *a) {
-        static const char *const head[] = { "NAME",     "STATE", "VMM",     ">MEMORY", ">PID",
-                                            "SNAPSHOT", ">GEN",  "ADDRESS", "ID",      "REASON" };
+        static const char *const head[] = { "NAME", "STATE",   "VMM", ">MEMORY", ">PID", "SNAPSHOT",
+                                            ">GEN", "ADDRESS", "ID",  "REASON",  "POOL" };
         cleanup_json json_t *result = NULL;
         cleanup_table struct table t = { 0 };
+        cleanup_req struct req q;
+        bool all = arg_given(a, "all");
         json_t *vm, *vms;
         size_t i;
-        int r = ctl_call(c, "vm.list", NULL, &result);
+        int r;
 
+        req_init(&q);
+        if (all)
+                req_bool(&q, "all", true);
+        r = ctl_call(c, "vm.list", &q, &result);
         if (r < 0)
                 return r;
         vms = json_list(result, "vms");
@@ -194,9 +200,12 @@ int cmd_ps(struct ctl *c, const struct args *a) {
                 return ctl_print_list(c, vms);
         if (arg_given(a, "quiet"))
                 return print_names(vms, "name");
-        table_init(&t, head, ARRAY_LEN(head));
-        json_array_foreach (vms, i, vm)
+        table_init(&t, head, ARRAY_LEN(head) - !all);
+        json_array_foreach (vms, i, vm) {
                 vm_row(&t, vm);
+                if (all)
+                        table_cell(&t, "%s", json_str(vm, "pool", ""));
+        }
         r = table_print(&t, stdout);
         return r < 0 ? err_errno(&c->e, r, "writing the output") : 0;
 }

@@ -11,7 +11,7 @@
 #include "common/cleanup.h"
 #include "forkctl/ctl.h"
 
-#define COMMAND_MAX_OPTIONS 16 /* of one command */
+#define COMMAND_MAX_OPTIONS 24 /* of one command, the global ones counted */
 #define COMMAND_MAX_GIVEN 512  /* options on one command line, repeated ones counted */
 
 /** What stands in for a word, for completion. */
@@ -24,6 +24,7 @@ enum complete {
         COMPLETE_DIR,
         COMPLETE_COPY,    /* NAME:PATH or a file */
         COMPLETE_COMMAND, /* a name of this table */
+        COMPLETE_POOL,
         COMPLETE_SHELL,
 };
 

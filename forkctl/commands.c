@@ -15,6 +15,10 @@
 #define OPT_ON_PAGER_LOSS { .name = "on-pager-loss", .arg = "POLICY", .choices = "kill|recover", \
           .help = "when the pager dies: kill the guest, or recover it with another pager (kill)" }
 #define OPT_FORCE { .name = "force", .help = "also when the VMM's version is not the snapshot's" }
+#define OPT_POOL_LIMITS \
+        { .name = "min", .arg = "N", .help = "the least it has, when nobody takes from it (--size, or 0 with --idle-timeout)" }, \
+        { .name = "max", .arg = "N", .help = "the most it has, when many are taken (--size)" }, \
+        { .name = "idle-timeout", .arg = "SECONDS", .help = "it shrinks to --min when nobody has taken from it for so long (0: never)" }
 #define OPT_QUIET { .name = "quiet", .letter = 'q', .help = "names only, one a line" }
 
 const struct command command_table[] = {
@@ -44,7 +48,7 @@ const struct command command_table[] = {
                   OPT_ON_PAGER_LOSS,
                   { .name = "setup", .help = "do what 'forkctl setup' does first" }),
           1, 1, { 0 }, .run = cmd_run },
-        { "ps", "", "list the VMs", OPTIONS(OPT_QUIET), 0, 0, { 0 }, .run = cmd_ps },
+        { "ps", "", "list the VMs", OPTIONS(OPT_QUIET, { .name = "all", .letter = 'a', .help = "also the clones that wait in pools" }), 0, 0, { 0 }, .run = cmd_ps },
         { "inspect", "NAME", "all about one VM", NULL, 1, 1, { COMPLETE_VM }, .run = cmd_inspect },
         { "exec", "NAME [--] COMMAND [ARG…]", "run a command in a guest; its exit code is passed on",
           OPTIONS({ .name = "interactive", .letter = 'i', .help = "pass stdin to the command" },
@@ -78,13 +82,28 @@ const struct command command_table[] = {
         { "snapshot create", "NAME", "snapshot a VM that runs on",
           OPTIONS(OPT_TAG, OPT_COMPRESSION, OPT_NO_SYNC), 1, 1, { COMPLETE_VM }, .run = cmd_snapshot_create },
         { "snapshot rm", "SNAPSHOT…", "remove snapshots; others never depend on them",
-          OPTIONS({ .name = "force", .help = "also those that VMs stand by in" }),
+          OPTIONS({ .name = "force", .help = "also those that VMs stand by in, or that pools are made from" }),
           1, -1, { COMPLETE_SNAPSHOT, COMPLETE_SNAPSHOT }, .run = cmd_snapshot_rm },
         { "snapshot verify", "SNAPSHOT", "check every stored byte", NULL, 1, 1, { COMPLETE_SNAPSHOT }, .run = cmd_snapshot_verify },
         { "snapshot memory", "SNAPSHOT -o FILE", "write the guest's memory as a raw sparse file",
           OPTIONS({ .name = "output", .letter = 'o', .arg = "FILE", .complete = COMPLETE_FILE, .help = "a file that does not exist yet" }),
           1, 1, { COMPLETE_SNAPSHOT }, .run = cmd_snapshot_memory },
         { "snapshot tree", "", "draw which snapshot and VM came from which", NULL, 0, 0, { 0 }, .run = cmd_snapshot_tree },
+
+        { "pool create", "NAME --from SNAPSHOT --size N", "keep clones of a snapshot warm, to be taken at once",
+          OPTIONS({ .name = "from", .letter = 'f', .arg = "SNAPSHOT", .complete = COMPLETE_SNAPSHOT, .help = "what they are clones of" },
+                  { .name = "size", .letter = 'n', .arg = "N", .help = "how many (1 to 1000)" }, OPT_POOL_LIMITS, OPT_ON_PAGER_LOSS,
+                  { .name = "no-wait", .help = "do not wait until they are warm" }),
+          1, 1, { 0 }, .run = cmd_pool_create },
+        { "pool set", "NAME", "change a pool; another snapshot is changed to clone by clone",
+          OPTIONS({ .name = "from", .letter = 'f', .arg = "SNAPSHOT", .complete = COMPLETE_SNAPSHOT, .help = "what its clones are to be clones of" },
+                  { .name = "size", .letter = 'n', .arg = "N", .help = "how many" }, OPT_POOL_LIMITS,
+                  { .name = "wait", .help = "until it is as it shall be" }),
+          1, 1, { COMPLETE_POOL }, .run = cmd_pool_set },
+        { "pool take", "POOL [NAME]", "take a warm clone out of a pool: it runs as NAME; from an empty pool a clone is made",
+          NULL, 1, 2, { COMPLETE_POOL }, .run = cmd_pool_take },
+        { "pool ls", "", "list the pools", OPTIONS(OPT_QUIET), 0, 0, { 0 }, .run = cmd_pool_ls },
+        { "pool rm", "NAME", "remove a pool and the clones that wait in it; those that were taken stay", NULL, 1, 1, { COMPLETE_POOL }, .run = cmd_pool_rm },
 
         { "pager status", "", "sessions, images and counters of the pager", NULL, 0, 0, { 0 }, .run = cmd_pager_status },
         { "pager upgrade", "", "hand every session to a new pager; guests run on", NULL, 0, 0, { 0 }, .run = cmd_pager_upgrade },
@@ -100,10 +119,27 @@ const struct command command_table[] = {
           0, 0, { 0 }, .run = cmd_top },
         { "events", "[NAME]", "follow what happens to VMs, their vCPUs and the pager; of one VM",
           OPTIONS({ .name = "all", .letter = 'a', .help = "begin with the oldest that forkd remembers" },
-                  { .name = "kind", .letter = 'k', .arg = "KIND", .suggest = "vm|vcpu|pager|probes|vcpu.spinning|vcpu.stuck", .repeat = true,
+                  { .name = "kind", .letter = 'k', .arg = "KIND", .suggest = "vm|vcpu|pager|pool|probes|vcpu.spinning|vcpu.stuck", .repeat = true,
                     .help = "only such: vm.state, or vcpu for all vcpu.…; repeat it for more" },
                   { .name = "follow", .letter = 'f', .help = "go on as they happen (the default)" },
                   { .name = "no-follow", .help = "end when all are told" }), 0, 1, { COMPLETE_VM }, .run = cmd_events },
+        { "chain", "[B.json]", "a benchmark: a chain of snapshots or of live forks, each clone verified, each step timed",
+          OPTIONS({ .name = "depth", .arg = "D", .help = "so many links, one after the other (8)" },
+                  { .name = "fanout", .arg = "F", .help = "forks of each (4)" },
+                  { .name = "dirty", .arg = "SIZE", .help = "what the guest writes before each standby or live fork (1M)" },
+                  { .name = "mem", .letter = 'm', .arg = "SIZE", .help = "memory of the guest that is booted (256M)" },
+                  { .name = "accel", .arg = "ACCEL", .choices = "auto|kvm|tcg", .help = "of the guest that is booted" },
+                  { .name = "from", .arg = "SOURCE", .complete = COMPLETE_SOURCE, .help = "fork this VM or snapshot instead of booting one" },
+                  { .name = "live", .help = "all guests stay alive, and are forked while they run" },
+                  { .name = "no-sync", .help = "standbys do not wait for the disk" },
+                  { .name = "rounds", .arg = "N", .help = "measure each link so many times (1)" },
+                  { .name = "warmup", .arg = "N", .help = "so many links before, that do not count (1)" },
+                  { .name = "seed", .arg = "N", .help = "of what guests write (1)" },
+                  { .name = "html", .arg = "FILE", .complete = COMPLETE_FILE, .help = "also write a page with plots, which needs nothing else" },
+                  { .name = "fail-over", .arg = "LIMITS", .help = "exit 1 when a figure is over its limit: 'fork_p99_ms=80,slope=1.1'" },
+                  { .name = "compare", .arg = "A.json", .complete = COMPLETE_FILE, .help = "run nothing: tell how result B.json differs from A.json" },
+                  { .name = "keep", .help = "do not remove the VMs and snapshots at the end" }),
+          0, 1, { COMPLETE_FILE }, .run = cmd_chain },
         { "ping", "[NAME]", "ask a guest's agent, or forkd, for a sign of life", NULL, 0, 1, { COMPLETE_VM }, .run = cmd_ping },
         { "shutdown", "", "end forkd; VMs run on and are taken back when it starts again",
           OPTIONS({ .name = "all", .letter = 'a', .help = "stop every VM first" }), 0, 0, { 0 }, .run = cmd_shutdown },

@@ -38,6 +38,13 @@ int cmd_resume(struct ctl *c, const struct args *a);
 int cmd_stop(struct ctl *c, const struct args *a);
 int cmd_rm(struct ctl *c, const struct args *a);
 
+/* cmd_pool.c */
+int cmd_pool_create(struct ctl *c, const struct args *a);
+int cmd_pool_set(struct ctl *c, const struct args *a);
+int cmd_pool_take(struct ctl *c, const struct args *a);
+int cmd_pool_ls(struct ctl *c, const struct args *a);
+int cmd_pool_rm(struct ctl *c, const struct args *a);
+
 /* cmd_exec.c, cmd_cp.c, cmd_logs.c */
 int cmd_exec(struct ctl *c, const struct args *a);
 int cmd_cp(struct ctl *c, const struct args *a);
@@ -58,6 +65,9 @@ struct req;
 int standby_params(struct ctl *c, const struct args *a, struct req *q) attr_warn_unused;
 int standby_report(struct ctl *c, const struct args *a, const char *what, const char *method,
                    const struct req *q) attr_warn_unused;
+
+/* chain/cmd_chain.c */
+int cmd_chain(struct ctl *c, const struct args *a);
 
 /* completion.c, help.c */
 int cmd_completion(struct ctl *c, const struct args *a);

@@ -28,6 +28,8 @@ static const char *kind_name(enum complete kind) {
                 return "copy";
         case COMPLETE_COMMAND:
                 return "command";
+        case COMPLETE_POOL:
+                return "pool";
         case COMPLETE_SHELL:
                 return "shell";
         case COMPLETE_NONE:
@@ -136,6 +138,7 @@ static const char *const fixed_part =
         "    words) __forkctl_match < <(printf '%s\\n' ${words}) ;;\n"
         "    vm) __forkctl_match < <(__forkctl_ask ps) ;;\n"
         "    snapshot) __forkctl_match < <(__forkctl_ask snapshot ls) ;;\n"
+        "    pool) __forkctl_match < <(__forkctl_ask pool ls) ;;\n"
         "    source) __forkctl_match < <(__forkctl_ask ps; __forkctl_ask snapshot ls) ;;\n"
         "    file) compopt -o filenames 2>/dev/null; __forkctl_match < <(compgen -f -- \"$cur\") ;;\n"
         "    dir) compopt -o filenames 2>/dev/null; __forkctl_match < <(compgen -d -- \"$cur\") ;;\n"

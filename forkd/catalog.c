@@ -8,6 +8,7 @@
 #include "common/co.h"
 #include "common/log.h"
 #include "forkd/daemon.h"
+#include "forkd/pool/pool.h"
 #include "forkd/worker/worker.h"
 
 #define SYNC_TIMEOUT_MS 600000
@@ -162,6 +163,7 @@ static struct vm *standing_by(struct catalog *c, const struct snap_entry *s) {
 
 int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct err *e) {
         struct vm *vm = standing_by(c, s);
+        const char *pool = pools_user_of(c->d, s->m.id);
         int r;
 
         if (s->users > 0) {
@@ -172,6 +174,14 @@ int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct e
                 (void) err_set(e, ERR_BUSY, -EBUSY, "snapshot %s is what VM '%s' on standby comes back from", s->m.id, vm->name);
                 return err_hint(e, "remove the VM first (forkctl rm %s), or remove both with --force", vm->name);
         }
+        if (pool && !force) {
+                (void) err_set(e, ERR_BUSY, -EBUSY, "snapshot %s is what the pool '%s' makes its clones from", s->m.id, pool);
+                return err_hint(e,
+                                "give the pool another one (forkctl pool set %s --from …) or remove it; with --force it has only "
+                                "the "
+                                "clones that are there",
+                                pool);
+        }
         r = snap_store_remove(c->d->store, s->m.id);
         if (r < 0 && r != -ENOENT)
                 return err_errno(e, r, "removing snapshot %s", s->m.id);
@@ -180,6 +190,8 @@ int catalog_remove(struct catalog *c, struct snap_entry *s, bool force, struct e
                 vm_fail(vm, "its snapshot %s was removed", s->m.id);
         TAILQ_REMOVE(&c->list, s, entry);
         free(s);
+        if (pool)
+                pools_kick(c->d);
         return 0;
 }
 

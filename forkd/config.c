@@ -33,6 +33,8 @@ void config_defaults(struct config *c) {
                 .probes = CONFIG_PROBES_AUTO,
                 .window_ms = 5000,
                 .keep_ended_seconds = 300,
+                .pool_check_seconds = 30,
+                .pool_memory_reserve = 256u << 20,
                 .jail = true,
                 .memory_overcommit = 1,
                 .disk_reserve = 64u << 20,
@@ -60,6 +62,7 @@ static const struct setting {
         { "pager", "heartbeat_ms", offsetof(struct config, heartbeat_ms), 200, 60000 },
         { "pager", "recover_ms", offsetof(struct config, recover_ms), 200, 60000 },
         { "pager", "record_seconds", offsetof(struct config, record_seconds), 0, 3600 },
+        { "pool", "check_seconds", offsetof(struct config, pool_check_seconds), 0, 86400 },
         { "monitor", "window_ms", offsetof(struct config, window_ms), 500, 600000 },
         { "monitor", "keep_ended_seconds", offsetof(struct config, keep_ended_seconds), 0, 86400 },
         { "metrics", "max_vms", offsetof(struct config, metrics_max_vms), 1, 100000 },
@@ -218,11 +221,11 @@ static int set_listen(struct load *l, const char *value) {
         return 1;
 }
 
-/** [limits] memory, disk_reserve: any size. */
-static int set_size(struct load *l, const char *name, const char *value, uint64_t *ret) {
+/** [limits] memory, disk_reserve, [pool] memory_reserve: any size. */
+static int set_size(struct load *l, const char *section, const char *name, const char *value, uint64_t *ret) {
         if (size_parse(value, ret) == 0)
                 return 1;
-        set_problem(l, "[limits] %s is a size, such as 512M, or 0", name);
+        set_problem(l, "[%s] %s is a size, such as 512M, or 0", section, name);
         return 0;
 }
 
@@ -262,9 +265,11 @@ static int on_setting(void *arg, const char *section, const char *name, const ch
         if (strcmp(section, "metrics") == 0 && strcmp(name, "listen") == 0)
                 return set_listen(l, value);
         if (strcmp(section, "limits") == 0 && strcmp(name, "memory") == 0)
-                return set_size(l, name, value, &l->c->limit_memory);
+                return set_size(l, section, name, value, &l->c->limit_memory);
         if (strcmp(section, "limits") == 0 && strcmp(name, "disk_reserve") == 0)
-                return set_size(l, name, value, &l->c->disk_reserve);
+                return set_size(l, section, name, value, &l->c->disk_reserve);
+        if (strcmp(section, "pool") == 0 && strcmp(name, "memory_reserve") == 0)
+                return set_size(l, section, name, value, &l->c->pool_memory_reserve);
         if (strcmp(section, "limits") == 0 && strcmp(name, "memory_overcommit") == 0)
                 return set_factor(l, value);
         for (size_t i = 0; i < ARRAY_LEN(settings); i++)

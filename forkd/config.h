@@ -39,6 +39,8 @@ struct config {
         int probes;                   /* [monitor] probes: an enum probes_method, or one of the next two */
         unsigned window_ms;           /* [monitor] window_ms: a vCPU is judged by what it did for so long */
         unsigned keep_ended_seconds;  /* [monitor] keep_ended_seconds: the numbers of a VM that is no more */
+        unsigned pool_check_seconds;  /* [pool] check_seconds: a clone that waits is looked at so often; 0: not at all */
+        uint64_t pool_memory_reserve; /* [pool] memory_reserve: available memory that pools do not use, and give back */
         bool jail;                    /* [security] jail: VMMs and the pager are users of their own and see almost nothing */
         unsigned uid_base;            /* [security] uid_base: the first of these users; 0: see forkd/host/jail.h */
         char metrics_listen[128];     /* [metrics] listen: see forkd/monitor/http_address.h */

@@ -32,6 +32,7 @@
 #include "forkd/monitor/page.h"
 #include "forkd/monitor/monitor.h"
 #include "forkd/pager/link.h"
+#include "forkd/pool/pool.h"
 #include "forkd/vmm/vmm_jail.h"
 #include "forkd/host/room.h"
 #include "forkd/worker/worker.h"
@@ -212,12 +213,15 @@ static int start(struct daemon *d, struct err *e) {
         if (r == 0)
                 r = vm_records_load(d, e);
         if (r == 0)
+                r = pools_load(d, e);
+        if (r == 0)
                 r = journal_load(d, e);
         if (r < 0)
                 return r;
         if (pager_find(d->pager, e) < 0)
                 log_error("%s", e->message);
         vms_adopt(d);
+        pools_start(d);
         return api_new(d, &d->api, e);
 }
 
@@ -323,6 +327,8 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         if (r == 0)
                 r = events_new(&d->events);
         if (r == 0)
+                r = pools_new(d, &d->pools);
+        if (r == 0)
                 r = pager_new(d, &d->pager);
         if (r == 0)
                 r = monitor_new(d, &d->monitor);
@@ -343,6 +349,8 @@ static void daemon_clear(struct daemon *d) {
         metrics_free(d->metrics);
         api_free(d->api);
         monitor_free(TAKE_PTR(d->monitor));
+        pools_free(d->pools);
+        d->pools = NULL; /* what becomes of members is nobody's business any more */
         vm_release_all(d);
         journal_free(d);
         pager_free(d->pager);

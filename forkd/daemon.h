@@ -5,6 +5,7 @@
  *      <state>/lock               held while a forkd runs here
  *      <state>/store/             the reflink store: snapshots/, tmp/, vms/<id>/{disk-<n>.img, base.img}
  *      <state>/vms/<id>/          record, console.log, vmm.log
+ *      <state>/pools/<name>       a pool's record
  *      <state>/journal/<id>       one for each operation on several things that is under way
  *      <run>/forkd.sock, pager.sock, pager.pid, forkd.lock, vms/<id>/ (the VMM's sockets)
  */
@@ -40,6 +41,7 @@ struct metrics;
 struct page;
 struct monitor;
 struct pager;
+struct pools;
 struct shutdown_wait;
 struct turns;
 struct worker_pool;
@@ -71,6 +73,8 @@ struct daemon {
         struct identities *identities; /* what only one can have, and who has it */
         struct vmm_jail *vmm_jail;     /* NULL until the first VMM is started (jail.h) */
         uint32_t next_uid;             /* where the search for a VMM's user begins */
+
+        struct pools *pools; /* clones that wait to be taken */
 
         struct pager *pager;
         struct times times;      /* of operations */

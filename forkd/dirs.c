@@ -151,7 +151,7 @@ static int lock_dirs(struct daemon *d, struct err *e) {
 }
 
 int dirs_open(struct daemon *d, const struct daemon_options *opt, struct err *e) {
-        static const char *const subs[] = { "vms", "journal" };
+        static const char *const subs[] = { "vms", "journal", "pools" };
         int r;
 
         r = name_dirs(d, opt, e);

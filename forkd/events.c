@@ -21,9 +21,10 @@ struct entry {
 };
 
 /* Counted from the beginning, so that a first one is seen as an increase; others that come to be are counted, too. */
-static const char *const known_kinds[] = { "vm.state",       "vm.recovered",  "pager.started", "pager.lost", "pager.hangs",
-                                           "pager.upgraded", "vcpu.spinning", "vcpu.stuck",    "vcpu.ok",    "vm.woken",
-                                           "probes.ready",   "probes.absent", "probes.full" };
+static const char *const known_kinds[] = { "vm.state",       "vm.recovered",  "pager.started", "pager.lost",   "pager.hangs",
+                                           "pager.upgraded", "vcpu.spinning", "vcpu.stuck",    "vcpu.ok",      "vm.woken",
+                                           "probes.ready",   "probes.absent", "probes.full",   "pool.created", "pool.changed",
+                                           "pool.removed",   "pool.taken",    "pool.replaced", "pool.short",   "pool.shrunk" };
 
 struct waiter {
         TAILQ_ENTRY(waiter) entry;

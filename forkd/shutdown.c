@@ -16,6 +16,7 @@
 #include "forkd/monitor/metrics.h"
 #include "forkd/monitor/page.h"
 #include "forkd/pager/link.h"
+#include "forkd/pool/pool.h"
 #include "forkd/api/streams.h"
 #include "forkd/host/turns.h"
 #include "forkd/worker/worker.h"
@@ -64,16 +65,17 @@ static void drain(struct daemon *d, int timeout_ms) {
 
 struct stopper {
         struct vm *vm;
+        bool member; /* of a pool: it goes, and the next forkd makes another one */
         struct co_wait done;
 };
 
 static void stop_one(void *arg) {
         struct stopper *s = arg;
         struct err e;
-        int r = vm_op_stop(s->vm, &e);
+        int r = s->member ? vm_op_rm(s->vm, &e) : vm_op_stop(s->vm, &e);
 
         if (r < 0)
-                log_error("stopping %s: %s", s->vm->name, e.message);
+                log_error("stopping: %s", e.message);
         co_wake(&s->done, r);
 }
 
@@ -99,13 +101,17 @@ static void stop_vms(struct daemon *d) {
         TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->vmm && !vm->busy) {
                         vm->busy = "shutdown";
-                        all[n++] = (struct stopper){ .vm = vm, .done = CO_WAIT_INIT };
+                        all[n++] = (struct stopper){ .vm = vm, .member = vm->pool[0], .done = CO_WAIT_INIT };
                 }
         for (unsigned i = 0; i < n; i++)
                 if (co_start(d->base, stop_one, &all[i]) < 0)
                         stop_one(&all[i]);
         for (unsigned i = 0; i < n; i++) {
-                if (co_wait(&all[i].done, -1) == 0)
+                int r = co_wait(&all[i].done, -1);
+
+                if (all[i].member)
+                        continue;
+                if (r == 0)
                         tell_stopped(d, all[i].vm->name);
                 vm_op_end(all[i].vm);
         }
@@ -126,6 +132,7 @@ void daemon_end(struct daemon *d) {
 
         api_close_door(d->api);
         turns_stop(d->turns); /* what has not begun does not begin */
+        pools_stop(d);
         drain(d, DRAIN_TIMEOUT_MS);
         pager_settle(d->pager, DRAIN_TIMEOUT_MS);
         if (d->stop_all)

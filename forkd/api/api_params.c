@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "forkd/api/request.h"
+#include "forkd/pool/pool.h"
 
 static int bad_param(const char *key, int r, struct err *e) {
         if (r == -ENOENT)
@@ -63,9 +64,20 @@ int rq_opt_array(struct request *rq, const char *key, const msgpack_object **ret
         return 0;
 }
 
-int rq_vm(struct request *rq, struct vm **ret, struct err *e) {
+int rq_any_vm(struct request *rq, struct vm **ret, struct err *e) {
         char name[256];
         int r = rq_str(rq, "name", name, sizeof(name), e);
 
         return r < 0 ? r : vm_find(rq->d, name, ret, e);
+}
+
+int rq_vm(struct request *rq, struct vm **ret, struct err *e) {
+        struct vm *vm;
+        int r = rq_any_vm(rq, &vm, e);
+
+        if (r == 0)
+                r = pool_check_free(vm, e);
+        if (r == 0)
+                *ret = vm;
+        return r;
 }

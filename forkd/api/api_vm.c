@@ -9,6 +9,7 @@
 #include "forkd/catalog.h"
 #include "forkd/vm/fork.h"
 #include "forkd/vm/journal.h"
+#include "forkd/pool/pool.h"
 #include "forkd/api/request.h"
 #include "snapstore/image.h"
 
@@ -20,7 +21,7 @@ static void put_vm(struct mp_buf *b, const struct vm *vm) {
         char dir[PATH_MAX] = "";
 
         best_effort(vm_state_path(vm, NULL, dir, sizeof(dir)));
-        mp_map(b, 19);
+        mp_map(b, 20);
         mp_kv_str(b, "name", vm->name);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "state", vm_state_name(vm->state));
@@ -44,6 +45,7 @@ static void put_vm(struct mp_buf *b, const struct vm *vm) {
         mp_kv_bool(b, "agent", vm->link && guest_link_ready(vm->link));
         mp_kv_str(b, "busy", vm->busy);
         mp_kv_str(b, "dir", dir);
+        mp_kv_str(b, "pool", vm->pool[0] ? vm->pool : NULL);
 }
 
 static int put_state(struct vm *vm, int r, struct mp_buf *out) {
@@ -124,19 +126,27 @@ int api_vm_run(struct request *rq, struct mp_buf *out, struct err *e) {
 /* ---- looking ---- */
 
 int api_vm_list(struct request *rq, struct mp_buf *out, struct err *e) {
+        unsigned n = 0;
         struct vm *vm;
+        bool all;
+        int r = rq_opt_bool(rq, "all", false, &all, e);
 
+        if (r < 0)
+                return r;
+        TAILQ_FOREACH (vm, &rq->d->vms, entry)
+                n += all || !vm->pool[0];
         mp_map(out, 1);
         mp_key(out, "vms");
-        mp_array(out, rq->d->n_vms);
+        mp_array(out, n);
         TAILQ_FOREACH (vm, &rq->d->vms, entry)
-                put_vm(out, vm);
+                if (all || !vm->pool[0])
+                        put_vm(out, vm);
         return 0;
 }
 
 int api_vm_inspect(struct request *rq, struct mp_buf *out, struct err *e) {
         struct vm *vm;
-        int r = rq_vm(rq, &vm, e);
+        int r = rq_any_vm(rq, &vm, e);
 
         if (r == 0)
                 put_vm(out, vm);
@@ -153,7 +163,7 @@ int api_vm_logs(struct request *rq, struct mp_buf *out, struct err *e) {
         ssize_t n = 0;
         int r;
 
-        r = rq_vm(rq, &vm, e);
+        r = rq_any_vm(rq, &vm, e);
         if (r == 0)
                 r = rq_opt_u64(rq, "offset", 0, &offset, e);
         if (r == 0)
@@ -407,15 +417,27 @@ static int rm_one(struct vm *vm, struct mp_buf *names, unsigned *n, struct err *
         return r;
 }
 
+/* Of those that `rm --all` removes. Those that wait in a pool are the pool's. */
+static struct vm *first_vm(const struct daemon *d) {
+        struct vm *vm;
+
+        TAILQ_FOREACH (vm, &d->vms, entry)
+                if (!vm->pool[0])
+                        return vm;
+        return NULL;
+}
+
 /* Takes VMs by name again and again: while one is removed, the list may change. Busy ones are left for last
  * and told about. */
 static int rm_all(struct request *rq, struct mp_buf *names, unsigned *n, struct err *e) {
+        struct vm *left;
+
         for (;;) {
                 struct vm *vm;
                 int r;
 
                 TAILQ_FOREACH (vm, &rq->d->vms, entry)
-                        if ((!vm->busy || vm->chore) && !(vm->removing && vm_lingers(vm)))
+                        if ((!vm->busy || vm->chore) && !(vm->removing && vm_lingers(vm)) && !vm->pool[0])
                                 break;
                 if (!vm)
                         break;
@@ -423,13 +445,12 @@ static int rm_all(struct request *rq, struct mp_buf *names, unsigned *n, struct 
                 if (r < 0 && r != -ENOENT && !vm_lingers(vm))
                         return r;
         }
-        if (rq->d->n_vms > 0) {
-                struct vm *vm = TAILQ_FIRST(&rq->d->vms);
-
-                if (vm_check_ended(vm, e) < 0)
+        left = first_vm(rq->d);
+        if (left) {
+                if (vm_check_ended(left, e) < 0)
                         return err_prefix(e, "%u VM(s) were removed", *n);
-                (void) err_set(e, ERR_BUSY, -EBUSY, "%u VM(s) were removed, but '%s' is busy (%s)", *n, vm->name,
-                               vm->busy ? vm->busy : "just now");
+                (void) err_set(e, ERR_BUSY, -EBUSY, "%u VM(s) were removed, but '%s' is busy (%s)", *n, left->name,
+                               left->busy ? left->busy : "just now");
                 return err_hint(e, "try again when it is done");
         }
         return 0;
@@ -447,6 +468,8 @@ static int rm_named(struct request *rq, const msgpack_object *a, bool look, stru
                 if (rq_obj_str(&a->via.array.ptr[i], name, sizeof(name)) < 0)
                         return err_set(e, ERR_INVALID, -EINVAL, "a name is a string of at most %d characters", NAME_MAX_LEN);
                 r = vm_find(rq->d, name, &vm, e);
+                if (r == 0)
+                        r = pool_check_free(vm, e);
                 if (r == 0 && look)
                         r = journal_add_vm(j, vm->id);
                 else if (r == 0)
@@ -487,7 +510,7 @@ int api_vm_rm(struct request *rq, struct mp_buf *out, struct err *e) {
                 return err_set(e, ERR_INVALID, -EINVAL, "name at least one VM, or say all");
         if (all)
                 TAILQ_FOREACH (vm, &rq->d->vms, entry)
-                        best_effort(journal_add_vm(&j, vm->id));
+                        best_effort(vm->pool[0] ? 0 : journal_add_vm(&j, vm->id));
         else
                 r = rm_named(rq, a, true, &j, &names, &n, e);
         if (r < 0)

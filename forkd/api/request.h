@@ -49,12 +49,15 @@ int rq_opt_bool(struct request *rq, const char *key, bool def, bool *ret, struct
 int rq_opt_array(struct request *rq, const char *key, const msgpack_object **ret, struct err *e) attr_warn_unused;
 /** An element of such an array as a string without NULs: -EINVAL. */
 int rq_obj_str(const msgpack_object *o, char *buf, size_t size) attr_warn_unused;
-/** The VM that "name" names. */
+/** The VM that "name" names, to be used: one that waits in a pool is refused. */
 int rq_vm(struct request *rq, struct vm **ret, struct err *e) attr_warn_unused;
+/** The same to be looked at: any. */
+int rq_any_vm(struct request *rq, struct vm **ret, struct err *e) attr_warn_unused;
 
 /* Handlers by subject; api.c has the table. */
 api_handler api_vm_run, api_vm_list, api_vm_inspect, api_vm_standby, api_vm_restore, api_vm_fork, api_vm_pause, api_vm_resume,
         api_vm_stop, api_vm_rm, api_vm_logs, api_vm_ping;
 api_handler api_orphans;
+api_handler api_pool_create, api_pool_set, api_pool_take, api_pool_list, api_pool_rm;
 api_handler api_vm_exec, api_vm_put, api_vm_get;
 api_handler api_snapshot_list, api_snapshot_show, api_snapshot_create, api_snapshot_rm, api_snapshot_verify, api_snapshot_memory;

@@ -81,6 +81,12 @@ struct guest_ack {
  *  while none comes: after 250 ms, then after twice as long each time, at most 2 s. @ret may be NULL. */
 int guest_link_wait_ack(struct guest_link *l, int timeout_ms, struct guest_ack *ret, struct err *e) attr_warn_unused;
 
+/** Ends the conversation and keeps the connection: the next wake-up needs no new one. What the guest still says is dropped. Only of a
+ *  link without open calls; of one that is not acknowledged nothing changes. */
+void guest_link_rewind(struct guest_link *l);
+/** Is there a connection on which a wake-up can be queued? */
+bool guest_link_is_open(const struct guest_link *l);
+
 /** Is the link acknowledged, so that calls can be made? */
 bool guest_link_ready(const struct guest_link *l);
 

@@ -114,6 +114,18 @@ bool guest_link_ready(const struct guest_link *l) {
         return l->state == LINK_READY && l->lost_r == 0;
 }
 
+bool guest_link_is_open(const struct guest_link *l) {
+        return l->state == LINK_CONNECTED && l->lost_r == 0;
+}
+
+void guest_link_rewind(struct guest_link *l) {
+        if (!guest_link_ready(l) || l->n_calls > 0 || l->pings)
+                return;
+        l->state = LINK_CONNECTED;
+        l->epoch = 0; /* none: all frames are leftovers until the next one */
+        l->poke = 0;
+}
+
 /* ---- losing it ---- */
 
 void link_fail(struct guest_link *l, int r) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Theory of operation: `queues` holds a queue for each client that waits, the one whose turn is next in front. A place that
- * becomes free is handed to the first of the front queue, which then goes to the back. So a place is never free while
- * somebody waits, and a newcomer cannot overtake. */
+ * becomes free is handed to the first of the front queue, which then goes to the back, and when there is none to the first of
+ * `spare`. So a place is never free while somebody waits, and a newcomer cannot overtake. */
 #include "forkd/host/turns.h"
 
 #include <errno.h>
@@ -25,6 +25,7 @@ struct queue {
 struct kind {
         unsigned limit, running, waiting;
         TAILQ_HEAD(, queue) queues;
+        TAILQ_HEAD(, waiter) spare; /* those whom nobody waits for */
 };
 
 struct turns {
@@ -44,6 +45,7 @@ int turns_new(const unsigned limits[HEAVY_KINDS], bool (*gone)(const void *clien
         for (int i = 0; i < HEAVY_KINDS; i++) {
                 t->kinds[i].limit = MAX_OF(limits[i], 1u);
                 TAILQ_INIT(&t->kinds[i].queues);
+                TAILQ_INIT(&t->kinds[i].spare);
         }
         *ret = t;
         return 0;
@@ -117,12 +119,35 @@ int turns_take(struct turns *t, enum heavy kind, struct err *e) {
         return co_wait(&w.wait, -1) < 0 ? canceled(t, e) : 0;
 }
 
+int turns_take_spare(struct turns *t, enum heavy kind, struct err *e) {
+        struct kind *k = &t->kinds[kind];
+        struct waiter w = { .wait = CO_WAIT_INIT };
+
+        if (t->stopped)
+                return canceled(t, e);
+        if (k->running < k->limit) { /* then nobody waits */
+                k->running++;
+                return 0;
+        }
+        TAILQ_INSERT_TAIL(&k->spare, &w, entry);
+        return co_wait(&w.wait, -1) < 0 ? canceled(t, e) : 0;
+}
+
+static void serve_spare(struct kind *k, int r) {
+        struct waiter *w = TAILQ_FIRST(&k->spare);
+
+        TAILQ_REMOVE(&k->spare, w, entry);
+        co_wake(&w->wait, r);
+}
+
 void turns_give(struct turns *t, enum heavy kind) {
         struct kind *k = &t->kinds[kind];
         struct queue *q = TAILQ_FIRST(&k->queues);
 
         if (q)
                 serve(k, q, 0); /* the place is handed over */
+        else if (!TAILQ_EMPTY(&k->spare))
+                serve_spare(k, 0);
         else
                 k->running--;
 }
@@ -135,9 +160,12 @@ void turns_client_gone(struct turns *t, const void *client) {
 
 void turns_stop(struct turns *t) {
         t->stopped = true;
-        for (int i = 0; i < HEAVY_KINDS; i++)
+        for (int i = 0; i < HEAVY_KINDS; i++) {
                 for (struct queue *q; (q = TAILQ_FIRST(&t->kinds[i].queues));)
                         serve(&t->kinds[i], q, -ECANCELED);
+                while (!TAILQ_EMPTY(&t->kinds[i].spare))
+                        serve_spare(&t->kinds[i], -ECANCELED);
+        }
 }
 
 struct turns_count turns_count(const struct turns *t, enum heavy kind) {

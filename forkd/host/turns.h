@@ -28,6 +28,8 @@ void turns_free(struct turns *t);
 
 /** Waits for a place: a coroutine call. -ECANCELED with @e: the client has left, or turns_stop. */
 int turns_take(struct turns *t, enum heavy kind, struct err *e) attr_warn_unused;
+/** The same for work that nobody waits for: only when no other waits for a place. Among its kind first come, first served. */
+int turns_take_spare(struct turns *t, enum heavy kind, struct err *e) attr_warn_unused;
 /** Gives it back. */
 void turns_give(struct turns *t, enum heavy kind);
 

@@ -4,6 +4,7 @@
 #include "forkd/monitor/metrics_internal.h"
 #include "forkd/monitor/store_use.h"
 #include "forkd/host/room.h"
+#include "forkd/pool/pool.h"
 #include "forkd/vm/vm.h"
 
 /* ---- operations ---- */
@@ -30,7 +31,6 @@ static void operations(struct scrape *s) {
                 expo_family(&s->x, families[i].name, "histogram", families[i].help);
                 expo_hist(&s->x, NULL, &h);
         }
-        expo_family(&s->x, "forkd_pool_warm", "gauge", "VMs that are ready in a pool.");
         expo_family(&s->x, "forkd_operations_failed_total", "counter", "Operations that had begun, and failed.");
         for (int i = 0; i < N_OPERATIONS; i++) {
                 struct expo_labels l = { 0 };
@@ -38,6 +38,54 @@ static void operations(struct scrape *s) {
                 expo_label(&l, "operation", operation_name((enum operation) i));
                 expo_u64(&s->x, &l, s->d->times.failed[i]);
         }
+}
+
+/* ---- pools: a family each ---- */
+
+static uint64_t warm(const struct pool_figures *f) {
+        return f->warm;
+}
+
+static uint64_t wanted(const struct pool_figures *f) {
+        return f->wanted;
+}
+
+static uint64_t making(const struct pool_figures *f) {
+        return f->making;
+}
+
+static void pools(struct scrape *s) {
+        static const struct {
+                const char *name, *help;
+                uint64_t (*get)(const struct pool_figures *f);
+        } gauges[] = {
+                { "forkd_pool_warm", "VMs that are ready in a pool.", warm },
+                { "forkd_pool_size", "VMs that a pool shall have at the moment.", wanted },
+                { "forkd_pool_making", "VMs that are being made for a pool.", making },
+        };
+        struct pool_figures f;
+
+        for (size_t i = 0; i < ARRAY_LEN(gauges); i++) {
+                expo_family(&s->x, gauges[i].name, "gauge", gauges[i].help);
+                for (const struct pool *p = pools_first(s->d); p; p = pools_next(p)) {
+                        struct expo_labels l = { 0 };
+
+                        pool_get_figures(p, &f);
+                        expo_label(&l, "pool", f.name);
+                        expo_u64(&s->x, &l, gauges[i].get(&f));
+                }
+        }
+        expo_family(&s->x, "forkd_pool_takes_total", "counter",
+                    "VMs that were taken out of a pool: warm ones, and those that had to be made.");
+        for (const struct pool *p = pools_first(s->d); p; p = pools_next(p))
+                for (int is_warm = 1; is_warm >= 0; is_warm--) {
+                        struct expo_labels l = { 0 };
+
+                        pool_get_figures(p, &f);
+                        expo_label(&l, "pool", f.name);
+                        expo_label(&l, "warm", is_warm ? "yes" : "no");
+                        expo_u64(&s->x, &l, is_warm ? f.taken_warm : f.taken_cold);
+                }
 }
 
 /* ---- the store ---- */
@@ -128,6 +176,7 @@ static void events(struct scrape *s) {
 
 void families_ops(struct scrape *s) {
         operations(s);
+        pools(s);
         store(s);
         admission(s);
         events(s);

@@ -10,8 +10,9 @@ static void states(struct scrape *s) {
         const struct vm *vm;
 
         TAILQ_FOREACH (vm, &s->d->vms, entry)
-                n[vm->state]++;
-        expo_family(&s->x, "forkd_vms", "gauge", "VMs in each state.");
+                if (!vm->pool[0])
+                        n[vm->state]++;
+        expo_family(&s->x, "forkd_vms", "gauge", "VMs in each state, without those that wait in pools.");
         for (int i = 0; i <= VM_FAILED; i++) {
                 struct expo_labels l = { 0 };
 

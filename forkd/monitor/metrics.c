@@ -78,7 +78,7 @@ static int list_vms(struct scrape *s) {
                 return -ENOMEM;
         for (int ended = 0; ended <= 1; ended++)
                 for (mv = monitor_first_vm(s->d->monitor); mv; mv = monitor_next_vm(mv)) {
-                        if ((mv->vm == NULL) != ended)
+                        if ((mv->vm == NULL) != ended || (mv->vm && mv->vm->pool[0]))
                                 continue;
                         if (s->n_vms == s->d->cfg.metrics_max_vms) {
                                 s->unlisted++;

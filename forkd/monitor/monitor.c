@@ -181,6 +181,13 @@ void monitor_vm_gone(struct monitor *m, struct vm *vm) {
         monitor_leave(vm->monitored);
 }
 
+void monitor_vm_renamed(struct monitor *m, struct vm *vm) {
+        if (!m || !vm->monitored)
+                return;
+        forget_namesake(m, vm->name);
+        memcpy(vm->monitored->name, vm->name, sizeof(vm->monitored->name));
+}
+
 void monitor_vm_forget(struct monitor *m, struct vm *vm) {
         struct monitor_vm *mv = vm->monitored;
 
@@ -190,7 +197,10 @@ void monitor_vm_forget(struct monitor *m, struct vm *vm) {
         mv->vm = NULL;
         vm->monitored = NULL;
         mv->ended_ns = now_ns();
-        if (++m->n_ended > MONITOR_MAX_ENDED)
+        m->n_ended++;
+        if (vm->pool[0]) /* nobody has used it */
+                vm_free_mv(m, mv);
+        else if (m->n_ended > MONITOR_MAX_ENDED)
                 vm_free_mv(m, oldest_ended(m));
 }
 

@@ -146,7 +146,9 @@ void monitor_vm_born(struct monitor *m, struct vm *vm, int pidfd, pid_t pid);
 void monitor_vm_ending(struct monitor *m, struct vm *vm);
 /** It has ended. What it did last is noted at the next look. No VMM is fine. */
 void monitor_vm_gone(struct monitor *m, struct vm *vm);
-/** @vm itself goes: it leaves the table. */
+/** It has another name. */
+void monitor_vm_renamed(struct monitor *m, struct vm *vm);
+/** @vm itself goes: it leaves the table. One that waited in a pool leaves no trace. */
 void monitor_vm_forget(struct monitor *m, struct vm *vm);
 /** A pager process exists, or has ended. */
 void monitor_pager_born(struct monitor *m, struct pager_process *o);

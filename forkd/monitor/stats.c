@@ -14,6 +14,7 @@
 #include "forkd/monitor/stats_internal.h"
 #include "forkd/monitor/store_use.h"
 #include "forkd/pager/totals.h"
+#include "forkd/pool/pool.h"
 #include "forkd/host/room.h"
 
 /* ---- lists that end ---- */
@@ -171,7 +172,9 @@ static void put_document(const struct daemon *d, const char *name, uint64_t aske
         stats_put_pager(d, name, asked_ns, b);
         put_snapshots(d, b);
         mp_key(b, "pools");
-        mp_array(b, 0);
+        mp_array(b, pools_count(d));
+        for (const struct pool *p = pools_first(d); p; p = pools_next(p))
+                pool_encode(p, b);
         mp_key(b, "store");
         put_store(d, b);
         mp_key(b, "host");

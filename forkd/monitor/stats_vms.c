@@ -153,7 +153,7 @@ void stats_put_vms(const struct daemon *d, const char *only, struct mp_buf *b) {
         mp_buf_init(&item);
         monitor_get_probes(d->monitor, &probes);
         TAILQ_FOREACH (vm, &d->vms, entry)
-                if (is_meant(only, vm->name, vm->id)) {
+                if (is_meant(only, vm->name, vm->id) && (only || !vm->pool[0])) {
                         put_vm(&item, vm, monitor_of(vm), probes.status.kvm);
                         stats_list_add(&l, &item);
                 }

@@ -12,7 +12,7 @@ enum operation {
         OP_STANDBY,   /* total_ms */
         OP_RESTORE,   /* total_ms */
         OP_FORK,      /* of each clone, total_ms; a fork that fails has failed once, however many clones were asked for */
-        OP_POOL_TAKE, /* there are no pools yet */
+        OP_POOL_TAKE, /* take_ms, warm or not */
         N_OPERATIONS,
 };
 const char *operation_name(enum operation op); /* "boot", "standby", … */

@@ -27,6 +27,7 @@
 #include "forkd/pager/link.h"
 #include "forkd/vm/recording.h"
 #include "forkd/host/room.h"
+#include "forkd/pool/pool.h"
 #include "forkd/vm/vm.h"
 
 #define VMMS_TIMEOUT_MS 10000 /* one that hangs must not keep forkd from serving the others */
@@ -59,9 +60,11 @@ static void settle_dead(struct vm *vm, const char *why) {
         struct snap_entry *s;
         struct err e;
 
-        if (vm->removing || vm->state == VM_CREATING || vm->state == VM_BOOTING) {
-                log_info("%s (%s) was being %s when forkd was ended: it goes", vm->name, vm->id,
-                         vm->removing ? "removed" : "made");
+        if (vm->removing || vm->state == VM_CREATING || vm->state == VM_BOOTING || vm->pool[0]) {
+                log_info("%s (%s) %s: it goes", vm->name, vm->id,
+                         vm->removing             ? "was being removed when forkd was ended"
+                         : vm->state == VM_PAUSED ? "is of no use to its pool any more"
+                                                  : "was being made when forkd was ended");
                 (void) vm_remove(vm, &e);
                 return;
         }
@@ -179,6 +182,12 @@ static void adopt_one(struct vm *vm, struct adoption *a) {
                 return;
         }
         room_hold(vm);
+        if (vm->pool[0] && pool_member_adopt(vm, &e) < 0) {
+                log_info("%s (%s) is not taken back: %s", vm->name, vm->id, e.message);
+                settle_dead(vm, e.message);
+                vmm_known(a);
+                return;
+        }
         r = agree(vm, &saved, &e);
         if (saved) {
                 settle_dead(vm, "its standby was finished");

@@ -20,6 +20,7 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/host/room.h"
+#include "forkd/pool/pool.h"
 #include "forkd/vm/journal.h"
 #include "forkd/vm/origin.h"
 
@@ -67,6 +68,9 @@ static int find_source(struct forking *f, char *base, size_t size, struct err *e
                 return 0;
         }
         (void) snprintf(base, size, "%s", vm->name);
+        r = pool_check_free(vm, e);
+        if (r < 0)
+                return r;
         if (vm->state == VM_STANDBY) {
                 memcpy(f->snapshot, vm->snapshot, sizeof(vm->snapshot));
                 return 0;

@@ -10,6 +10,7 @@
 #include "forkd/catalog.h"
 #include "forkd/daemon.h"
 #include "forkd/pager/link.h"
+#include "forkd/pool/pool.h"
 #include "forkd/vm/origin.h"
 #include "forkd/vm/recording.h"
 #include "forkd/host/room.h"
@@ -130,7 +131,10 @@ static int restore(struct vm *vm, const struct vm_origin *o, bool paused, struct
         loaded = now_ns();
         ret->load_ms = (double) (loaded - start) / 1e6;
         vm->needs_wake = true;
-        r = paused ? vm_set_state(vm, VM_PAUSED, e) : come_alive(vm, &stages, e);
+        if (vm->pool[0])
+                r = pool_member_warm_up(vm, e);
+        else
+                r = paused ? vm_set_state(vm, VM_PAUSED, e) : come_alive(vm, &stages, e);
         ret->ack_ms = paused ? 0 : ms_since(loaded);
         ret->total_ms = ms_since(start);
         stage_done(&stages, "record");
@@ -173,14 +177,15 @@ int vm_restore_from(struct vm *vm, const struct vm_origin *o, bool paused, bool 
         catalog_vm_stands_by(vm, o->m);
         r = vm_record_save(vm, e);
         if (r == 0)
-                r = turns_take(vm->d->turns, HEAVY_START, e);
+                r = vm->pool[0] ? turns_take_spare(vm->d->turns, HEAVY_START, e) : turns_take(vm->d->turns, HEAVY_START, e);
         if (r == 0) {
                 r = restore(vm, o, paused, ret, e);
                 turns_give(vm->d->turns, HEAVY_START);
         }
         if (r == 0) {
                 room_hold(vm);
-                times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
+                if (!vm->pool[0]) /* nobody has waited for it */
+                        times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
                 return 0;
         }
         if (before != VM_CREATING) /* a fork counts its own */

@@ -23,7 +23,7 @@
 #define RECORD_MAX_BYTES 16384
 
 static void record_encode(const struct vm *vm, struct mp_buf *b) {
-        mp_map(b, 29);
+        mp_map(b, 30);
         mp_kv_u64(b, "version", RECORD_VERSION);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "name", vm->name);
@@ -46,6 +46,7 @@ static void record_encode(const struct vm *vm, struct mp_buf *b) {
         mp_kv_str(b, "pending_snapshot", vm->pending_snapshot);
         mp_kv_bool(b, "needs_wake", vm->needs_wake);
         mp_kv_bool(b, "removing", vm->removing);
+        mp_kv_str(b, "pool", vm->pool);
         mp_kv_i64(b, "created_ns", vm->created_ns);
         mp_kv_u64(b, "pid", vm->pid > 0 ? (uint64_t) vm->pid : 0);
         mp_kv_u64(b, "start_time", vm->start_time);
@@ -150,6 +151,11 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
         if (r == 0)
                 r = mp_get_str(m, "on_pager_loss", vm->on_pager_loss, sizeof(vm->on_pager_loss));
         if (r == 0 && strcmp(vm->on_pager_loss, "kill") != 0 && strcmp(vm->on_pager_loss, "recover") != 0)
+                r = -EBADMSG;
+        /* Without that field nobody had pools. With another than a name it is nobody's to use, nor to remove. */
+        if (r == 0 && mp_get(m, "pool"))
+                r = mp_get_str(m, "pool", vm->pool, sizeof(vm->pool));
+        if (r == 0 && vm->pool[0] && !name_valid(vm->pool))
                 r = -EBADMSG;
         if (r < 0)
                 return r == -ENOENT ? -EBADMSG : r; /* a field is missing, which must not look like no record */

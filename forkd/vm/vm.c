@@ -14,6 +14,7 @@
 #include "forkd/daemon.h"
 #include "forkd/events.h"
 #include "forkd/monitor/monitor.h"
+#include "forkd/pool/pool.h"
 
 #define CHORE_TIMEOUT_MS 15000
 
@@ -113,10 +114,8 @@ int vm_enter(struct vm *vm, struct err *e) {
         return 0;
 }
 
-int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
-        struct timespec now;
+int vm_check_name(struct daemon *d, const char *name, struct err *e) {
         struct vm *vm;
-        int r;
 
         if (!name_valid(name)) {
                 (void) err_set(e, ERR_INVALID, -EINVAL, "'%.80s' cannot be the name of a VM", name);
@@ -137,6 +136,37 @@ int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
                 (void) err_set(e, ERR_EXISTS, -EEXIST, "a VM named '%s' exists already", name);
                 return err_hint(e, "take another name, or remove it: forkctl rm %s", name);
         }
+        return 0;
+}
+
+int vm_rename(struct vm *vm, const char *name, struct err *e) {
+        struct identity from, to;
+        int r;
+
+        if (strcmp(vm->name, name) == 0)
+                return 0;
+        r = find(vm->d, name) == vm ? 0 : vm_check_name(vm->d, name, e); /* its id is one of its names */
+        if (r < 0)
+                return r;
+        if (identity_name(vm->name, &from) < 0 || identity_name(name, &to) < 0)
+                return err_set(e, ERR_INVALID, -EINVAL, "'%s' cannot become '%s'", vm->name, name);
+        r = identities_take(vm->d->identities, &vm->identity, &to, e);
+        if (r < 0)
+                return r;
+        if (strcmp(vm->name, vm->id) != 0)
+                identities_drop(vm->d->identities, &vm->identity, &from);
+        (void) snprintf(vm->name, sizeof(vm->name), "%s", name);
+        (void) snprintf(vm->claim.who, sizeof(vm->claim.who), "'%s'", name);
+        return 0;
+}
+
+int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) {
+        struct timespec now;
+        struct vm *vm;
+        int r = vm_check_name(d, name, e);
+
+        if (r < 0)
+                return r;
         if (d->stopping) {
                 (void) err_set(e, ERR_CANCELED, -ECANCELED, "forkd is about to exit");
                 return err_hint(e, "try again when it is back");
@@ -221,6 +251,8 @@ void vm_delete(struct vm *vm, bool files) {
         if (vm->idle_waiter)
                 co_wake(vm->idle_waiter, 0);
         wake_waiters(vm, -ENOENT);
+        if (vm->pool[0])
+                pools_kick(vm->d);
         monitor_vm_forget(vm->d->monitor, vm);
         TAILQ_REMOVE(&vm->d->vms, vm, entry);
         vm->d->n_vms--;
@@ -302,6 +334,8 @@ static void pass_on(struct vm *vm) {
         }
         if (vm->idle_waiter)
                 co_wake(TAKE_PTR(vm->idle_waiter), 0);
+        if (vm->pool[0])
+                pools_kick(vm->d);
         vm_end_later(vm);
         vm_agent_regain_later(vm);
 }

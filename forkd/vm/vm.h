@@ -64,9 +64,10 @@ struct vm {
         bool has_parent;     /* parent.img beside it: the image of @snapshot, made since; its next snapshot is a child of that */
         bool live;           /* a live fork of it is under way, or was cut off: some of its memory may be write-protected, and
                                   * what is not need not be all that has changed (op_live.c) */
-        id_str pending_snapshot; /* a standby under way: completed if this one is published, else undone */
-        bool needs_wake;         /* restored, but its agent has not yet been told who it is */
-        bool removing;           /* rm has begun: the next forkd finishes it */
+        id_str pending_snapshot;     /* a standby under way: completed if this one is published, else undone */
+        bool needs_wake;             /* restored, but its agent has not yet been told who it is */
+        bool removing;               /* rm has begun: the next forkd finishes it */
+        char pool[NAME_MAX_LEN + 1]; /* waits in that pool to be taken, and is nobody's to use; "": in none */
         int64_t created_ns;
         pid_t pid;
         uint32_t uid;        /* whose process the VMM is; 0: root's, or there is none */
@@ -94,6 +95,7 @@ struct vm {
         const char *busy;                /* the operation under way */
         TAILQ_HEAD(, vm_waiter) waiters; /* for the end of a chore */
         uint64_t regained_ns;            /* when an attempt to get the agent back ended last */
+        uint64_t checked_ns;             /* when its pool looked at it last */
         struct co_wait *idle_waiter;
         TAILQ_HEAD(, stream_call) calls;
 };
@@ -107,6 +109,11 @@ const char *vm_state_name(enum vm_state s);
 int vm_find(struct daemon *d, const char *name_or_id, struct vm **ret, struct err *e) attr_warn_unused;
 struct vm *vm_by_id(struct daemon *d, const char *id); /* NULL */
 bool vm_name_taken(struct daemon *d, const char *name);
+
+/** May a new VM be called that? -EINVAL; -EEXIST, with who is. */
+int vm_check_name(struct daemon *d, const char *name, struct err *e) attr_warn_unused;
+/** Another name, in memory: whoever holds the VM writes its record. The same errors. */
+int vm_rename(struct vm *vm, const char *name, struct err *e) attr_warn_unused;
 
 /** A new VM with a valid, free @name, in VM_CREATING with a new id; nothing is on disk yet. */
 int vm_new(struct daemon *d, const char *name, struct vm **ret, struct err *e) attr_warn_unused;

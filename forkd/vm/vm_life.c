@@ -13,6 +13,7 @@
 #include "forkd/host/jail.h"
 #include "forkd/monitor/monitor.h"
 #include "forkd/pager/link.h"
+#include "forkd/pool/pool.h"
 #include "forkd/vm/recording.h"
 #include "forkd/api/streams.h"
 #include "forkd/vm/vm.h"
@@ -157,6 +158,7 @@ static int on_spawn(int pidfd, void *arg, struct err *e) {
         vm->pid = vm->claim.pid = pid;
         if (spawn_start_time(pid, &vm->start_time) < 0)
                 vm->start_time = 0;
+        pool_member_spawned(vm, pid);
         monitor_vm_born(vm->d->monitor, vm, pidfd, pid);
         r = vm->session ? pager_session_expect(vm->d->pager, vm, pidfd, e) : 0;
         return r < 0 && spawn_pidfd_pid(pidfd, &pid) == -ESRCH ? 0 : r;

@@ -24,7 +24,7 @@ MONITORING = ROOT / "docs" / "monitoring.md"
 MAY_BE_EMPTY = {"Alerts that fire", "Not healthy", "Failed, and warm VMs in pools/B", "Failed, and warm VMs in pools/A", "Boot and pool, p95/B",
                 "Pager lost", "Guests killed"}
 # Families that a healthy host, or this version, may have no series of.
-NO_SERIES = {"forkd_pool_warm"}
+NO_SERIES = {f"forkd_pool_{m}" for m in ("warm", "size", "making", "takes_total")}
 # Those that only the probes can tell: without them there are no series.
 PROBED = {f"forkd_{m}" for m in ("uffd_wait_seconds", "uffd_waiting_seconds", "vcpu_oncpu_seconds_total", "vcpu_runqueue_seconds_total",
                                  "vcpu_memory_seconds_total", "vcpu_preemptions_total", "vcpu_exits_total", "vcpu_halts_total",

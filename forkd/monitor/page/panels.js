@@ -125,7 +125,7 @@ function drawPools(doc) {
         setHidden($("pools-none"), pools.length > 0);
         setHidden($("pool-table"), !pools.length);
         fillTable($("pool-table"), [{ name: "Pool" }, { name: "Warm" , num: true }, { name: "Wanted", num: true }, { name: "From" }],
-                  pools.map((p) => ({ key: str(p.name), cells: [str(p.name, "?"), fmtCount(num(p.warm)), fmtCount(num(p.size)), snapName(model.snapshots.get(str(p.from)), p.from) || "–"] })));
+                  pools.map((p) => ({ key: str(p.name), cells: [str(p.name, "?"), fmtCount(num(p.warm)), fmtCount(num(p.wanted, num(p.size))), snapName(model.snapshots.get(str(p.from)), p.from) || "–"] })));
 }
 
 const METHODS = { fentry: "fentry", kprobe: "kprobe", sched_switch: "the scheduler's switch" };

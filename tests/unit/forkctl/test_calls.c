@@ -16,7 +16,7 @@
 #include "common/json.h"
 
 struct call {
-        const char *argv[10];
+        const char *argv[14];
         const char *log;  /* what forkd was asked */
         const char *text; /* printed for people */
         bool list;        /* --json prints the result's first array, not the result itself */
@@ -50,6 +50,15 @@ static const struct answer answers[] = {
         { "snapshot.show", "{\"id\":\"89ab\",\"pages\":{\"zero\":3,\"stored\":4}}" },
         { "snapshot.rm", "{\"removed\":[\"89ab\"]}" },
         { "snapshot.verify", "{\"ok\":true,\"frames\":100,\"errors\":[]}" },
+        { "pool.create",
+          "{\"name\":\"p\",\"from\":\"89ab\",\"tag\":\"warm\",\"size\":4,\"wanted\":4,\"warm\":4,\"old\":0,\"problem\":null}" },
+        { "pool.set", "{\"name\":\"p\",\"from\":\"89ab\",\"tag\":null,\"size\":4,\"wanted\":5,\"warm\":4,\"old\":2,\"problem\":"
+                      "\"no \\u001b[31mroom\"}" },
+        { "pool.take", "{\"name\":\"job\",\"id\":\"0123\",\"pid\":42,\"take_ms\":3.42,\"warm\":true}" },
+        { "pool.list",
+          "{\"pools\":[{\"name\":\"p\",\"from\":\"89ab\",\"tag\":null,\"warm\":3,\"wanted\":4,\"making\":1,\"old\":0,\"min\":0,"
+          "\"size\":4,\"max\":8,\"taken_warm\":9,\"taken_cold\":1,\"removing\":false,\"problem\":\"no room\"}]}" },
+        { "pool.rm", "{\"name\":\"p\",\"removed\":4}" },
         { "pager.status", "{\"up\":true,\"pid\":77,\"sessions\":[]}" },
         { "shutdown", "{\"stopped\":[\"web\"]}", .then_close = true },
         { 0 },
@@ -73,6 +82,26 @@ static const struct call calls[] = {
           "web   running  qemu/tcg  256 MiB   42  -           0  0123  \n"
           "db    failed   qemu/kvm    1 GiB    -  89ab        2  4567  the ?[31mVMM died\n",
           .list = true },
+        { { "pool", "create", "p", "--from", "warm", "--size", "4", "--max", "8", "--idle-timeout", "60", "--no-wait" },
+          "pool.create {\"from\": \"warm\", \"idle_timeout_s\": 60, \"max\": 8, \"name\": \"p\", \"size\": 4}\n",
+          "pool p: 4 of 4 clones of warm are warm\n" },
+        { { "pool", "create", "p", "-f", "warm", "-n", "4", "--min", "1", "--on-pager-loss", "recover" },
+          "pool.create {\"from\": \"warm\", \"min\": 1, \"name\": \"p\", \"on_pager_loss\": \"recover\", \"size\": 4, \"wait\": "
+          "true}\n",
+          "pool p: 4 of 4 clones of warm are warm\n" },
+        { { "pool", "set", "p", "--from", "89ab", "--wait" },
+          "pool.set {\"from\": \"89ab\", \"name\": \"p\", \"wait\": true}\n",
+          "pool p: 4 of 5 clones of 89ab are warm, and 2 of these of the snapshot before; no ?[31mroom\n" },
+        { { "pool", "take", "p" }, "pool.take {\"name\": \"p\"}\n", "job runs, taken in 3.4 ms\n" },
+        { { "pool", "take", "p", "job" }, "pool.take {\"name\": \"p\", \"vm\": \"job\"}\n", "job runs, taken in 3.4 ms\n" },
+        { { "pool", "ls" },
+          "pool.list {}\n",
+          "POOL  FROM  WARM  WANTED  MAKING  OLD  MIN  SIZE  MAX  TAKEN  MADE  PROBLEM\n"
+          "p     89ab     3       4       1    0    0     4    8      9     1  no room\n",
+          .list = true },
+        { { "pool", "ls", "-q" }, "pool.list {}\n", "p\n", .list = true },
+        { { "pool", "rm", "p" }, "pool.rm {\"name\": \"p\"}\n", "removed the pool p and 4 clones\n" },
+        { { "ps", "--all", "-q" }, "vm.list {\"all\": true}\n", "web\ndb\n", .list = true },
         { { "ps", "-q" }, "vm.list {}\n", "web\ndb\n", .list = true },
         { { "inspect", "web" },
           "vm.inspect {\"name\": \"web\"}\n",
@@ -146,7 +175,7 @@ static void test_each(void **state) {
 
         f->answers = answers;
         for (size_t i = 0; i < ARRAY_LEN(calls); i++) {
-                const char *json_argv[12] = { "--json" };
+                const char *json_argv[16] = { "--json" };
                 cleanup_json json_t *got = NULL, *want = expected_json(&calls[i], calls[i].log);
                 struct run r = { 0 };
 
@@ -353,7 +382,13 @@ static void test_usage(void **state) {
                 { "cp", "-", "web:/dir/" },
                 { "setup", "--store-size", "1M" },
                 { "completion", "fish" },
-                { "pool", "ls" },
+                { "pool" },
+                { "pool", "create", "web" },
+                { "pool", "create", "web", "--from", "warm" },
+                { "pool", "create", "web", "--from", "warm", "--size", "many" },
+                { "pool", "take" },
+                { "pool", "take", "web", "a", "b" },
+                { "pool", "rm", "web", "db" },
                 { "stats", "web", "db" },
                 { "top", "web" },
                 { "top", "--interval", "0" },
@@ -373,7 +408,7 @@ static void test_usage(void **state) {
         struct fake *f = fake_new();
 
         for (size_t i = 0; i < ARRAY_LEN(lines); i++) {
-                const char *json_argv[10] = { "--json" };
+                const char *json_argv[14] = { "--json" };
                 cleanup_json json_t *got = NULL;
                 struct run r = { 0 };
 

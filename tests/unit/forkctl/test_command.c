@@ -111,7 +111,7 @@ static void test_refusals(void **state) {
         REFUSED("unknown command 'rnu'", "'forkctl run'", "rnu");
         REFUSED("unknown command 'snap'", "'forkctl snapshot'", "snap");
         REFUSED("unknown command 'xyzzy'", "'forkctl help'", "xyzzy");
-        REFUSED("unknown command 'pool'", "", "pool"); /* to come, not there */
+        REFUSED("needs a subcommand", "forkctl help pool", "pool");
         REFUSED("unknown option '--meme'", "'--mem'", "run", "web", "--meme", "3");
         REFUSED("unknown option '--me'", "'--mem'", "run", "web", "--me", "3"); /* no abbreviations */
         REFUSED("unknown option '--json=1'", "'--json'", "ps", "--json=1");

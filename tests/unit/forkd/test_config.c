@@ -95,6 +95,9 @@ static void test_all_settings(void **state) {
                        "workingset = off\n"
                        "live_forks = off\n"
                        "record_seconds = 0\n"
+                       "[pool]\n"
+                       "check_seconds = 0\n"
+                       "memory_reserve = 1G\n"
                        "[monitor]\n"
                        "probes = kprobe\n"
                        "window_ms = 600\n"
@@ -106,6 +109,8 @@ static void test_all_settings(void **state) {
                        &c, &e));
         assert_int_equal(c.probes, PROBES_KPROBE);
         assert_int_equal(c.window_ms, 600);
+        assert_int_equal(c.pool_check_seconds, 0);
+        assert_true(c.pool_memory_reserve == 1u << 30);
         assert_int_equal(c.keep_ended_seconds, 0);
         assert_ok(load("[monitor]\nprobes = off\n", &c, &e));
         assert_int_equal(c.probes, CONFIG_PROBES_OFF);
@@ -161,6 +166,8 @@ static void test_refuses(void **state) {
                 { "[monitor]\nprobes = none\n", "line 2", "auto, off, fentry, kprobe or sched_switch" },
                 { "[monitor]\nprobes =\n", "line 2", "auto, off, fentry, kprobe or sched_switch" },
                 { "[monitor]\nwindow_ms = 499\n", "line 2", "a number from 500 to 600000" },
+                { "[pool]\ncheck_seconds = 86401\n", "line 2", "a number from 0 to 86400" },
+                { "[pool]\nmemory_reserve = all\n", "line 2", "[pool] memory_reserve is a size" },
                 { "[limits]\nmemory = much\n", "line 2", "[limits] memory is a size" },
                 { "[limits]\nmemory_overcommit = 0\n", "line 2", "a factor from 0.1 to 1000" },
                 { "[limits]\nmemory_overcommit = nan\n", "line 2", "a factor" },

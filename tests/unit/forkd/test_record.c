@@ -84,6 +84,7 @@ static void test_roundtrip(void **state) {
         vm->generation = 17;
         vm->has_base = vm->has_parent = vm->live = vm->needs_wake = vm->session = true;
         vm->created_ns = 1234567890123456789;
+        (void) strcpy(vm->pool, "warm.pool-1");
         vm->pid = 4194304;
         vm->start_time = UINT64_MAX;
         assert_ok(vm_record_save(vm, &e));
@@ -108,6 +109,7 @@ static void test_roundtrip(void **state) {
         assert_string_equal(got->parent, was.parent);
         assert_string_equal(got->pending_snapshot, was.pending_snapshot);
         assert_int_equal(got->generation, 17);
+        assert_string_equal(got->pool, "warm.pool-1");
         assert_true(got->has_base && got->has_parent && got->live && got->needs_wake && got->session);
         assert_true(got->created_ns == was.created_ns);
         assert_int_equal(got->pid, was.pid);

@@ -159,6 +159,45 @@ static void test_a_client_that_leaves(void **state) {
         assert_string_equal(order, "aaab");
 }
 
+static void work_spare(void *arg) {
+        struct co_wait done = CO_WAIT_INIT;
+        struct err e = { 0 };
+
+        if (turns_take_spare(turns, HEAVY_SAVE, &e) < 0) {
+                assert_string_equal(e.code, ERR_CANCELED);
+                canceled++;
+                return;
+        }
+        (void) strcat(order, arg);
+        hold[holding++] = &done;
+        (void) co_wait(&done, -1);
+        turns_give(turns, HEAVY_SAVE);
+}
+
+/* What nobody waits for comes last, however early it was there. */
+static void test_spare_work_lets_all_others_pass(void **state) {
+        unsigned next = 0;
+
+        assert_int_equal(co_start(base, work_spare, "1"), 0); /* there is a place, and nobody who wants it */
+        assert_string_equal(order, "1");
+        assert_int_equal(co_start(base, work_spare, "2"), 0);
+        assert_int_equal(co_start(base, work_spare, "3"), 0);
+        begin(a, HEAVY_SAVE);
+        begin(b, HEAVY_SAVE);
+        let_go(&next);
+        assert_string_equal(order, "1a");
+        begin(a, HEAVY_SAVE);
+        let_go(&next);
+        let_go(&next);
+        let_go(&next);
+        assert_string_equal(order, "1aba2");
+        turns_stop(turns);
+        run_loop();
+        assert_int_equal(canceled, 1);
+        finish_all(&next);
+        assert_int_equal(turns_count(turns, HEAVY_SAVE).running, 0);
+}
+
 static void test_stop(void **state) {
         unsigned next = 0;
 
@@ -199,6 +238,7 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_clients_take_turns, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_a_newcomer_does_not_overtake, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_a_client_that_leaves, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_spare_work_lets_all_others_pass, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_stop, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_owners_are_inherited, setup, teardown),
         };

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT */
+/* What is looked at beside the steps: the host, the pager's counters, memory.
+ *
+ * Memory of a guest is told by forkd where it can tell it; else it is read from /proc/<pid>/smaps, which needs the right to look at the
+ * VMM and a forkd on this host: the anonymous pages of the private mappings of decoded images. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/sysinfo.h>
+#include <sys/utsname.h>
+#include <time.h>
+
+#include "common/io.h"
+#include "common/json.h"
+#include "forkctl/chain/run.h"
+
+#define SMAPS_LINE_MAX 4096
+
+/* ---- the host ---- */
+
+/* The first line of @path that starts with @key, behind its colon. */
+static void proc_field(const char *path, const char *key, char *buf, size_t size) {
+        cleanup_fclose FILE *f = fopen(path, "re");
+        char line[512];
+
+        buf[0] = '\0';
+        while (f && fgets(line, sizeof(line), f)) {
+                const char *colon = strchr(line, ':');
+
+                if (strncmp(line, key, strlen(key)) != 0 || !colon)
+                        continue;
+                line[strcspn(line, "\n")] = '\0';
+                (void) snprintf(buf, size, "%s", colon + 1 + strspn(colon + 1, " \t"));
+                return;
+        }
+}
+
+static void now_text(char *buf, size_t size) {
+        time_t t = time(NULL);
+        struct tm tm;
+
+        if (!gmtime_r(&t, &tm) || strftime(buf, size, "%Y-%m-%dT%H:%M:%SZ", &tm) == 0)
+                buf[0] = '\0';
+}
+
+json_t *run_host(struct run *x) {
+        cleanup_json json_t *info = NULL, *snapshot = NULL;
+        char cpu[256], when[40], os[160];
+        double load[1] = { -1 };
+        struct utsname u = { 0 };
+        struct sysinfo si = { 0 };
+
+        proc_field("/proc/cpuinfo", "model name", cpu, sizeof(cpu));
+        now_text(when, sizeof(when));
+        (void) uname(&u);
+        (void) sysinfo(&si);
+        (void) getloadavg(load, 1);
+        (void) snprintf(os, sizeof(os), "%s %s", u.sysname, u.release);
+        best_effort(ctl_call(x->c, "info", NULL, &info));
+        if (x->base[0])
+                best_effort(ctl_call_name(x->c, "snapshot.show", "snapshot", x->base, &snapshot));
+        return json_pack("{s:s, s:s, s:s, s:o, s:I, s:I, s:f, s:s, s:o, s:o, s:o, s:o, s:b}", "when", when, "kernel", os,
+                         "machine", u.machine, "cpu", json_text(cpu, strlen(cpu)), "cpus", (json_int_t) get_nprocs(),
+                         "memory_bytes", (json_int_t) si.totalram * si.mem_unit, "load_1m", load[0], "forkctl", FORKD_VERSION,
+                         "forkd", json_string(json_str(info, "version", "?")), "vmm", json_string(json_str(snapshot, "vmm", "?")),
+                         "vmm_version", json_string(json_str(snapshot, "vmm_version", "?")), "accel",
+                         json_string(json_str(snapshot, "accel", "?")), "reflink",
+                         json_flag(json_object_get(info, "store"), "reflink"));
+}
+
+/* ---- faults ---- */
+
+json_t *run_faults(struct run *x) {
+        cleanup_json json_t *doc = NULL;
+
+        if (ctl_call(x->c, "stats", NULL, &doc) < 0)
+                return NULL;
+        return json_incref(json_object_get(json_object_get(doc, "pager"), "faults"));
+}
+
+json_t *run_faults_between(const json_t *before, const json_t *after) {
+        json_t *diff, *v;
+        const char *kind;
+
+        if (!json_is_object(after))
+                return NULL;
+        diff = json_object();
+        json_object_foreach ((json_t *) after, kind, v) {
+                json_int_t n = json_integer_value(v) - json_integer_value(json_object_get(before, kind));
+
+                /* a pager that was started anew counts from 0 */
+                if (diff && json_object_set_new(diff, kind, json_integer(n < 0 ? json_integer_value(v) : n)) < 0) {
+                        json_decref(diff);
+                        return NULL;
+                }
+        }
+        return diff;
+}
+
+/* ---- memory ---- */
+
+/* "7f00-7f10 rw-p 00000000 00:01 5 /memfd:forkd-image (deleted)": the line that begins a mapping. */
+static bool is_image_mapping(const char *line) {
+        const char *perms = strchr(line, ' ');
+
+        return perms && strlen(perms) > 5 && perms[4] == 'p' && strstr(line, "memfd:forkd-image");
+}
+
+static double smaps_private(uint64_t pid) {
+        cleanup_fclose FILE *f = NULL;
+        char path[64], line[SMAPS_LINE_MAX];
+        unsigned long long kib, sum = 0;
+        bool ours = false, any = false;
+
+        (void) snprintf(path, sizeof(path), "/proc/%llu/smaps", (unsigned long long) pid);
+        f = fopen(path, "re");
+        while (f && fgets(line, sizeof(line), f)) {
+                if (strspn(line, "0123456789abcdef") > 0 && line[strspn(line, "0123456789abcdef")] == '-')
+                        any |= ours = is_image_mapping(line);
+                else if (ours && sscanf(line, "Anonymous: %llu kB", &kib) == 1)
+                        sum += kib;
+        }
+        return any ? (double) sum * 1024 : -1;
+}
+
+void run_memory(struct run *x, const char *name, double *ret_private, double *ret_vmm) {
+        cleanup_json json_t *vm = NULL;
+
+        *ret_private = *ret_vmm = -1;
+        if (ctl_call_name(x->c, "vm.inspect", "name", name, &vm) < 0)
+                return;
+        *ret_private = json_num(vm, "guest_private_bytes", -1);
+        *ret_vmm = json_num(vm, "vmm_bytes", -1);
+        if (*ret_private < 0 && json_u64(vm, "pid", 0))
+                *ret_private = smaps_private(json_u64(vm, "pid", 0));
+}
+
+bool run_held(struct run *x, uint64_t *ret) {
+        cleanup_json json_t *list = NULL, *doc = NULL;
+        double sum;
+        json_t *vm;
+        size_t i;
+
+        if (run_over(x) || ctl_call(x->c, "vm.list", NULL, &list) < 0 || ctl_call(x->c, "stats", NULL, &doc) < 0)
+                return false;
+        sum = json_num(json_object_get(doc, "pager"), "present_bytes", -1);
+        json_array_foreach (json_list(list, "vms"), i, vm) {
+                const char *name = json_str(vm, "name", "");
+                double private, vmm;
+
+                if (strncmp(name, x->prefix, strlen(x->prefix)) != 0 || !json_u64(vm, "pid", 0))
+                        continue;
+                run_memory(x, name, &private, &vmm);
+                if (private < 0)
+                        return false;
+                sum += private;
+        }
+        *ret = sum >= 0 ? (uint64_t) sum : 0;
+        return sum >= 0;
+}
