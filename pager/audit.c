@@ -85,7 +85,7 @@ static bool maps_memory(const struct pager_session *s) {
 /** One session of @c that is still served though its memory is in doubt. */
 static struct pager_session *find_doubtful(struct pager *p, const struct pager_cached *c) {
         for (struct pager_session *s = p->sessions; s; s = s->next)
-                if (s->cached == c && maps_memory(s) && !s->failed && !s->ending)
+                if (pager_image_uses(s->image, c->image) && maps_memory(s) && !s->failed && !s->ending)
                         return s;
         return NULL;
 }
@@ -137,14 +137,14 @@ static void on_time(evutil_socket_t fd, short what, void *arg) {
         fail_hung(p);
         for (struct pager_cached *c = pager_cache_first(p->cache), *next; c; c = next) {
                 next = c->next;
-                if (c->n_sessions == 0)
+                if (c->n_users == 0)
                         continue;
                 r = pager_image_audit(c->image);
                 if (r == -EINPROGRESS)
                         pager_filler_start(p->filler, pager_image_survey_job(c->image));
                 if (r != -EUCLEAN)
                         continue;
-                c->n_sessions++; /* it goes with its last session */
+                pager_cache_use(c); /* it goes with its last session */
                 while ((s = find_doubtful(p, c)))
                         pager_fail_session(p, s, pager_image_reason(-EUCLEAN));
                 pager_cache_put(c);

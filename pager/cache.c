@@ -1,11 +1,21 @@
 /* SPDX-License-Identifier: MIT */
+/* Theory of operation. An entry is in use by its sessions and by those of its descendants, which map pages of its memory, and
+ * idle when there are none. Idle entries go after a while, or when their descriptors are needed; but not before the open
+ * images that refer to them, which have been idle for no less time.
+ *
+ * An image that is opened takes its pages from its nearest ancestor that is open, as far as they are the same: that has taken them from
+ * its own ancestors where it could. Of the ids that the caller gives only the order counts; that one image's file is the beginning of
+ * the other's is seen in the files. An ancestor whose memory is in doubt, or about to be another pager's, is passed over. */
 #include "pager/cache.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <string.h>
 
 #include "common/io.h"
+#include "common/log.h"
 #include "pager/ahead.h"
+#include "pager/lineage.h"
 
 struct pager_cache {
         struct event_base *base;
@@ -15,10 +25,21 @@ struct pager_cache {
         struct pager_image_stats past;
 };
 
+/** What it holds on to goes, too, if it was to: not before we are back in the loop. */
+static void unlink_ancestors(struct pager_cached *entry) {
+        while (entry->n_ancestors > 0) {
+                struct pager_cached *a = entry->ancestor[--entry->n_ancestors];
+
+                if (--a->n_descendants == 0 && a->expired)
+                        event_active(a->expiry, EV_TIMEOUT, 0);
+        }
+}
+
 static void drop(struct pager_cached *entry) {
         struct pager_cached **p = &entry->cache->first;
         struct pager_image_stats st;
 
+        unlink_ancestors(entry);
         while (*p != entry)
                 p = &(*p)->next;
         pager_image_get_stats(entry->image, &st);
@@ -37,8 +58,18 @@ static void drop(struct pager_cached *entry) {
         free(entry);
 }
 
+/** It is not needed any more. */
+static void expire(struct pager_cached *entry) {
+        entry->expired = true;
+        if (entry->n_descendants == 0)
+                drop(entry);
+}
+
 static void on_expiry(evutil_socket_t fd, short what, void *arg) {
-        drop(arg);
+        struct pager_cached *entry = arg;
+
+        if (entry->n_users == 0) /* nobody has come in between */
+                expire(entry);
 }
 
 int pager_cache_new(struct event_base *base, struct pager_reclaim *reclaim, unsigned idle_seconds, struct pager_cache **ret) {
@@ -56,6 +87,8 @@ int pager_cache_new(struct event_base *base, struct pager_reclaim *reclaim, unsi
 void pager_cache_free(struct pager_cache *c) {
         if (!c)
                 return;
+        for (struct pager_cached *i = c->first; i; i = i->next)
+                i->n_ancestors = 0; /* all of them go */
         while (c->first)
                 drop(c->first);
         free(c);
@@ -65,7 +98,7 @@ bool pager_cache_drop_idle(struct pager_cache *c) {
         struct pager_cached *oldest = NULL;
 
         for (struct pager_cached *i = c->first; i; i = i->next)
-                if (i->n_sessions == 0 && (!oldest || i->idle_since_ns < oldest->idle_since_ns))
+                if (i->n_users == 0 && i->n_descendants == 0 && (!oldest || i->idle_since_ns < oldest->idle_since_ns))
                         oldest = i;
         if (!oldest)
                 return false;
@@ -80,12 +113,12 @@ static struct pager_cached *find(struct pager_cache *c, const struct pager_image
                 if (i->stale || !pager_image_matches(i->image, key))
                         continue;
                 r = pager_image_audit(i->image);
-                if (!pager_image_is_bad(i->image) && r != -EUCLEAN && !(r == -EINPROGRESS && i->n_sessions == 0))
+                if (!pager_image_is_bad(i->image) && r != -EUCLEAN && !(r == -EINPROGRESS && i->n_users == 0))
                         return i;
                 /* What its memory holds is in doubt: whoever comes new reads the file anew. */
                 i->stale = true;
-                if (i->n_sessions == 0)
-                        drop(i);
+                if (i->n_users == 0)
+                        expire(i);
                 return NULL;
         }
         return NULL;
@@ -159,13 +192,123 @@ static bool is_released(const struct pager_cache *c, const struct pager_image_ke
         return false;
 }
 
-void pager_cache_use(struct pager_cached *entry) {
-        entry->n_sessions++;
+static void add_user(struct pager_cached *entry) {
+        if (entry->n_users++ > 0)
+                return;
+        entry->expired = false;
         pager_image_set_idle(entry->image, 0);
         (void) event_del(entry->expiry);
 }
 
-int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, struct err *e) {
+static void remove_user(struct pager_cached *entry) {
+        struct timeval idle = { .tv_sec = entry->cache->idle_seconds };
+
+        if (--entry->n_users > 0)
+                return;
+        entry->idle_since_ns = now_ns();
+        pager_image_set_idle(entry->image, entry->idle_since_ns);
+        if (entry->stale || pager_image_is_bad(entry->image) || idle.tv_sec == 0 || event_add(entry->expiry, &idle) < 0)
+                expire(entry);
+}
+
+void pager_cache_use(struct pager_cached *entry) {
+        entry->n_sessions++;
+        add_user(entry);
+        for (unsigned i = 0; i < entry->n_ancestors; i++)
+                add_user(entry->ancestor[i]);
+}
+
+void pager_cache_put(struct pager_cached *entry) {
+        struct pager_cached *ancestor[PAGER_MAX_OWNERS];
+        unsigned n = entry->n_ancestors;
+
+        memcpy(ancestor, entry->ancestor, n * sizeof(*ancestor));
+        entry->n_sessions--;
+        remove_user(entry); /* and with it perhaps their last descendant: they go later, in any case */
+        for (unsigned i = 0; i < n; i++)
+                remove_user(ancestor[i]);
+}
+
+/* ---- descent ---- */
+
+static struct pager_cached *entry_of(const struct pager_cache *c, const struct pager_image *img) {
+        struct pager_cached *i = c->first;
+
+        while (i && i->image != img)
+                i = i->next;
+        return i;
+}
+
+/** May new images take pages from it? */
+static bool may_be_base(const struct pager_cached *base) {
+        if (base->stale || pager_image_is_nascent(base->image) || pager_image_is_bad(base->image) || pager_image_audit(base->image) == -EUCLEAN)
+                return false;
+        for (size_t i = 0; i < pager_image_n_owners(base->image); i++) {
+                const struct pager_image *owner = pager_image_owner_at(base->image, i);
+                const struct pager_cached *o = entry_of(base->cache, owner);
+
+                if (!o || o->stale || o->n_released > 0 || pager_image_readonly_fd(owner) < 0)
+                        return false;
+        }
+        return true;
+}
+
+static struct pager_cached *find_label(const struct pager_cache *c, const char *id) {
+        struct pager_cached *i = c->first;
+
+        while (i && (i->stale || strcmp(i->label, id) != 0))
+                i = i->next;
+        return i;
+}
+
+static int inherit(struct pager_cached *entry, struct pager_cached *base) {
+        struct pager_image *img = entry->image;
+        uint64_t regions = (pager_image_info(img)->ram_bytes / PAGER_PAGE + SNAP_REGION_PAGES - 1) / SNAP_REGION_PAGES;
+        cleanup_free uint64_t *own = NULL;
+        int r = pager_image_descends(img, base->image);
+
+        if (r <= 0)
+                return r;
+        own = calloc(regions, SNAP_REGION_PAGES / 8);
+        if (!own)
+                return -ENOMEM;
+        r = pager_image_diff(img, base->image, own);
+        return r < 0 ? r : pager_image_set_base(img, base->image, own);
+}
+
+void pager_cache_link(struct pager_cached *entry) {
+        for (size_t i = 1; i < pager_image_n_owners(entry->image); i++) {
+                struct pager_cached *a = entry_of(entry->cache, pager_image_owner_at(entry->image, i));
+
+                if (!a)
+                        continue;
+                a->n_descendants++;
+                entry->ancestor[entry->n_ancestors++] = a;
+                for (unsigned k = 0; k < entry->n_sessions; k++)
+                        add_user(a);
+        }
+}
+
+/** Nothing is lost where it cannot be done but memory. */
+static void find_base(struct pager_cached *entry, const struct pager_descent *d) {
+        int r = 0;
+
+        for (size_t i = 0; i < d->n_chain; i++) {
+                struct pager_cached *base = find_label(entry->cache, d->chain[i]);
+
+                if (!base || base == entry || !may_be_base(base))
+                        continue;
+                r = inherit(entry, base);
+                break;
+        }
+        if (r < 0)
+                log_debug("an image shares nothing with its ancestors: %s", strerrordesc_np(-r));
+        pager_cache_link(entry);
+}
+
+/* ---- getting ---- */
+
+int pager_cache_get(struct pager_cache *c, int fd, const struct pager_descent *d, struct pager_cached **ret, struct err *e) {
         struct pager_image_key key;
         struct pager_cached *entry;
         int r = key_of(fd, &key, e);
@@ -179,7 +322,10 @@ int pager_cache_get(struct pager_cache *c, int fd, struct pager_cached **ret, st
                 r = open_entry(c, fd, -1, &entry, e);
                 if (r < 0)
                         return r;
+                find_base(entry, d);
         }
+        if (d->id[0])
+                (void) snprintf(entry->label, sizeof(entry->label), "%s", d->id);
         pager_cache_use(entry);
         *ret = entry;
         return 0;
@@ -231,17 +377,6 @@ int pager_cache_adopt(struct pager_cache *c, int fd, int memfd, struct pager_cac
         pager_cache_use(entry);
         *ret = entry;
         return 0;
-}
-
-void pager_cache_put(struct pager_cached *entry) {
-        struct timeval idle = { .tv_sec = entry->cache->idle_seconds };
-
-        if (--entry->n_sessions > 0)
-                return;
-        entry->idle_since_ns = now_ns();
-        pager_image_set_idle(entry->image, entry->idle_since_ns);
-        if (entry->stale || pager_image_is_bad(entry->image) || idle.tv_sec == 0 || event_add(entry->expiry, &idle) < 0)
-                drop(entry);
 }
 
 struct pager_cached *pager_cache_first(const struct pager_cache *c) {

@@ -105,15 +105,43 @@ static int do_hello(struct pager *p, struct rpc_msg *msg, struct err *e) {
         return rpc_reply(msg->conn, msg->msgid, &b, NULL, 0);
 }
 
+/** Reads `id` and `chain`; @chain has room for PAGER_MAX_DESCENT. */
+static int get_descent(const msgpack_object *params, id_str id, id_str *chain, struct pager_descent *ret, struct err *e) {
+        const msgpack_object *list = mp_get_array(params, "chain");
+        int r = mp_get_str(params, "id", id, sizeof(id_str));
+
+        if (r != -ENOENT && (r < 0 || !id_valid(id)))
+                return err_set(e, ERR_INVALID, -EINVAL, "id is not an id of %d hex digits", ID_LEN);
+        if (r == -ENOENT)
+                id[0] = '\0';
+        *ret = (struct pager_descent){ .id = id, .chain = chain };
+        if (!list && mp_get(params, "chain"))
+                return err_set(e, ERR_INVALID, -EINVAL, "chain is no list");
+        if (list && list->via.array.size > PAGER_MAX_DESCENT)
+                return err_set(e, ERR_INVALID, -EINVAL, "chain has more than %u ids", PAGER_MAX_DESCENT);
+        for (; list && ret->n_chain < list->via.array.size; ret->n_chain++) {
+                const msgpack_object *o = &list->via.array.ptr[ret->n_chain];
+
+                if (o->type == MSGPACK_OBJECT_STR && o->via.str.size == ID_LEN) {
+                        memcpy(chain[ret->n_chain], o->via.str.ptr, ID_LEN);
+                        chain[ret->n_chain][ID_LEN] = '\0';
+                }
+                if (!id_valid(chain[ret->n_chain]))
+                        return err_set(e, ERR_INVALID, -EINVAL, "chain is no list of ids");
+        }
+        return 0;
+}
+
 static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         char uuid[2 * SNAP_UUID_LEN + 1];
         struct pager_image_stats stats;
+        cleanup_free id_str *chain = calloc(PAGER_MAX_DESCENT, sizeof(*chain));
         struct pager_opening o = { 0 };
         struct pager_session *s;
         int64_t vm_pid = 0;
         size_t sock;
-        id_str id, live;
+        id_str id, image_id, live;
         int r;
 
         mp_buf_init(&b);
@@ -142,6 +170,11 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
                 return err_set(e, ERR_INVALID, -EINVAL, "record is neither true nor false");
         if (mp_get_bool(msg->params, "segments", &o.segments) == -EBADMSG)
                 return err_set(e, ERR_INVALID, -EINVAL, "segments is neither true nor false");
+        if (!chain)
+                return err_errno(e, -ENOMEM, "opening a session");
+        r = get_descent(msg->params, image_id, chain, &o.descent, e);
+        if (r < 0)
+                return r;
         o.workingset_fd = msg->n_fds == sock + 2 ? TAKE_FD(msg->fds[sock + 1]) : -1;
         o.image_fd = o.live ? -1 : TAKE_FD(msg->fds[0]);
         o.vmm_sock = TAKE_FD(msg->fds[sock]);

@@ -206,7 +206,7 @@ int pager_adopt_session(struct pager *p, const struct pager_adoption *a, struct 
         int r = pager_admit_session(p, a->id, e);
 
         if (r == 0)
-                r = a->memfd < 0 ? pager_cache_get(p->cache, a->image_fd, &cached, e)
+                r = a->memfd < 0 ? pager_cache_get(p->cache, a->image_fd, &(struct pager_descent){ .id = "" }, &cached, e)
                                  : pager_cache_adopt(p->cache, a->image_fd, a->memfd, &cached, e);
         if (r < 0)
                 return r;

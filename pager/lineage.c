@@ -89,6 +89,14 @@ void pager_lineage_free(struct pager_lineage *l) {
         free(l);
 }
 
+int pager_image_descends(const struct pager_image *img, const struct pager_image *base) {
+        return snap_image_descends(pager_image_snap(img), pager_image_snap(base));
+}
+
+int pager_image_diff(const struct pager_image *img, const struct pager_image *base, uint64_t *bits) {
+        return snap_image_diff(pager_image_snap(img), pager_image_snap(base), PAGER_MAX_COMPARED, bits);
+}
+
 /* ---- from a description ---- */
 
 static bool is_described(const struct pager_image *img, struct pager_image *const *owner, size_t n_owners,

@@ -48,6 +48,12 @@ struct pager_extent {
 int pager_image_set_extents(struct pager_image *img, struct pager_image *const *owner, size_t n_owners,
                             const struct pager_extent *extent, size_t n) attr_warn_unused;
 
+/** Did the file of @img begin as a copy of @base's? 1, 0, or -errno. */
+int pager_image_descends(const struct pager_image *img, const struct pager_image *base) attr_warn_unused;
+/** Sets in @bits (a bit a page, of whole regions, all clear) those pages of @img that are not the same in @base, of which it
+ *  descends: more than that where there is much to compare. Reads index nodes. The errors of snap_image_diff. */
+int pager_image_diff(const struct pager_image *img, const struct pager_image *base, uint64_t *bits) attr_warn_unused;
+
 /** How many images own pages of @img or might, itself included: at least 1. */
 size_t pager_image_n_owners(const struct pager_image *img);
 /** The @i-th of them; 0 is @img. */

@@ -318,6 +318,7 @@ void pager_live_synced(struct pager_session *s) {
                 break_off(l);
                 return;
         }
+        pager_cache_link(l->cached);
         l->state = COPYING;
         l->copy_ns = now_ns();
         pager_filler_start(l->pager->filler, pager_nascent_job(l->cached->image));
@@ -387,6 +388,7 @@ int pager_live_publish(struct pager_live *l, int fd, struct err *e) {
                 return err_set(e, ERR_CORRUPT, r, "the file is not the image of live fork %s", l->id);
         if (r < 0)
                 return err_errno(e, r, "opening the image of live fork %s", l->id);
+        (void) snprintf(l->cached->label, sizeof(l->cached->label), "%s", l->id);
         if (s && !s->ending) {
                 if (s->since)
                         pager_cache_put(s->since);

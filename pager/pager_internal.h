@@ -67,6 +67,7 @@ struct pager_opening {
         const char *live; /* on the nascent image of this live fork; NULL: on that in image_fd */
         int image_fd, vmm_sock;
         int workingset_fd; /* -1: none */
+        struct pager_descent descent;
 };
 /** Takes the descriptors of @o. */
 int pager_open_session(struct pager *p, const struct pager_opening *o, struct pager_session **ret,

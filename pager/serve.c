@@ -180,7 +180,7 @@ static bool allowed(const struct pager_serve *s, const struct ucred *peer) {
 }
 
 static int open_session(struct pager_serve *s, struct vmm *v, int sock, struct err *e) {
-        struct pager_opening o = { .ram_bytes = s->ram_bytes, .image_fd = -1, .vmm_sock = sock };
+        struct pager_opening o = { .ram_bytes = s->ram_bytes, .image_fd = -1, .vmm_sock = sock, .descent = { .id = "" } };
         id_str id;
         int r;
 

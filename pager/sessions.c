@@ -291,7 +291,7 @@ int pager_open_session(struct pager *p, const struct pager_opening *o, struct pa
         r = pager_admit_session(p, o->id, e);
         if (r < 0)
                 return r;
-        r = o->live ? pager_live_open(p, o->live, &cached, e) : pager_cache_get(p->cache, image, &cached, e);
+        r = o->live ? pager_live_open(p, o->live, &cached, e) : pager_cache_get(p->cache, image, &o->descent, &cached, e);
         if (r < 0)
                 return r;
         if (pager_image_info(cached->image)->ram_bytes != o->ram_bytes) {

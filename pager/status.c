@@ -137,7 +137,7 @@ static void put_image(struct mp_buf *b, const struct pager_cached *c, struct sum
         mp_kv_u64(b, "compressed_bytes", st.compressed_bytes);
         mp_kv_u64(b, "reclaimed_pages", st.reclaimed_pages);
         mp_kv_u64(b, "refaults", st.refaults);
-        mp_kv_double(b, "idle_s", c->n_sessions ? 0 : ms_since(c->idle_since_ns) / 1000);
+        mp_kv_double(b, "idle_s", c->n_users ? 0 : ms_since(c->idle_since_ns) / 1000);
         mp_kv_bool(b, "filling", pager_image_job(c->image)->running || (c->ahead && c->ahead->job.running));
         mp_kv_bool(b, "bad", pager_image_is_bad(c->image));
 }

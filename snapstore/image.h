@@ -87,6 +87,14 @@ int snap_image_next_region(struct snap_image *img, uint64_t region, uint64_t *re
 int snap_image_region_frames(struct snap_image *img, uint64_t region, struct snap_loc ret[SNAP_REGION_PAGES],
                              unsigned *ret_n) attr_warn_unused;
 
+/** Is @img a descendant of @base, whose file began with all that is in @base's? 1, 0, or -errno. */
+int snap_image_descends(const struct snap_image *img, const struct snap_image *base) attr_warn_unused;
+
+/** Sets the bits of those pages whose content may differ between @img and @base, of which it descends; the others have the same.
+ *  @bits: a bit a page, all clear, of whole regions. Where more than @max_regions regions differ the rest of them count as
+ *  different as a whole: to compare one costs a read of both leaves, if they were not read before. The errors of lookup. */
+int snap_image_diff(struct snap_image *img, struct snap_image *base, uint64_t max_regions, uint64_t *bits) attr_warn_unused;
+
 /** A decoder is one thread's scratch memory: after snap_decoder_new no decode allocates. */
 struct snap_decoder;
 int snap_decoder_new(struct snap_decoder **ret) attr_warn_unused;

@@ -11,6 +11,7 @@
 #include "common/rpc.h"
 
 struct daemon;
+struct snap_manifest;
 struct pager;
 struct pager_process;
 struct vm;
@@ -61,9 +62,10 @@ const struct pager_counts *pager_counts(const struct pager *p);
 
 /** What a session is opened on. */
 struct pager_open {
-        int image_fd;      /* the memory image, */
-        int workingset_fd; /* its recorded working set; -1: none */
-        const char *live;  /* or the id of a nascent snapshot, which has no image yet; else NULL */
+        int image_fd;                  /* the memory image, */
+        const struct snap_manifest *m; /* of its snapshot; NULL: its descent is not told */
+        int workingset_fd;             /* its recorded working set; -1: none */
+        const char *live;              /* or the id of a nascent snapshot, which has no image yet; else NULL */
 };
 /** Opens a session for @vm; it records if vm->recording. On success *ret_sock is the VMM's end of the session's socket, from
  *  which it gets its memory; it is the caller's. From here on the watchdog holds this VM responsible: it dies with the pager,

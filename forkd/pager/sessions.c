@@ -16,6 +16,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/vm/recording.h"
+#include "snapstore/manifest.h"
 
 static struct vm *vm_of(struct pager *p, const msgpack_object *params) {
         id_str id;
@@ -191,6 +192,15 @@ static int check_image(struct pager *p, struct vm *vm, int image_fd, struct err 
         return err_hint(e, "check it with 'forkctl snapshot verify'; after 'forkctl pager upgrade' it may be tried again");
 }
 
+/* Whose image it is: what is the same in an ancestor that is open need not be there twice. */
+static void put_descent(struct mp_buf *b, const struct snap_manifest *m) {
+        mp_kv_str(b, "id", m->id);
+        mp_key(b, "chain");
+        mp_array(b, m->n_chain);
+        for (unsigned i = 0; i < m->n_chain; i++)
+                mp_str(b, m->chain[i]);
+}
+
 static int open_once(struct pager *p, struct vm *vm, const struct pager_open *on, int *ret_sock, struct err *e) {
         cleanup_rpc_answer struct rpc_answer a = { 0 };
         cleanup_fd int vmm_end = -1, pager_end = -1;
@@ -215,10 +225,12 @@ static int open_once(struct pager *p, struct vm *vm, const struct pager_open *on
         fds[n_fds++] = pager_end;
         if (on->workingset_fd >= 0)
                 fds[n_fds++] = on->workingset_fd;
-        pager_put_session(&b, vm, 5 + (on->live != NULL));
+        pager_put_session(&b, vm, 5 + (on->live != NULL) + (on->m != NULL ? 2 : 0));
         mp_kv_u64(&b, "ram_bytes", vm->machine.mem_bytes);
         if (on->live)
                 mp_kv_str(&b, "live", on->live);
+        if (on->m)
+                put_descent(&b, on->m);
         mp_kv_bool(&b, "expect", true);
         mp_kv_bool(&b, "segments", true);
         mp_kv_bool(&b, "record", vm->recording);

@@ -262,7 +262,8 @@ static void open_session(void *arg) {
         struct err e;
 
         workingset = recording_begin(vm, s);
-        assert_ok(pager_session_open(&pager, vm, &(struct pager_open){ image, workingset, NULL }, &sock, &e));
+        assert_ok(pager_session_open(&pager, vm, &(struct pager_open){ .image_fd = image, .workingset_fd = workingset }, &sock,
+                                     &e));
 }
 
 static void test_open(void **state) {

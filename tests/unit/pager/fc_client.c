@@ -7,6 +7,7 @@
  *   features MASK                       of the userfaultfd; without it what Firecracker asks for
  *   attach HOW [PATH]                   connects to PATH, or takes descriptor 12. HOW: 0 as Firecracker 1.0 to 1.6,
  *                                       1 as 1.7, 2 as today; + 10: a byte at a time; + 20: half of it
+ *   seed FIRST N SEED                   what these pages hold is of another seed
  *   verify SEED THREADS                 every page once, random order: "ok" or "bad PAGE"
  *   range SEED FIRST N                  these pages, in their order: "ok" or "bad PAGE"
  *   time                                one byte of every page, random order: ns altogether
@@ -60,6 +61,7 @@ static struct {
         uint64_t n_pages, page_size;
         uint8_t **at; /* where each guest page is */
         uint8_t *expect, *fill;
+        uint64_t *seeds;                  /* 0: the one of the command */
         struct range region[MAX_REGIONS]; /* as told in the handshake */
         size_t n_regions;
         struct range ghost[64]; /* addresses that guest memory has left: they read zero */
@@ -114,6 +116,7 @@ static void make_layout(uint64_t pages, size_t regions, const char *kind) {
         vm.at = calloc(pages, sizeof(*vm.at));
         vm.expect = calloc(pages, 1);
         vm.fill = calloc(pages, 1);
+        vm.seeds = calloc(pages, sizeof(*vm.seeds));
         for (size_t i = 0; i < regions; i++) {
                 size_t place = i % 2 ? regions - 1 - i / 2 : i / 2;
                 uint64_t n = i == regions - 1 ? pages - page : each;
@@ -237,7 +240,7 @@ static bool page_is_good(uint64_t seed, uint64_t page) {
         uint8_t want[TEST_PAGE];
 
         if (vm.expect[page] == FROM_IMAGE)
-                content_fill(seed, page, want);
+                content_fill(vm.seeds[page] ? vm.seeds[page] : seed, page, want);
         else
                 memset(want, vm.expect[page] == ZERO ? 0 : vm.fill[page], sizeof(want));
         return memcmp(vm.at[page], want, sizeof(want)) == 0;
@@ -562,6 +565,10 @@ static void do_line(const char *line) {
                 printf("ok\n");
         } else if (!strcmp(cmd, "verify")) {
                 verify(a, (unsigned) b);
+        } else if (!strcmp(cmd, "seed")) {
+                for (uint64_t p = a; p < a + b; p++)
+                        vm.seeds[p] = (uint64_t) c;
+                printf("ok\n");
         } else if (!strcmp(cmd, "range")) {
                 range(a, b, c);
         } else if (!strcmp(cmd, "time")) {

@@ -253,6 +253,7 @@ void image_make(struct image *img, uint64_t n_pages, uint64_t seed, enum snap_co
         uint8_t page[TEST_PAGE];
 
         *img = (struct image){ .seed = seed, .n_pages = n_pages };
+        id_new(img->id);
         img->fd = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
         assert_true(img->fd >= 0);
         assert_int_equal(snap_writer_new(img->fd, -1, &params, &w), 0);
@@ -262,6 +263,24 @@ void image_make(struct image *img, uint64_t n_pages, uint64_t seed, enum snap_co
                 assert_int_equal(snap_writer_put(w, p, page, 1), 0);
         }
         assert_int_equal(snap_writer_finish(w, &img->stats), 0);
+}
+
+void image_make_child(struct image *ret, const struct image *parent, const struct image_change *change, size_t n) {
+        struct snap_writer_params params = { .ram_bytes = parent->n_pages * TEST_PAGE, .codec = SNAP_CODEC_LZ4 };
+        cleanup_snap_writer struct snap_writer *w = NULL;
+        uint8_t page[TEST_PAGE];
+
+        *ret = (struct image){ .seed = parent->seed, .n_pages = parent->n_pages, .n_stored = parent->n_stored };
+        id_new(ret->id);
+        ret->fd = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        assert_true(ret->fd >= 0);
+        assert_int_equal(snap_writer_new(ret->fd, parent->fd, &params, &w), 0);
+        for (size_t i = 0; i < n; i++)
+                for (uint64_t p = change[i].first; p < change[i].first + change[i].n; p++) {
+                        content_fill(change[i].seed, p, page);
+                        assert_int_equal(snap_writer_put(w, p, page, 1), 0);
+                }
+        assert_int_equal(snap_writer_finish(w, &ret->stats), 0);
 }
 
 void image_clear(struct image *img) {
@@ -317,10 +336,17 @@ void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, co
         if (o->workingset_fd > 0)
                 fds[n_fds++] = o->workingset_fd;
         mp_buf_init(&b);
-        mp_map(&b, 4u + (o->vm_pid != 0) + o->expect + o->record + (o->live != NULL));
+        mp_map(&b, 4u + (o->vm_pid != 0) + o->expect + o->record + (o->chain ? 2 : 0) + (o->live != NULL));
         mp_kv_str(&b, "session", v->session);
         mp_kv_u64(&b, "ram_bytes", v->ram_bytes);
         mp_kv_bool(&b, "segments", !o->silent);
+        if (o->chain) {
+                mp_kv_str(&b, "id", img->id);
+                mp_key(&b, "chain");
+                mp_array(&b, o->n_chain);
+                for (size_t i = 0; i < o->n_chain; i++)
+                        mp_str(&b, o->chain[i]->id);
+        }
         if (o->vm_pid != 0)
                 mp_kv_i64(&b, "vm_pid", o->vm_pid);
         if (o->live)

@@ -84,7 +84,14 @@ struct image {
         int fd;
         uint64_t seed, n_pages, n_stored;
         struct snap_writer_stats stats;
+        id_str id; /* as session.open tells it */
 };
+/** Pages [first, first + n) of an image have the content of @seed. */
+struct image_change {
+        uint64_t first, n, seed;
+};
+/** A child of @parent. @ret->seed and n_stored are the parent's: of the pages that it has not changed. */
+void image_make_child(struct image *ret, const struct image *parent, const struct image_change *change, size_t n);
 void image_make(struct image *img, uint64_t n_pages, uint64_t seed, enum snap_codec codec);
 void image_clear(struct image *img);
 /** Flips a bit in the stored frame that holds @page, which must not be zero. */
@@ -112,6 +119,8 @@ struct vmm_opening {
         bool silent;      /* the VMM is not told of its memory */
         const char *live; /* the nascent image of this live fork, in place of the image's file */
         int workingset_fd;
+        const struct image *const *chain; /* ancestors, the nearest first; NULL: the image's descent is not told */
+        size_t n_chain;
 };
 void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, const struct vmm_opening *o);
 /** After vmm_open: spawn, map, and the notification that it is attached. */

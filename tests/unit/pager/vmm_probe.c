@@ -3,6 +3,7 @@
  * then does what it is told, one line of standard input at a time, and answers each with one line.
  *
  *   map                       maps guest RAM (FORKD_ATTACH_RAM_FD, read before main ever runs)
+ *   seed FIRST N SEED         what these pages hold is of another seed
  *   verify SEED THREADS       every page once, random order: "ok" or "bad PAGE"
  *   time                      one byte of every page, random order: ns altogether
  *   write PAGE BYTE           fills a page
@@ -42,6 +43,7 @@ static uint8_t *ram;
 static uint64_t n_pages;
 static uint8_t *expect; /* a state a page */
 static uint8_t *fill;
+static uint64_t *seeds; /* 0: the one of the command */
 static _Atomic unsigned touched;
 static int ram_fd = -1;
 static bool fresh;
@@ -68,6 +70,7 @@ static void map_ram(void) {
         }
         expect = calloc(n_pages, 1);
         fill = calloc(n_pages, 1);
+        seeds = calloc(n_pages, sizeof(*seeds));
         if (fresh)
                 memset(expect, ZERO, n_pages);
         printf("ok %llu\n", (unsigned long long) n_pages);
@@ -82,7 +85,7 @@ static bool page_is_good(uint64_t seed, uint64_t page) {
         uint8_t want[TEST_PAGE];
 
         if (expect[page] == FROM_IMAGE)
-                content_fill(seed, page, want);
+                content_fill(seeds[page] ? seeds[page] : seed, page, want);
         else
                 memset(want, expect[page] == ZERO ? 0 : fill[page], sizeof(want));
         return memcmp(ram + page * TEST_PAGE, want, sizeof(want)) == 0;
@@ -191,7 +194,7 @@ static void *storm_reader(void *arg) {
         while (!storm_over) {
                 uint64_t page = (x = mix64(x)) % n_pages;
 
-                content_fill(seed, page, want);
+                content_fill(seeds[page] ? seeds[page] : seed, page, want);
                 memcpy(got, ram + page * TEST_PAGE, TEST_PAGE);
                 for (unsigned i = 0; i < TEST_PAGE; i += 8) {
                         uint64_t g, w;
@@ -340,7 +343,11 @@ int main(int argc, char **argv) {
                         map_ram();
                 else if (!strcmp(cmd, "verify"))
                         verify(a, (unsigned) b);
-                else if (!strcmp(cmd, "range"))
+                else if (!strcmp(cmd, "seed")) {
+                        for (unsigned long long p = a; p < a + b; p++)
+                                seeds[p] = (uint64_t) c;
+                        printf("ok\n");
+                } else if (!strcmp(cmd, "range"))
                         verify_range(a, b, (unsigned) c);
                 else if (!strcmp(cmd, "time"))
                         time_touches();
