@@ -96,7 +96,7 @@ static int map_pages(struct pager_session *s, uint64_t addr, uint64_t n, bool ze
 /** From @page on, at most @max pages that can be mapped with one request: present ones, or zero ones. 0: @page
  *  has to be decoded first. */
 static uint64_t mappable(struct pager_session *s, struct pager_scratch *scratch, uint64_t page, uint64_t max, bool *ret_zero) {
-        struct pager_span span = pager_image_span(s->image, page);
+        struct pager_span span = pager_session_span(s, page);
         uint64_t n = 0;
 
         max = MIN_OF(max, span.first + span.n - page);
@@ -153,7 +153,7 @@ static int decode_here(struct pager_session *s, struct pager_scratch *scratch, u
         int r = pager_ahead_decode(s->ahead, s->image, scratch);
 
         if (r == 0) /* all are begun: another thread is at this one, or it was punched out since */
-                r = pager_image_fill(pager_image_owner(s->image, page, NULL, NULL), scratch, page, PAGER_AHEAD, &res);
+                r = pager_image_fill(pager_session_span(s, page).img, scratch, page, PAGER_AHEAD, &res);
         return r < 0 ? r : 0;
 }
 

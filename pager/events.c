@@ -71,6 +71,8 @@ static int apply_message(struct pager_session *s, const struct uffd_msg *m, uint
         case UFFD_EVENT_UNMAP:
                 if (m->arg.remove.start >= m->arg.remove.end)
                         return pager_fault_fail(s, -EPROTO, "the kernel reported an empty range");
+                if (m->event == UFFD_EVENT_UNMAP && pager_session_replaces(s, m->arg.remove.start, m->arg.remove.end))
+                        return 0; /* who waits there is woken when what has come in its place is registered */
                 pager_session_mark_removed(s, m->arg.remove.start, m->arg.remove.end);
                 tell_nascent(s, m->arg.remove.start, m->arg.remove.end);
                 /* Whoever waits for a page of the old mapping is not woken by its end. */

@@ -158,7 +158,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
                 removed_window(s, g, addr, ret_lo, ret_hi);
                 return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
         }
-        span = pager_image_span(s->image, page); /* no request goes beyond it: it is one mapping */
+        span = pager_session_span(s, page); /* no request goes beyond it: it is one mapping */
         /* Where only one waits its page comes first: it runs while the rest of the frame is put there. */
         s->early_addr = addr;
         if (s->n_pending == 1 && s->layout->mode == PAGER_MODE_MEMFD)
@@ -199,6 +199,10 @@ static int answer_write(struct pager_session *s, const struct pager_region *g, s
         uint64_t page = (addr - g->base + g->offset) / PAGER_PAGE, n, max;
         int r = 0;
 
+        if (atomic_load_explicit(&s->holds_writes, memory_order_acquire)) {
+                pager_image_unref(img);
+                return -EAGAIN;
+        }
         s->write_span = addr == s->write_next ? MIN_OF(s->write_span * 2, PAGER_MAX_WRITE_SPAN) : 1;
         n = max = MIN_OF((uint64_t) s->write_span, (g->base + g->size - addr) / PAGER_PAGE);
         if (img && g->offset != PAGER_READS_ZERO) {
@@ -273,7 +277,7 @@ static void map_more_zeros(struct pager_session *s, const struct pager_region *g
         p = MAX_OF(p, g->offset / PAGER_PAGE);
         end = MIN_OF(end, (g->offset + g->size) / PAGER_PAGE);
         for (unsigned runs = 0; p < end && runs < PAGER_ZERO_RUNS;) {
-                struct pager_span span = pager_image_span(s->image, p);
+                struct pager_span span = pager_session_span(s, p);
                 uint64_t stop = MIN_OF(end, span.first + span.n);
                 uint64_t n = pager_session_removed(s, p) ? 0 : pager_image_zero_run(span.img, scratch, p, stop - p);
                 bool answered = page >= p && page < p + n;
@@ -307,7 +311,7 @@ static void note_need(struct pager_session *s, const struct pager_scratch *scrat
         if (!g || kind == PAGER_FAULT_REMOVED || kind == PAGER_FAULT_WRITE)
                 return;
         if (kind == PAGER_FAULT_MISSING && s->layout->page_size == PAGER_PAGE) {
-                struct pager_span span = pager_image_span(s->image, (lo - g->base + g->offset) / PAGER_PAGE);
+                struct pager_span span = pager_session_span(s, (lo - g->base + g->offset) / PAGER_PAGE);
 
                 for (unsigned i = 0; i < scratch->n_runs; i++) {
                         uint64_t first = scratch->run[i].first, n = scratch->run[i].n;

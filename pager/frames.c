@@ -421,6 +421,21 @@ static bool has_foreign(const struct pager_image *img, uint64_t first, uint64_t 
         return false;
 }
 
+void pager_image_pin(struct pager_image *img) {
+        (void) atomic_fetch_add_explicit(&img->pins, 1, memory_order_relaxed);
+        /* Who punches has claimed the region: whoever has not seen the pin is waited for. */
+        for (uint64_t region = 0; region * SNAP_REGION_PAGES < img->n_pages; region++) {
+                struct pager_claim claim = { region, PAGER_WHOLE_REGION };
+
+                pager_image_claim(img, &claim);
+                pager_image_release(img, &claim);
+        }
+}
+
+void pager_image_unpin(struct pager_image *img) {
+        (void) atomic_fetch_sub_explicit(&img->pins, 1, memory_order_relaxed);
+}
+
 uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) {
         struct pager_claim claim = { first / SNAP_REGION_PAGES, PAGER_WHOLE_REGION };
         uint64_t old[SNAP_REGION_PAGES / 64] = { 0 }, base = first / 64, end = MIN_OF(first + n, img->n_pages), count = 0;
@@ -429,6 +444,10 @@ uint64_t pager_image_evict(struct pager_image *img, uint64_t first, uint64_t n) 
         /* What a nascent one has is nowhere else. */
         if (!pager_image_snap(img) || !try_claim(img, &claim))
                 return 0;
+        if (atomic_load_explicit(&img->pins, memory_order_relaxed) > 0) {
+                pager_image_release(img, &claim);
+                return 0;
+        }
         foreign = has_foreign(img, first, end);
         if (pager_image_is_quiet(img) || (foreign && pager_image_is_shared(img))) {
                 /* It is another pager's, or may be: to be compared before it goes. */

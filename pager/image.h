@@ -59,6 +59,10 @@ void pager_image_unref(struct pager_image *img);
 DEFINE_CLEANUP(struct pager_image, pager_image_unref)
 #define cleanup_pager_image attr_cleanup(pager_image_unref_p)
 
+/** From now on (until the other) nothing is punched out of it, and nothing is being punched. Control thread. */
+void pager_image_pin(struct pager_image *img);
+void pager_image_unpin(struct pager_image *img);
+
 /** Has it no file yet (nascent.h)? */
 bool pager_image_is_nascent(const struct pager_image *img);
 

@@ -42,9 +42,10 @@ struct pager_image {
         struct pager_resident resident;
 
         _Atomic bool bad, cancel_fill;
-        _Atomic bool tainted; /* bad, because its memory holds a page that is not ours: who maps it may have read it */
-        _Atomic bool quiet;   /* handed over, in part or as a whole: left alone but for demand */
-        _Atomic bool shared;  /* another pager puts pages into its memory, too: what is not ours is compared, not blamed */
+        _Atomic bool tainted;  /* bad, because its memory holds a page that is not ours: who maps it may have read it */
+        _Atomic unsigned pins; /* while there are, nothing is punched out */
+        _Atomic bool quiet;    /* handed over, in part or as a whole: left alone but for demand */
+        _Atomic bool shared;   /* another pager puts pages into its memory, too: what is not ours is compared, not blamed */
         _Atomic uint64_t decodes, compressed_bytes, pages[PAGER_N_CAUSES];
         struct pager_fill_job job, survey;
 

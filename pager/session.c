@@ -17,7 +17,7 @@ int pager_session_new(const char *id, struct pager_image *image, struct pager_se
         if (!s)
                 return -ENOMEM;
         s->uffd = -1;
-        (void) pthread_mutex_init(&s->nascent_lock, NULL);
+        (void) pthread_mutex_init(&s->lock, NULL);
         s->removed = calloc((pages + 63) / 64, sizeof(*s->removed));
         if (!s->removed)
                 return -ENOMEM;
@@ -33,7 +33,9 @@ void pager_session_free(struct pager_session *s) {
         (void) close_fd(s->uffd);
         pager_image_unref(s->image);
         pager_image_unref(s->nascent);
-        (void) pthread_mutex_destroy(&s->nascent_lock);
+        pager_view_free(s->view);
+        pager_view_free(s->old_view);
+        (void) pthread_mutex_destroy(&s->lock);
         pager_ahead_unref(s->ahead);
         pager_record_free(s->record);
         free(s->layout);
@@ -57,22 +59,116 @@ int pager_session_attach(struct pager_session *s, struct pager_layout *layout, i
         return 0;
 }
 
+/* ---- what it maps ---- */
+
+struct pager_view *pager_view_new(size_t cap) {
+        struct pager_view *v = calloc(1, sizeof(*v) + cap * sizeof(v->run[0]));
+
+        if (v)
+                v->cap = cap;
+        return v;
+}
+
+void pager_view_free(struct pager_view *v) {
+        if (!v)
+                return;
+        for (size_t i = 0; i < v->n; i++)
+                pager_image_unref(v->run[i].img);
+        free(v);
+}
+
+void pager_view_add(struct pager_view *v, uint64_t first, uint64_t n, struct pager_image *img) {
+        v->run[v->n++] = (struct pager_view_run){ first, n, pager_image_ref(img) };
+}
+
+/** How many of the runs begin at or before @page. */
+static size_t runs_before(const struct pager_view *v, uint64_t page) {
+        size_t lo = 0, hi = v->n;
+
+        while (lo < hi) {
+                size_t mid = lo + (hi - lo) / 2;
+
+                if (v->run[mid].first <= page)
+                        lo = mid + 1;
+                else
+                        hi = mid;
+        }
+        return lo;
+}
+
+static void apply_view(const struct pager_view *v, uint64_t page, struct pager_span *span) {
+        size_t i = runs_before(v, page);
+        const struct pager_view_run *before = i > 0 ? &v->run[i - 1] : NULL, *behind = i < v->n ? &v->run[i] : NULL;
+        uint64_t end = span->first + span->n;
+
+        if (before && page - before->first < before->n) {
+                *span = (struct pager_span){ before->img, before->first, before->n };
+                return;
+        }
+        if (before)
+                span->first = MAX_OF(span->first, before->first + before->n);
+        if (behind)
+                end = MIN_OF(end, behind->first);
+        span->n = end - span->first;
+}
+
+struct pager_span pager_session_span(struct pager_session *s, uint64_t page) {
+        struct pager_span span = pager_image_span(s->image, page);
+
+        (void) pthread_mutex_lock(&s->lock);
+        if (s->view)
+                apply_view(s->view, page, &span);
+        (void) pthread_mutex_unlock(&s->lock);
+        return span;
+}
+
+void pager_session_set_view(struct pager_session *s, struct pager_view *v) {
+        pager_view_free(s->old_view);
+        (void) pthread_mutex_lock(&s->lock);
+        s->old_view = s->view;
+        s->view = v;
+        (void) pthread_mutex_unlock(&s->lock);
+}
+
+void pager_session_set_replaced(struct pager_session *s, const struct pager_view *v) {
+        (void) pthread_mutex_lock(&s->lock);
+        s->replaced = v;
+        (void) pthread_mutex_unlock(&s->lock);
+}
+
+bool pager_session_replaces(struct pager_session *s, uint64_t start, uint64_t end) {
+        const struct pager_region *g = pager_layout_find(s->layout, start);
+        bool yes = false;
+
+        if (!g || g->offset == PAGER_READS_ZERO || end - start > g->base + g->size - start)
+                return false;
+        (void) pthread_mutex_lock(&s->lock);
+        if (s->replaced) {
+                uint64_t page = (start - g->base + g->offset) / PAGER_PAGE;
+                size_t i = runs_before(s->replaced, page);
+
+                yes = i > 0 && page + (end - start) / PAGER_PAGE <= s->replaced->run[i - 1].first + s->replaced->run[i - 1].n;
+        }
+        (void) pthread_mutex_unlock(&s->lock);
+        return yes;
+}
+
 struct pager_image *pager_session_nascent(struct pager_session *s) {
         struct pager_image *img;
 
-        (void) pthread_mutex_lock(&s->nascent_lock);
+        (void) pthread_mutex_lock(&s->lock);
         img = s->nascent ? pager_image_ref(s->nascent) : NULL;
-        (void) pthread_mutex_unlock(&s->nascent_lock);
+        (void) pthread_mutex_unlock(&s->lock);
         return img;
 }
 
 void pager_session_set_nascent(struct pager_session *s, struct pager_image *img) {
         struct pager_image *old;
 
-        (void) pthread_mutex_lock(&s->nascent_lock);
+        (void) pthread_mutex_lock(&s->lock);
         old = s->nascent;
         s->nascent = img;
-        (void) pthread_mutex_unlock(&s->nascent_lock);
+        (void) pthread_mutex_unlock(&s->lock);
         pager_image_unref(old);
 }
 

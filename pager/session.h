@@ -19,6 +19,7 @@
 #include "pager/handshake.h"
 #include "pager/image.h"
 #include "pager/limits.h"
+#include "pager/lineage.h"
 #include "pager/mailbox.h"
 
 /** Letters. To a worker: SERVE, DROP, MOVE, SYNC, POISON, BEAT. To the control thread: the rest (FILLED's, COPIED's and
@@ -64,6 +65,19 @@ struct pager_waiter {
         struct rpc_conn *conn; /* a reference, or NULL: nobody waits */
         uint32_t msgid;
 };
+
+/** Guest pages that a VMM maps from other images than its session's tells: ascending runs, each with a reference. */
+struct pager_view {
+        size_t n, cap;
+        struct pager_view_run {
+                uint64_t first, n;
+                struct pager_image *img;
+        } run[];
+};
+struct pager_view *pager_view_new(size_t cap); /* NULL: out of memory */
+void pager_view_free(struct pager_view *v);    /* NULL is fine */
+/** Behind the others; a reference is taken. There must be room. */
+void pager_view_add(struct pager_view *v, uint64_t first, uint64_t n, struct pager_image *img);
 
 struct pager_session;
 
@@ -118,13 +132,18 @@ struct pager_session {
         struct pager_cached *since; /* the last that was published: what is protected is as it has it; in use */
         bool joined;                /* its missing pages are the kernel's */
         struct pager_letter live_sync;
-        pthread_mutex_t nascent_lock; /* guards: */
-        struct pager_image *nascent;  /* what its written pages are copied into, NULL: nothing; a reference */
+        struct pager_rebase *rebase;       /* one that is under way (rebase.c), NULL: none */
+        struct pager_view *old_view;       /* may be in its worker's hands until that has caught up */
+        pthread_mutex_t lock;              /* guards what the control thread replaces under the worker: */
+        struct pager_image *nascent;       /* what its written pages are copied into, NULL: nothing; a reference */
+        struct pager_view *view;           /* NULL: it maps what its image tells */
+        const struct pager_view *replaced; /* the VMM maps these runs anew: no discards */
 
         struct pager_letter to_worker_serve, to_worker_drop, to_worker_move, to_worker_poison, sync;
         struct pager_letter from_worker_failed, from_worker_gone, from_worker_released, from_worker_moved;
 
         /* Shared, atomic. */
+        _Atomic bool holds_writes; /* those to protected pages wait */
         _Atomic bool protects;     /* some of its pages may be protected against writes */
         _Atomic bool stopped;      /* it has failed: serve no more, unless it is to poison */
         _Atomic bool dropping;     /* set with PAGER_DROP and PAGER_MOVE: serve no more */
@@ -182,6 +201,15 @@ bool pager_session_removed(const struct pager_session *s, uint64_t page);
 void pager_session_mark_pages(struct pager_session *s, uint64_t first, uint64_t end);
 /** Marks the guest pages that lie in [@start, @end) of the VMM's address space. */
 void pager_session_mark_removed(struct pager_session *s, uint64_t start, uint64_t end);
+/** Whose memory the VMM maps at @page, and the run around it of which that is so. Its worker; or the control thread. */
+struct pager_span pager_session_span(struct pager_session *s, uint64_t page);
+/** Control thread: what it maps from now on (taken), where that is not what its image tells. */
+void pager_session_set_view(struct pager_session *s, struct pager_view *v);
+/** Control thread: the runs of @v (not taken, or NULL) are being replaced. */
+void pager_session_set_replaced(struct pager_session *s, const struct pager_view *v);
+/** Are the addresses [@start, @end)? */
+bool pager_session_replaces(struct pager_session *s, uint64_t start, uint64_t end);
+
 /** What its written pages are being copied into, a reference; NULL: nothing. Any thread. */
 struct pager_image *pager_session_nascent(struct pager_session *s);
 /** Control thread: from now on that is @img (taken, or NULL). */

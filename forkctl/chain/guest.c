@@ -190,7 +190,7 @@ int guest_verify(struct ctl *c, const char *name, const struct content *content,
         if (spoil)
                 (void) snprintf(spoiled, sizeof(spoiled),
                                 "for f in " DIR "/*%s; do echo spoiled by $(hostname) | dd of=$f conv=notrunc 2>/dev/null || "
-                                                "exit 2; done\nsync\n",
+                                "exit 2; done\nsync\n",
                                 content->has_disk ? " /dev/vda" : "");
         (void) snprintf(script, sizeof(script),
                         "cd " DIR " || exit 1\nfor i in $(seq 0 %u); do sha256sum < $i || exit 1; done\n%s%s",
