@@ -28,6 +28,8 @@ struct config {
         unsigned boot_timeout_s;      /* [vm] boot_timeout_s: until a booting guest's agent says hello */
         unsigned wake_timeout_s;      /* [vm] wake_timeout_s: until a restored guest acknowledges */
         unsigned stop_timeout_s;      /* [vm] stop_timeout_s: an orderly stop, then the VMM is killed */
+        unsigned shells;              /* [vmm] shells: VMMs kept ready for each shape of VM that was restored lately */
+        unsigned shell_idle_seconds;  /* [vmm] shell_idle_seconds: … for so long */
         unsigned pager_workers;       /* [pager] workers; 0: the pager's default */
         uint64_t memory_budget;       /* [pager] memory_budget, bytes of decoded pages; 0: the pager's default */
         unsigned idle_image_seconds;  /* [pager] idle_image_seconds: decoded pages kept after the last clone */

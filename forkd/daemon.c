@@ -35,6 +35,7 @@
 #include "forkd/pool/pool.h"
 #include "forkd/vmm/vmm_jail.h"
 #include "forkd/host/room.h"
+#include "forkd/host/shells.h"
 #include "forkd/worker/worker.h"
 #include "setup/assets.h"
 #include "setup/store_mount.h"
@@ -275,6 +276,7 @@ static void on_housekeeping(evutil_socket_t fd, short what, void *arg) {
         TAILQ_FOREACH (vm, &d->vms, entry)
                 if (vm->vmm)
                         vm_trim_logs(vm);
+        shells_housekeeping(d->shells);
         monitor_housekeeping(d->monitor);
         tell_status(d);
 }
@@ -321,6 +323,8 @@ static int daemon_init(struct daemon *d, const struct daemon_options *opt, struc
         if (r == 0)
                 r = room_new(d);
         if (r == 0)
+                r = shells_new(d, &d->shells);
+        if (r == 0)
                 r = catalog_new(d, &d->catalog);
         if (r == 0)
                 r = worker_pool_new(d, &d->workers);
@@ -357,6 +361,7 @@ static void daemon_clear(struct daemon *d) {
         events_free(d->events);
         worker_pool_free(d->workers);
         catalog_free(d->catalog);
+        shells_free(d->shells);
         identities_free(d->identities);
         vmm_jail_free(d->vmm_jail);
         room_free(d);

@@ -44,6 +44,7 @@ struct pager;
 struct pools;
 struct shutdown_wait;
 struct turns;
+struct shells;
 struct worker_pool;
 struct catalog;
 struct admission;
@@ -87,6 +88,7 @@ struct daemon {
         struct host *host;           /* what it has to give */
         struct admission *admission; /* what of it is claimed */
         struct turns *turns;         /* heavy work, a few at a time */
+        struct shells *shells;       /* VMMs that wait to become a VM's */
         struct api *api;
 
         struct notify *notify; /* the service manager */

@@ -18,6 +18,7 @@
 #include "forkd/pager/link.h"
 #include "forkd/pool/pool.h"
 #include "forkd/api/streams.h"
+#include "forkd/host/shells.h"
 #include "forkd/host/turns.h"
 #include "forkd/worker/worker.h"
 
@@ -133,6 +134,7 @@ void daemon_end(struct daemon *d) {
         api_close_door(d->api);
         turns_stop(d->turns); /* what has not begun does not begin */
         pools_stop(d);
+        shells_end(d->shells);
         drain(d, DRAIN_TIMEOUT_MS);
         pager_settle(d->pager, DRAIN_TIMEOUT_MS);
         if (d->stop_all)

@@ -21,7 +21,7 @@ static void put_vm(struct mp_buf *b, const struct vm *vm) {
         char dir[PATH_MAX] = "";
 
         best_effort(vm_state_path(vm, NULL, dir, sizeof(dir)));
-        mp_map(b, 20);
+        mp_map(b, 21);
         mp_kv_str(b, "name", vm->name);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "state", vm_state_name(vm->state));
@@ -46,6 +46,7 @@ static void put_vm(struct mp_buf *b, const struct vm *vm) {
         mp_kv_str(b, "busy", vm->busy);
         mp_kv_str(b, "dir", dir);
         mp_kv_str(b, "pool", vm->pool[0] ? vm->pool : NULL);
+        mp_kv_str(b, "cgroup", vm->pid > 0 ? vm_group(vm) : NULL);
 }
 
 static int put_state(struct vm *vm, int r, struct mp_buf *out) {

@@ -54,6 +54,10 @@ struct admission_need admission_vm_need(uint64_t mem_bytes, unsigned vcpus, bool
         };
 }
 
+struct admission_need admission_shell_need(unsigned vcpus) {
+        return (struct admission_need){ .memory = VMM_MEMORY, .pids = vcpus + VMM_THREADS, .descriptors = VM_DESCRIPTORS };
+}
+
 /* ---- sums ---- */
 
 static uint64_t times(uint64_t n, uint64_t each) {
@@ -243,19 +247,25 @@ static void begin(struct admission *a, struct admission_claim *c, const char *wh
         TAILQ_INSERT_TAIL(&a->claims, c, entry);
 }
 
-int admission_reserve(struct admission *a, struct admission_claim *c, const char *who, const struct admission_need *need,
-                      unsigned count, struct err *e) {
-        struct sums reserved, held;
-        int r;
+static int check(const struct admission *a, const char *who, const struct admission_need *need, unsigned count, struct err *e) {
+        struct sums reserved = sum(a, false), held = sum(a, true);
+        int r = check_numbers(a, who, need, count, &reserved, &held, e);
 
-        admission_release(a, c);
-        reserved = sum(a, false);
-        held = sum(a, true);
-        r = check_numbers(a, who, need, count, &reserved, &held, e);
         if (r == 0)
                 r = check_memory(a, who, need, count, &reserved, &held, e);
         if (r == 0)
                 r = check_disk(a, who, need, count, &reserved, e);
+        return r;
+}
+
+int admission_reserve(struct admission *a, struct admission_claim *c, const char *who, const struct admission_need *need,
+                      unsigned count, struct err *e) {
+        int r;
+
+        admission_release(a, c);
+        r = check(a, who, need, count, e);
+        if (r < 0 && r != -ENOSPC && need->promised > 0 && a->host.yield && a->host.yield(a->host.arg))
+                r = check(a, who, need, count, e);
         if (r == 0)
                 begin(a, c, who, need, count);
         return r;

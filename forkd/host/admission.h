@@ -38,6 +38,9 @@ struct admission_host {
         uint64_t (*pids)(void *arg);
         uint64_t (*disk)(void *arg);
         uint64_t (*touched)(pid_t pid, void *arg); /* private memory of a process */
+        /** Gives up what can be spared, before something is refused that is not disk: true if there was anything. A coroutine
+         *  call; may be NULL. */
+        bool (*yield)(void *arg);
         void *arg;
 };
 
@@ -62,6 +65,9 @@ void admission_free(struct admission *a);
 
 /** What a VM needs: one that @boots, or a clone. */
 struct admission_need admission_vm_need(uint64_t mem_bytes, unsigned vcpus, bool boots);
+
+/** What a VMM without a guest needs. */
+struct admission_need admission_shell_need(unsigned vcpus);
 
 /** Reserves @count times @need for @who ("'web'", "8 clones of 'warm'"). Refused: -ENOMEM, -ENOSPC (code no-space), -EMFILE (limit). */
 int admission_reserve(struct admission *a, struct admission_claim *c, const char *who, const struct admission_need *need,

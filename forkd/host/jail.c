@@ -43,16 +43,20 @@ int forkd_jail(struct daemon *d, const struct vmm_jail **ret, struct err *e) {
         return 0;
 }
 
-int vm_take_user(struct vm *vm, struct err *e) {
-        uint32_t first = forkd_uid_base(vm->d) + FIRST_VMM, last = forkd_uid_base(vm->d) + JAIL_BLOCK - 1;
+int forkd_take_user(struct daemon *d, struct identity_holder *h, uint32_t *ret, struct err *e) {
+        uint32_t first = forkd_uid_base(d) + FIRST_VMM, last = forkd_uid_base(d) + JAIL_BLOCK - 1;
         int r;
 
-        if (!vm->d->cfg.jail)
+        if (!d->cfg.jail)
                 return 0;
-        r = identities_take_number(vm->d->identities, &vm->identity, IDENTITY_UID, first, last, vm->d->next_uid, &vm->uid, e);
+        r = identities_take_number(d->identities, h, IDENTITY_UID, first, last, d->next_uid, ret, e);
         if (r == 0)
-                vm->d->next_uid = vm->uid + 1;
+                d->next_uid = *ret + 1;
         return r;
+}
+
+int vm_take_user(struct vm *vm, struct err *e) {
+        return forkd_take_user(vm->d, &vm->identity, &vm->uid, e);
 }
 
 void vm_drop_user(struct vm *vm) {

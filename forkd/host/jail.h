@@ -18,6 +18,8 @@ struct daemon;
 uid_t forkd_uid_base(const struct daemon *d);
 /** What VMMs live in, made when it is first asked for; NULL with `[security] jail = off`. */
 int forkd_jail(struct daemon *d, const struct vmm_jail **ret, struct err *e) attr_warn_unused;
+/** Gives a VMM a user for as long as @h holds it; *ret stays as it is where there is no jail. */
+int forkd_take_user(struct daemon *d, struct identity_holder *h, uint32_t *ret, struct err *e) attr_warn_unused;
 /** Gives the VM a user for its VMM, until vm_drop_user. */
 int vm_take_user(struct vm *vm, struct err *e) attr_warn_unused;
 /** The VMM has been reaped. */

@@ -21,6 +21,7 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "forkd/host/shells.h"
 #include "forkd/vm/journal.h"
 #include "forkd/worker/worker.h"
 #include "setup/store_mount.h"
@@ -193,7 +194,8 @@ static void look_at_run(struct orphans *o, const char *dir, const char *name) {
         struct vm *vm = id_valid(name) ? vm_by_id(o->d, name) : NULL;
         char path[PATH_MAX];
 
-        if (!id_valid(name) || !join(path, sizeof(path), dir, name) || (vm && orphans_claimed(vm)))
+        if (!id_valid(name) || !join(path, sizeof(path), dir, name) || (vm && orphans_claimed(vm)) ||
+            (o->d->shells && shells_has(o->d->shells, name)))
                 return;
         if (o->fix)
                 detach_below(path);

@@ -18,6 +18,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "forkd/host/orphans.h"
+#include "forkd/host/shells.h"
 #include "forkd/pager/link.h"
 #include "forkd/vmm/cgroup.h"
 
@@ -346,13 +347,13 @@ void orphans_guests(struct orphans *o) {
         size_t n = list_groups(o->d, &ids);
 
         for (size_t i = 0; i < n; i++) {
-                struct vm *vm = vm_by_id(o->d, ids[i]);
+                struct vm *vm = vm_by_group(o->d, ids[i]);
                 char whose[120];
 
-                if (vm && orphans_claimed(vm))
+                if ((vm && orphans_claimed(vm)) || (o->d->shells && shells_has(o->d->shells, ids[i])))
                         continue;
                 if (vm)
-                        (void) snprintf(whose, sizeof(whose), "of VM %s, which is %s%s", ids[i], vm_state_name(vm->state),
+                        (void) snprintf(whose, sizeof(whose), "of VM %s, which is %s%s", vm->id, vm_state_name(vm->state),
                                         vm->removing ? " and being removed" : "");
                 else
                         (void) snprintf(whose, sizeof(whose), "of VM %s, which is not there", ids[i]);

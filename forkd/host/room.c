@@ -8,6 +8,7 @@
 #include "forkd/host/admission.h"
 #include "forkd/api/api.h"
 #include "forkd/host/host.h"
+#include "forkd/host/shells.h"
 #include "forkd/monitor/http.h"
 #include "forkd/host/turns.h"
 
@@ -45,6 +46,12 @@ static uint64_t touched(pid_t pid, void *arg) {
         return host_private_bytes(d->host, pid);
 }
 
+static bool yield_shells(void *arg) {
+        const struct daemon *d = arg;
+
+        return d->shells && shells_yield(d->shells);
+}
+
 static bool client_gone(const void *client, void *arg) {
         const struct daemon *d = arg;
 
@@ -66,7 +73,9 @@ static struct admission_limits limits(const struct config *c, unsigned cores, un
 }
 
 int room_new(struct daemon *d) {
-        const struct admission_host host = { .memory = memory, .pids = pids, .disk = disk, .touched = touched, .arg = d };
+        const struct admission_host host = {
+                .memory = memory, .pids = pids, .disk = disk, .touched = touched, .yield = yield_shells, .arg = d
+        };
         unsigned cores = (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
         const unsigned places[HEAVY_KINDS] = {
                 [HEAVY_START] = d->cfg.parallel_starts > 0 ? d->cfg.parallel_starts : STARTS_PER_CORE * cores,

@@ -16,6 +16,7 @@
 #include "forkd/pager/totals.h"
 #include "forkd/pool/pool.h"
 #include "forkd/host/room.h"
+#include "forkd/host/shells.h"
 
 /* ---- lists that end ---- */
 
@@ -157,7 +158,7 @@ static double wall_ms(void) {
         return (double) t.tv_sec * 1e3 + (double) t.tv_nsec / 1e6;
 }
 
-#define OWN_PAIRS 14u
+#define OWN_PAIRS 15u
 static void put_document(const struct daemon *d, const char *name, uint64_t asked_ns, struct mp_buf *b) {
         mp_map(b, OWN_PAIRS + STATS_VM_PAIRS + SNAPSHOT_PAIRS);
         mp_kv_double(b, "now_ms", wall_ms());
@@ -175,6 +176,8 @@ static void put_document(const struct daemon *d, const char *name, uint64_t aske
         mp_array(b, pools_count(d));
         for (const struct pool *p = pools_first(d); p; p = pools_next(p))
                 pool_encode(p, b);
+        mp_key(b, "shells");
+        shells_encode(d->shells, b);
         mp_key(b, "store");
         put_store(d, b);
         mp_key(b, "host");

@@ -411,7 +411,8 @@ int pager_process_call_within(struct pager_process *o, unsigned timeout_ms, cons
         if (r == -ETIMEDOUT && timeout_ms >= PAGER_CALL_TIMEOUT_MS)
                 suspect(o);
         pager_process_unref(o);
-        if (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0) { /* to a client that means forkd */
+        /* Unreachable: to a client that means forkd. Not connected: it has died since it was looked at. */
+        if (r == -ENOTCONN || (r < 0 && strcmp(e->code, ERR_UNREACHABLE) == 0)) {
                 (void) strcpy(e->code, ERR_PAGER);
                 r = e->r = -EPIPE;
         }

@@ -14,6 +14,7 @@
 #include "forkd/vm/origin.h"
 #include "forkd/vm/recording.h"
 #include "forkd/host/room.h"
+#include "forkd/host/shells.h"
 #include "forkd/vm/stages.h"
 #include "forkd/host/turns.h"
 #include "forkd/vm/vm.h"
@@ -54,19 +55,13 @@ static int check_fits(struct vm *vm, const struct snap_manifest *m, bool force, 
         return 0;
 }
 
-/* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
-static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages, struct err *e) {
-        cleanup_fd int image = -1, workingset = -1, sock = -1, vmstate = -1;
+/* A session, and a VMM that is attached to it. -ERESTART: there was a shell, which failed. */
+static int launch(struct vm *vm, const struct vm_origin *o, bool no_shell, struct stages *stages, struct err *e) {
+        cleanup_fd int image = -1, workingset = -1, sock = -1;
         struct pager_open open = { .image_fd = -1, .workingset_fd = -1, .live = o->entry ? NULL : o->m->id };
-        struct vm_launch l = { .pager_sock = -1 };
+        struct vm_launch l = { .no_shell = no_shell };
         int r;
 
-        r = origin_make_files(vm, o, e);
-        if (r == 0)
-                r = origin_open_vmstate(vm, o, &vmstate, e);
-        stage_done(stages, "files");
-        if (r < 0)
-                return r;
         if (o->entry) {
                 r = vm_open_base(vm, VM_BASE_FILE, &image);
                 if (r < 0)
@@ -81,6 +76,23 @@ static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages,
         l.pager_sock = sock;
         r = vm_launch(vm, &l, e);
         stage_done(stages, "launch");
+        return r;
+}
+
+/* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
+static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages, struct err *e) {
+        cleanup_fd int vmstate = -1;
+        int r;
+
+        r = origin_make_files(vm, o, e);
+        if (r == 0)
+                r = origin_open_vmstate(vm, o, &vmstate, e);
+        stage_done(stages, "files");
+        if (r < 0)
+                return r;
+        r = launch(vm, o, false, stages, e);
+        if (r == -ERESTART)
+                r = launch(vm, o, true, stages, e);
         if (r < 0)
                 return r;
         r = vm->ops->load_state(vm->vmm, vmstate, e);
@@ -184,6 +196,7 @@ int vm_restore_from(struct vm *vm, const struct vm_origin *o, bool paused, bool 
         }
         if (r == 0) {
                 room_hold(vm);
+                shells_want(vm->d->shells, vm);
                 if (!vm->pool[0]) /* nobody has waited for it */
                         times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
                 return 0;

@@ -23,7 +23,7 @@
 #define RECORD_MAX_BYTES 16384
 
 static void record_encode(const struct vm *vm, struct mp_buf *b) {
-        mp_map(b, 30);
+        mp_map(b, 31);
         mp_kv_u64(b, "version", RECORD_VERSION);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "name", vm->name);
@@ -51,6 +51,7 @@ static void record_encode(const struct vm *vm, struct mp_buf *b) {
         mp_kv_u64(b, "pid", vm->pid > 0 ? (uint64_t) vm->pid : 0);
         mp_kv_u64(b, "start_time", vm->start_time);
         mp_kv_u64(b, "uid", vm->uid);
+        mp_kv_str(b, "group", vm->group);
         mp_kv_str(b, "boot", vm->d->boot_id);
         mp_kv_bool(b, "session", vm->session);
         mp_kv_str(b, "busy", vm->busy);
@@ -159,6 +160,8 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
                 r = -EBADMSG;
         if (r < 0)
                 return r == -ENOENT ? -EBADMSG : r; /* a field is missing, which must not look like no record */
+        if (get_id(m, "group", vm->group) == -EBADMSG)
+                return -EBADMSG;
         (void) mp_get_str(m, "reason", vm->reason, sizeof(vm->reason));
         (void) mp_get_str(m, "vmm_version", vm->vmm_version, sizeof(vm->vmm_version));
         (void) mp_get_str(m, "net", vm->net, sizeof(vm->net));

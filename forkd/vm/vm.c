@@ -74,6 +74,19 @@ struct vm *vm_by_id(struct daemon *d, const char *id) {
         return NULL;
 }
 
+const char *vm_group(const struct vm *vm) {
+        return vm->group[0] ? vm->group : vm->id;
+}
+
+struct vm *vm_by_group(struct daemon *d, const char *group) {
+        struct vm *vm;
+
+        TAILQ_FOREACH (vm, &d->vms, entry)
+                if (strcmp(vm_group(vm), group) == 0)
+                        return vm;
+        return NULL;
+}
+
 bool vm_name_taken(struct daemon *d, const char *name) {
         return find(d, name) != NULL;
 }

@@ -70,6 +70,7 @@ struct vm {
         char pool[NAME_MAX_LEN + 1]; /* waits in that pool to be taken, and is nobody's to use; "": in none */
         int64_t created_ns;
         pid_t pid;
+        id_str group;        /* of its VMM's cgroup, if that was a shell's; else it is named by the VM's id */
         uint32_t uid;        /* whose process the VMM is; 0: root's, or there is none */
         uint64_t start_time; /* of the pid, /proc/<pid>/stat field 22 */
 
@@ -108,6 +109,9 @@ const char *vm_state_name(enum vm_state s);
 /** By name or id. -ENOENT. */
 int vm_find(struct daemon *d, const char *name_or_id, struct vm **ret, struct err *e) attr_warn_unused;
 struct vm *vm_by_id(struct daemon *d, const char *id); /* NULL */
+/** The name of the cgroup of its VMM, and the VM that has it (NULL). */
+const char *vm_group(const struct vm *vm);
+struct vm *vm_by_group(struct daemon *d, const char *group);
 bool vm_name_taken(struct daemon *d, const char *name);
 
 /** May a new VM be called that? -EINVAL; -EEXIST, with who is. */
@@ -166,8 +170,10 @@ int vm_records_load(struct daemon *d, struct err *e) attr_warn_unused;
 struct vm_launch {
         const char *kernel, *initrd, *cmdline; /* of a boot */
         int pager_sock;                        /* of a restore; -1 */
+        bool no_shell;                         /* … with a VMM that is started for it */
 };
-/** Makes the directories, opens the console, starts the VMM, and records its pid. */
+/** Makes the directories, opens the console, starts the VMM (or takes a shell), and records its pid. -ERESTART: a shell was taken
+ *  and failed; nothing of it is left but a session of the pager's that it may have used. */
 int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) attr_warn_unused;
 /** Connects to the agent's channel. */
 int vm_link_open(struct vm *vm, struct err *e) attr_warn_unused;
@@ -202,6 +208,8 @@ bool vm_teardown(struct vm *vm);
 /** The same, and forgets the VM with its files: @vm is gone. -EBUSY with @e: it lingers; it is forgotten when its VMM ends,
  *  and its operation has ended. */
 int vm_remove(struct vm *vm, struct err *e);
+/** Of a VMM that did not come up and is reaped: its session, its user, its cgroup, its directory. The VM may be given another. */
+void vm_drop_vmm(struct vm *vm);
 /** Is there a VMM that was killed and has not ended? */
 bool vm_lingers(const struct vm *vm);
 /** -EBUSY, with the sentence, if there is. Nothing may be started for the VM then. */

@@ -66,25 +66,30 @@ void vm_forget_end(struct vm *vm) {
 }
 
 /* What is left when the process is no more. */
-static void release(struct vm *vm) {
+void vm_drop_vmm(struct vm *vm) {
         char path[PATH_MAX];
         struct err e;
 
-        stop_watching(vm);
         monitor_vm_gone(vm->d->monitor, vm);
         vm->pid = 0;
         vm->start_time = 0;
         /* Also kills a VMM that an earlier forkd started but did not come to note. */
-        if (cgroup_remove(vm->d->instance, vm->id, &e) < 0)
+        if (cgroup_remove(vm->d->instance, vm_group(vm), &e) < 0)
                 log_warning("%s: %s", vm->name, e.message);
+        vm->group[0] = '\0';
         /* Only now: without its pager a living guest would wait for ever. */
         pager_session_close(vm->d->pager, vm);
         recording_end(vm);
         vm_drop_user(vm);
-        admission_release(vm->d->admission, &vm->claim);
-        identities_drop_kind(vm->d->identities, &vm->identity, IDENTITY_CID);
         if (vm_run_path(vm, NULL, path, sizeof(path)) == 0)
                 best_effort(io_remove_tree(AT_FDCWD, path));
+}
+
+static void release(struct vm *vm) {
+        stop_watching(vm);
+        vm_drop_vmm(vm);
+        admission_release(vm->d->admission, &vm->claim);
+        identities_drop_kind(vm->d->identities, &vm->identity, IDENTITY_CID);
 }
 
 static void end_at_last(void *arg) {

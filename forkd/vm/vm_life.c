@@ -11,6 +11,7 @@
 #include "common/spawn.h"
 #include "forkd/daemon.h"
 #include "forkd/host/jail.h"
+#include "forkd/host/shells.h"
 #include "forkd/monitor/monitor.h"
 #include "forkd/pager/link.h"
 #include "forkd/pool/pool.h"
@@ -85,7 +86,7 @@ void vm_kill_lost(struct vm *vm, const char *reason) {
                 vm_fail(vm, "%s", reason);
         if (vm->vmm)
                 best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL));
-        else if (cgroup_kill(vm->d->instance, vm->id, &e) < 0)
+        else if (cgroup_kill(vm->d->instance, vm_group(vm), &e) < 0)
                 log_debug("%s", e.message);
         /* Where there are no cgroups. One that an earlier forkd started may not be taken back yet, and must not be. */
         if (!vm->vmm && vm->pid > 0 && vm->start_time != 0 && spawn_pidfd_open(vm->pid, vm->start_time, &pidfd) == 0)
@@ -164,11 +165,51 @@ static int on_spawn(int pidfd, void *arg, struct err *e) {
         return r < 0 && spawn_pidfd_pid(pidfd, &pid) == -ESRCH ? 0 : r;
 }
 
+/* A process of its own, in a directory, a cgroup and as a user that are made for it. */
+static int start_vmm(struct vm *vm, struct vmm_start *s, struct err *e) {
+        cleanup_fd int cgroup = -1;
+        char run_dir[PATH_MAX];
+        struct err ignored;
+        int r;
+
+        r = make_run_dir(vm, run_dir, sizeof(run_dir), e);
+        if (r < 0)
+                return r;
+        if (cgroup_create(vm->d->instance, vm->id, &cgroup, &ignored) < 0)
+                log_debug("%s runs without a cgroup of its own: %s", vm->name, ignored.message);
+        r = forkd_jail(vm->d, &s->jail, e);
+        if (r == 0)
+                r = vm_take_user(vm, e);
+        if (r < 0)
+                return r;
+        s->uid = vm->uid;
+        s->cgroup_fd = cgroup;
+        s->run_dir = run_dir;
+        return vm->ops->start(vm->d->base, s, &vm_vmm_events, vm, &vm->vmm, e);
+}
+
+/* 1: it has a VMM. 0: it has none, and may be given one. */
+static int take_shell(struct vm *vm, struct vmm_start *s, struct err *e) {
+        char run_dir[PATH_MAX];
+        int r = vm_run_path(vm, NULL, run_dir, sizeof(run_dir));
+
+        if (r < 0)
+                return err_errno(e, r, "finding its directory");
+        s->run_dir = run_dir;
+        r = shells_take(vm->d->shells, vm, s, e);
+        s->run_dir = NULL;
+        if (r >= 0 || vm->lost[0])
+                return r;
+        vm_drop_vmm(vm);
+        return -ERESTART;
+}
+
 int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
-        char run_dir[PATH_MAX], log_path[PATH_MAX], disks[VMM_MAX_DISKS][PATH_MAX];
-        cleanup_fd int console = -1, cgroup = -1;
+        char log_path[PATH_MAX], disks[VMM_MAX_DISKS][PATH_MAX];
+        cleanup_fd int console = -1;
         struct vmm_start s = {
                 .machine = &vm->machine,
+                .log_path = log_path,
                 .kernel = l->kernel,
                 .initrd = l->initrd,
                 .cmdline = l->cmdline,
@@ -179,14 +220,12 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
                 .cgroup_fd = -1,
                 .on_spawn = on_spawn,
         };
-        struct err ignored;
         int r;
 
-        r = make_run_dir(vm, run_dir, sizeof(run_dir), e);
-        if (r == 0)
-                r = open_console(vm, &console, e);
+        r = open_console(vm, &console, e);
         if (r < 0)
                 return r;
+        s.console_fd = console;
         if (vm_state_path(vm, "vmm.log", log_path, sizeof(log_path)) < 0)
                 return err_errno(e, -ENAMETOOLONG, "starting '%s'", vm->name);
         for (unsigned i = 0; i < vm->machine.n_disks; i++) {
@@ -197,25 +236,16 @@ int vm_launch(struct vm *vm, const struct vm_launch *l, struct err *e) {
                         return err_errno(e, -ENAMETOOLONG, "starting '%s'", vm->name);
                 s.disks[i] = disks[i];
         }
-        r = cgroup_create(vm->d->instance, vm->id, &cgroup, &ignored);
-        if (r < 0)
-                log_debug("%s runs without a cgroup of its own: %s", vm->name, ignored.message);
-        r = forkd_jail(vm->d, &s.jail, e);
-        if (r == 0)
-                r = vm_take_user(vm, e);
-        if (r < 0)
-                return err_prefix(e, "starting '%s'", vm->name);
-        s.uid = vm->uid;
-        s.cgroup_fd = cgroup;
-        s.run_dir = run_dir;
-        s.log_path = log_path;
-        s.console_fd = console;
         vm->vmm_exited = vm->guest_shutdown = false;
-        r = vm->ops->start(vm->d->base, &s, &vm_vmm_events, vm, &vm->vmm, e);
+        r = s.incoming && !l->no_shell ? take_shell(vm, &s, e) : 0;
+        if (r == 0)
+                r = start_vmm(vm, &s, e);
         if (vm->lost[0]) /* killed from outside while it started: the caller tears it down */
                 return err_set(e, ERR_PAGER, -EPIPE, "starting '%s': its memory was lost", vm->name);
-        if (r < 0)
-                return err_prefix(e, "starting '%s'", vm->name);
+        if (r < 0) {
+                (void) err_prefix(e, "starting '%s'", vm->name);
+                return r;
+        }
         vm->pid = vm->ops->pid(vm->vmm);
         r = spawn_start_time(vm->pid, &vm->start_time);
         if (r < 0)

@@ -135,6 +135,7 @@ static void qemu_free(struct vmm *v) {
         if (v->ev_exit)
                 event_free(v->ev_exit);
         qmp_free(v->qmp);
+        qemu_shell_free(v->shell);
         (void) close_fd(v->pidfd);
         free(v->agent_path);
         free(v->layout_path);
@@ -147,6 +148,20 @@ int qemu_join(const char *dir, const char *file, char **ret) {
         return asprintf(ret, "%s/%s", dir, file) < 0 ? (*ret = NULL, -ENOMEM) : 0;
 }
 
+int qemu_set_paths(struct vmm *v, const char *run_dir, const char *log_path) {
+        cleanup_free char *agent = NULL, *layout = NULL, *log = strdup(log_path);
+
+        if (!log || qemu_join(run_dir, QEMU_AGENT_SOCKET, &agent) < 0 || qemu_join(run_dir, QEMU_LAYOUT_FILE, &layout) < 0)
+                return -ENOMEM;
+        free(v->log_path);
+        free(v->agent_path);
+        free(v->layout_path);
+        v->log_path = TAKE_PTR(log);
+        v->agent_path = TAKE_PTR(agent);
+        v->layout_path = TAKE_PTR(layout);
+        return 0;
+}
+
 static struct vmm *object_new(struct event_base *base, const char *run_dir, const char *log_path,
                               const struct vmm_machine *machine, const struct vmm_events *ev, void *arg) {
         struct vmm *v = calloc(1, sizeof(*v));
@@ -157,9 +172,7 @@ static struct vmm *object_new(struct event_base *base, const char *run_dir, cons
                 .ops = &vmm_qemu, .base = base, .machine = *machine, .events = ev, .arg = arg, .pidfd = -1, .quiet = true
         };
         TAILQ_INIT(&v->exit_waits);
-        v->log_path = strdup(log_path);
-        if (!v->log_path || qemu_join(run_dir, QEMU_AGENT_SOCKET, &v->agent_path) < 0 ||
-            qemu_join(run_dir, QEMU_LAYOUT_FILE, &v->layout_path) < 0) {
+        if (qemu_set_paths(v, run_dir, log_path) < 0) {
                 qemu_free(v);
                 return NULL;
         }
@@ -208,12 +221,14 @@ static int check_start(const struct vmm_start *s, struct err *e) {
                 return err_set(e, ERR_INVALID, -EINVAL, "%u vCPUs are out of range (1 to %d)", m->vcpus, VMM_MAX_VCPUS);
         if (m->n_disks > VMM_MAX_DISKS)
                 return err_set(e, ERR_INVALID, -EINVAL, "%u disks are too many (at most %d)", m->n_disks, VMM_MAX_DISKS);
-        for (unsigned i = 0; i < m->n_disks; i++)
+        for (unsigned i = 0; i < m->n_disks && !s->shell; i++)
                 if (!s->disks[i] || s->disks[i][0] != '/')
                         return err_set(e, ERR_INVALID, -EINVAL, "disk %u has no absolute path", i);
         if (s->incoming && s->kernel)
                 return err_set(e, ERR_INVALID, -EINVAL, "a VM boots a kernel or loads a state, not both");
-        if (s->pager_sock >= 0 && !s->attach_lib)
+        if (s->shell && (!s->incoming || s->pager_sock >= 0))
+                return err_set(e, ERR_INVALID, -EINVAL, "a shell waits for its state and its memory");
+        if ((s->pager_sock >= 0 || s->shell) && !s->attach_lib)
                 return err_set(e, ERR_INVALID, -EINVAL, "memory from the pager needs the attach library");
         if (s->attach_lib && s->attach_lib[0] != '/')
                 return err_set(e, ERR_INVALID, -EINVAL, "the attach library's path must be absolute: %s", s->attach_lib);
@@ -341,6 +356,8 @@ const struct vmm_ops vmm_qemu = {
         .machine = "microvm-1",
         .version = qemu_version,
         .start = qemu_start,
+        .take = qemu_take,
+        .is_current = qemu_is_current,
         .adopt = qemu_adopt,
         .resume = qemu_resume,
         .pause = qemu_pause,

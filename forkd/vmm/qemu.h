@@ -29,6 +29,8 @@ struct qemu_exit_wait {
         struct co_wait wait;
 };
 
+struct qemu_shell;
+
 struct vmm {
         const struct vmm_ops *ops;
         struct event_base *base;
@@ -49,7 +51,8 @@ struct vmm {
         bool wants_state; /* started for load_state, which has not succeeded yet: it must not be resumed */
 
         char *agent_path, *layout_path, *log_path;
-        uint64_t log_start; /* where this process's own lines begin in the log */
+        uint64_t log_start;       /* where this process's own lines begin in the log */
+        struct qemu_shell *shell; /* what it stands for; NULL: it is a VM's */
 };
 
 /* ---- qemu_args.c ---- */
@@ -65,6 +68,8 @@ int qemu_step_failed(struct vmm *v, int r, const char *what, struct err *e);
 
 /** "@dir/@file", to be freed. -ENOMEM. */
 int qemu_join(const char *dir, const char *file, char **ret) attr_warn_unused;
+/** Where the VM's files are: paths in @run_dir, and @log_path, in place of what they were. -ENOMEM. */
+int qemu_set_paths(struct vmm *v, const char *run_dir, const char *log_path) attr_warn_unused;
 /** Connects to a unix socket. Never blocks: a QEMU whose queue of connections is full is -EAGAIN, not a wait without end. */
 int qemu_connect_now(const char *path, int *ret_fd) attr_warn_unused;
 
@@ -79,6 +84,13 @@ int qemu_pause(struct vmm *v, struct err *e);
 int qemu_save_state(struct vmm *v, int fd, struct err *e);
 int qemu_load_state(struct vmm *v, int fd, struct err *e);
 int qemu_is_running(struct vmm *v, bool *ret, struct err *e);
+
+/* ---- qemu_shell.c ---- */
+
+int qemu_take(struct vmm *v, const struct vmm_start *s, const struct vmm_events *ev, void *arg, struct err *e);
+bool qemu_is_current(const struct vmm *v, const char *attach_lib);
+/** NULL is fine. */
+void qemu_shell_free(struct qemu_shell *sh);
 
 /* ---- qemu_log.c ---- */
 

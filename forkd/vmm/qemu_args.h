@@ -22,6 +22,7 @@ enum qemu_fd {
         QEMU_FD_FIRMWARE = 12,
         QEMU_FD_KERNEL = 13,
         QEMU_FD_INITRD = 14,
+        QEMU_FD_WAIT = 15, /* of a shell: what it waits on (pager/attach/wait.h) */
         QEMU_FD_DISK = 16, /* the first of VMM_MAX_DISKS, O_RDWR */
 };
 

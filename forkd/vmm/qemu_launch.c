@@ -34,8 +34,8 @@
 #define MIN_FILE_SIZE (256ull << 20)
 
 void qemu_launch_clear(struct qemu_launch *l) {
-        int *const all[] = { &l->qmp, &l->agent, &l->console,  &l->ram,    &l->layout, &l->uffd_dev,
-                             &l->log, &l->lib,   &l->firmware, &l->kernel, &l->initrd, &l->conn };
+        int *const all[] = { &l->qmp, &l->agent,    &l->console, &l->ram,    &l->layout, &l->uffd_dev, &l->log,
+                             &l->lib, &l->firmware, &l->kernel,  &l->initrd, &l->wait,   &l->conn };
 
         for (size_t i = 0; i < ARRAY_LEN(all); i++)
                 *all[i] = close_fd(*all[i]);
@@ -67,18 +67,35 @@ static int open_sockets(const struct vmm_start *s, struct qemu_launch *l, struct
         return r < 0 ? err_errno(e, r, "connecting to QEMU's control socket") : 0;
 }
 
-static int open_logs(struct vmm *v, const struct vmm_start *s, struct qemu_launch *l, struct err *e) {
-        char console[32];
+int qemu_open_log(const struct vmm_start *s, int *ret_fd, struct err *e) {
+        int fd = open(s->log_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
-        l->log = open(s->log_path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-        if (l->log < 0)
+        if (fd < 0)
                 return err_errno(e, -errno, "opening %s", s->log_path);
-        v->log_start = qemu_log_size(s->log_path);
+        *ret_fd = fd;
+        return 0;
+}
+
+int qemu_open_console(const struct vmm_start *s, int *ret_fd, struct err *e) {
+        char console[32];
+        int fd;
 
         /* QEMU takes a descriptor of an fdset only if it is open for exactly what it wants: writing. */
         (void) snprintf(console, sizeof(console), QEMU_OWN_FD, s->console_fd);
-        l->console = open(console, O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY);
-        return l->console < 0 ? err_errno(e, -errno, "opening the console's file again") : 0;
+        fd = open(console, O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY);
+        if (fd < 0)
+                return err_errno(e, -errno, "opening the console's file again");
+        *ret_fd = fd;
+        return 0;
+}
+
+static int open_logs(struct vmm *v, const struct vmm_start *s, struct qemu_launch *l, struct err *e) {
+        int r = qemu_open_log(s, &l->log, e);
+
+        if (r < 0)
+                return r;
+        v->log_start = qemu_log_size(s->log_path);
+        return qemu_open_console(s, &l->console, e);
 }
 
 /* A file that QEMU, or the dynamic linker for it, opens again as another user. */
@@ -96,14 +113,36 @@ static int open_shared(const char *path, int *ret_fd, struct err *e) {
         return 0;
 }
 
+int qemu_open_disk(const struct vmm_start *s, unsigned i, int *ret_fd, uint64_t *ret_bytes, struct err *e) {
+        cleanup_fd int fd = open(s->disks[i], O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+        struct stat st;
+
+        if (fd < 0 || fstat(fd, &st) < 0)
+                return err_errno(e, -errno, "opening disk %u, %s", i, s->disks[i]);
+        *ret_bytes = (uint64_t) st.st_size;
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
+/* Of a shell: as large as the disk that will be there, and empty. */
+static int make_disk(const struct vmm_start *s, unsigned i, int *ret_fd, uint64_t *ret_bytes, struct err *e) {
+        cleanup_fd int fd = memfd_create("forkd-disk", MFD_CLOEXEC);
+
+        if (fd < 0 || ftruncate(fd, (off_t) s->disk_bytes[i]) < 0)
+                return err_errno(e, -errno, "making what stands for disk %u", i);
+        *ret_bytes = s->disk_bytes[i];
+        *ret_fd = TAKE_FD(fd);
+        return 0;
+}
+
 static int open_disks(const struct vmm_start *s, struct qemu_launch *l, struct err *e) {
         for (unsigned i = 0; i < s->machine->n_disks; i++) {
-                struct stat st;
+                uint64_t bytes = 0;
+                int r = s->shell ? make_disk(s, i, &l->disks[i], &bytes, e) : qemu_open_disk(s, i, &l->disks[i], &bytes, e);
 
-                l->disks[i] = open(s->disks[i], O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-                if (l->disks[i] < 0 || fstat(l->disks[i], &st) < 0)
-                        return err_errno(e, -errno, "opening disk %u, %s", i, s->disks[i]);
-                l->largest_disk = MAX_OF(l->largest_disk, (uint64_t) st.st_size);
+                if (r < 0)
+                        return r;
+                l->largest_disk = MAX_OF(l->largest_disk, bytes);
         }
         return 0;
 }
@@ -197,9 +236,10 @@ static void fill_env(struct env *env, const struct vmm_start *s, const struct qe
         env_add(env, "FORKD_ATTACH_LAYOUT_FD=%d", QEMU_FD_LAYOUT);
         if (l->uffd_dev >= 0)
                 env_add(env, "FORKD_ATTACH_UFFD_DEV_FD=%d", QEMU_FD_UFFD_DEV);
-        if (s->pager_sock < 0)
-                return;
-        env_add(env, "FORKD_ATTACH_SOCK_FD=%d", QEMU_FD_PAGER);
+        if (s->shell)
+                env_add(env, "FORKD_ATTACH_WAIT_FD=%d", QEMU_FD_WAIT);
+        else if (s->pager_sock >= 0)
+                env_add(env, "FORKD_ATTACH_SOCK_FD=%d", QEMU_FD_PAGER);
 }
 
 static void fill_fds(struct fd_list *list, const struct vmm_start *s, const struct qemu_launch *l) {
@@ -216,6 +256,7 @@ static void fill_fds(struct fd_list *list, const struct vmm_start *s, const stru
         pass(list, l->firmware, QEMU_FD_FIRMWARE);
         pass(list, l->kernel, QEMU_FD_KERNEL);
         pass(list, l->initrd, QEMU_FD_INITRD);
+        pass(list, l->wait, QEMU_FD_WAIT);
         for (unsigned i = 0; i < VMM_MAX_DISKS; i++)
                 pass(list, l->disks[i], QEMU_FD_DISK + (int) i);
 }
@@ -242,7 +283,7 @@ static void fill_jail(struct jail *j, const struct vmm_start *s, const struct qe
         if (s->machine->accel == VMM_ACCEL_KVM)
                 j->groups[j->n_groups++] = s->jail->kvm_group;
         /* Without the device it is this or no memory: `forkctl doctor` says so. */
-        if (s->pager_sock >= 0 && l->uffd_dev < 0 && !uffd_is_free())
+        if ((s->pager_sock >= 0 || s->shell) && l->uffd_dev < 0 && !uffd_is_free())
                 j->caps |= 1ull << CAP_SYS_PTRACE;
 }
 
@@ -324,6 +365,8 @@ int qemu_launch(struct vmm *v, const struct vmm_start *s, struct qemu_launch *l,
         r = build_args(s, program, has_firmware, &args, e);
         if (r == 0)
                 r = open_all(v, s, has_firmware ? firmware : NULL, l, e);
+        if (r == 0 && s->shell)
+                r = qemu_shell_new(v, s, l, program, has_firmware ? firmware : NULL, e);
         return r < 0 ? r : spawn_qemu(v, s, l, program, &args, e);
 }
 

@@ -44,6 +44,8 @@ struct vmm_start {
         int cgroup_fd;                         /* the cgroup it is born in, see spawn.h; -1: none */
         const char *kernel, *initrd, *cmdline; /* for a boot; NULL when device state will be loaded */
         bool incoming;                         /* wait for load_state */
+        bool shell;                            /* … and first for take: memory, log, console and disks come then */
+        uint64_t disk_bytes[VMM_MAX_DISKS];    /* of a shell, which has no disks yet */
 
         /* Guest memory. A fresh VM has pager_sock -1: its RAM is private anonymous memory. Else it is the VMM's end of the
          * session's socketpair, from which it gets its memory. */
@@ -82,6 +84,13 @@ struct vmm_ops {
          *  On failure nothing is left behind. */
         int (*start)(struct event_base *base, const struct vmm_start *s, const struct vmm_events *ev, void *arg, struct vmm **ret,
                      struct err *e);
+
+        /** Makes a shell (started with `shell`) the VMM of a VM: its memory, log, console and disks are now those of @s, its files
+         *  have moved to s->run_dir, and events go to @ev. on_spawn of @s is called. -ESTALE: it is none of what would be
+         *  started today, and @s was not touched; after any other failure the shell is good for nothing but kill. */
+        int (*take)(struct vmm *v, const struct vmm_start *s, const struct vmm_events *ev, void *arg, struct err *e);
+        /** Is a shell still what would be started with @attach_lib, or has something been upgraded? */
+        bool (*is_current)(const struct vmm *v, const char *attach_lib);
 
         /** Takes back a VMM that an earlier forkd started (pidfd is taken on success). */
         int (*adopt)(struct event_base *base, const char *run_dir, const char *log_path, pid_t pid, int pidfd,

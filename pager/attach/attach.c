@@ -48,6 +48,7 @@ struct attach attach_state = {
         .sock_fd = -1,
         .layout_fd = -1,
         .dev_fd = -1,
+        .wait_fd = -1,
         .uffd = -1,
         .idle_uffd = -1,
 };
@@ -150,7 +151,8 @@ static int env_fd(const char *name) {
 /* A child of the VMM has no guest memory of its own, and no business with our descriptors. Not before the VMM has mapped its memory: what was started
  * may be a wrapper that only goes on to start the VMM. */
 static void forget_environment(void) {
-        const int fds[] = { attach_state.ram_fd, attach_state.sock_fd, attach_state.layout_fd, attach_state.dev_fd };
+        const int fds[] = { attach_state.ram_fd, attach_state.sock_fd, attach_state.layout_fd, attach_state.dev_fd,
+                            attach_state.wait_fd };
 
         for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
                 if (fds[i] >= 0 && fcntl(fds[i], F_SETFD, FD_CLOEXEC) < 0)
@@ -160,6 +162,7 @@ static void forget_environment(void) {
         unsetenv("FORKD_ATTACH_SOCK_FD");
         unsetenv("FORKD_ATTACH_LAYOUT_FD");
         unsetenv("FORKD_ATTACH_UFFD_DEV_FD");
+        unsetenv("FORKD_ATTACH_WAIT_FD");
 }
 
 __attribute__((constructor)) static void attach_arm(void) {
@@ -170,12 +173,15 @@ __attribute__((constructor)) static void attach_arm(void) {
         a->sock_fd = env_fd("FORKD_ATTACH_SOCK_FD");
         a->layout_fd = env_fd("FORKD_ATTACH_LAYOUT_FD");
         a->dev_fd = env_fd("FORKD_ATTACH_UFFD_DEV_FD");
+        a->wait_fd = env_fd("FORKD_ATTACH_WAIT_FD");
 
         if (a->ram_fd < 0) {
-                if (a->sock_fd >= 0 || a->layout_fd >= 0)
+                if (a->sock_fd >= 0 || a->layout_fd >= 0 || a->wait_fd >= 0)
                         attach_die("environment", "FORKD_ATTACH_RAM_FD is missing");
                 return;
         }
+        if (a->wait_fd >= 0 && a->sock_fd >= 0)
+                attach_die("environment", "FORKD_ATTACH_WAIT_FD is for memory that comes later");
         if (fstat(a->ram_fd, &st) < 0)
                 attach_die_errno("guest memory file", errno);
         if (!S_ISREG(st.st_mode) || st.st_size <= 0 || (uint64_t) st.st_size % ATTACH_PAGE)
@@ -476,6 +482,51 @@ static void *map_segments(void *addr, size_t len, int prot, int fixed) {
         return p;
 }
 
+static void *map_anonymous(void *addr, size_t len, int prot, int fixed) {
+        void *p = attach_raw_mmap(addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
+
+        if (p == MAP_FAILED)
+                attach_die_errno("mapping guest memory", errno);
+        return p;
+}
+
+/* What the guest writes is found page by page; a huge page would make 512 of one. A kernel without huge pages says EINVAL. */
+static void finish(void *p, size_t len, int prot) {
+        struct attach *a = &attach_state;
+
+        if (attach_raw_madvise(p, len, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)
+                attach_die_errno("guest memory: MADV_NOHUGEPAGE", errno);
+        if (a->dev_fd >= 0)
+                (void) close(a->dev_fd);
+        a->dev_fd = -1;
+        a->prot = prot;
+        a->base = (uintptr_t) p;
+        a->len = len;
+        atomic_store_explicit(&a->phase, ATTACH_ATTACHED, memory_order_release);
+}
+
+void *attach_put_segments(void *addr, size_t len, int prot, int fixed) {
+        void *p = map_segments(addr, len, prot, fixed);
+
+        /* The VMM's own advice (no memory of guests in core files) may have been for what was here before. */
+        if (fixed && attach_raw_madvise(p, len, MADV_DONTDUMP) < 0)
+                attach_die_errno("guest memory: MADV_DONTDUMP", errno);
+        finish(p, len, prot);
+        return p;
+}
+
+/* Of a shell: the address, and nothing there yet. */
+static void *reserve(void *addr, size_t len, int prot, int fixed) {
+        struct attach *a = &attach_state;
+        void *p = map_anonymous(addr, len, prot, fixed);
+
+        a->prot = prot;
+        a->base = (uintptr_t) p;
+        a->len = len;
+        attach_wait_begin();
+        return p;
+}
+
 static void *attach_guest_ram(void *addr, size_t len, int prot, int flags, off_t off) {
         struct attach *a = &attach_state;
         int type = flags & MAP_TYPE, fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
@@ -490,33 +541,22 @@ static void *attach_guest_ram(void *addr, size_t len, int prot, int flags, off_t
         if (off != 0 || len != a->ram_size)
                 attach_die("guest memory", "is not mapped as a whole");
 
-        if (a->sock_fd >= 0) {
-                p = map_segments(addr, len, prot, fixed);
+        if (a->wait_fd >= 0) {
+                p = reserve(addr, len, prot, fixed);
+        } else if (a->sock_fd >= 0) {
+                p = attach_put_segments(addr, len, prot, fixed);
         } else {
-                p = attach_raw_mmap(addr, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed, -1, 0);
-                if (p == MAP_FAILED)
-                        attach_die_errno("mapping guest memory", errno);
                 /* Where there is none the VM runs all the same: forking it costs it a longer pause. */
                 const char *what, *why;
+                p = map_anonymous(addr, len, prot, fixed);
                 a->idle_uffd = uffd_try_agreed(a->dev_fd, &what, &why);
+                finish(p, len, prot);
         }
-        /* What the guest writes is found page by page; a huge page would make 512 of one. A kernel without
-         * huge pages says EINVAL. */
-        if (attach_raw_madvise(p, len, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)
-                attach_die_errno("guest memory: MADV_NOHUGEPAGE", errno);
-
         if (a->layout_fd >= 0) {
                 write_layout(a->layout_fd, p, len);
                 (void) close(a->layout_fd);
                 a->layout_fd = -1;
         }
-        if (a->dev_fd >= 0)
-                (void) close(a->dev_fd);
-        a->dev_fd = -1;
-        a->prot = prot;
-        a->base = (uintptr_t) p;
-        a->len = len;
-        atomic_store_explicit(&a->phase, ATTACH_ATTACHED, memory_order_release);
         return p;
 }
 

@@ -17,7 +17,7 @@ enum attach_phase { ATTACH_INERT, ATTACH_ARMED, ATTACH_ATTACHED };
 
 struct attach {
         _Atomic int phase;
-        int ram_fd, sock_fd, layout_fd, dev_fd; /* as inherited, -1: not there */
+        int ram_fd, sock_fd, layout_fd, dev_fd, wait_fd; /* as inherited, -1: not there */
         dev_t ram_dev;
         ino_t ram_ino;
         uint64_t ram_size;
@@ -40,6 +40,11 @@ _Noreturn void attach_die_errno(const char *what, int err);
 bool attach_overlaps(const void *addr, size_t len);
 /** Does it lie in guest memory as a whole? */
 bool attach_contains(const void *addr, size_t len);
+
+/** Guest memory as the pager at sock_fd tells, mapped at @addr (@fixed) or anywhere, and as it is to stay: ATTACHED. */
+void *attach_put_segments(void *addr, size_t len, int prot, int fixed);
+/** Starts to wait for what attach_put_segments needs: wait.c. */
+void attach_wait_begin(void);
 
 void *attach_raw_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);
 int attach_raw_madvise(void *addr, size_t len, int advice);

@@ -13,7 +13,8 @@ from mprpc import Client, Error, open_fds
 
 
 class Room(Case):
-    lab_options = {"store": "1G", "config": "[forkd]\nparallel_starts = 1\n[limits]\nvcpus = 6\nmemory = 1G\nmemory_overcommit = 2\n"}
+    lab_options = {"store": "1G", "config": "[forkd]\nparallel_starts = 1\n[limits]\nvcpus = 6\nmemory = 1G\nmemory_overcommit = 2\n"
+                                          "[vmm]\nshells = 0\n"} # whose claims test_shells.py looks at
 
     @classmethod
     def setUpClass(cls):

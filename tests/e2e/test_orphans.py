@@ -23,7 +23,7 @@ def cgroup_root():
 
 
 class Orphans(Case):
-    lab_options = {"store": "1G"}
+    lab_options = {"store": "1G", "config": "[vmm]\nshells = 0\n"} # test_shells.py has theirs
 
     @classmethod
     def setUpClass(cls):

@@ -36,6 +36,7 @@ def loop_devices(directory):
 
 
 def count(lab, pager):
+    lab.wait_shells()
     mounts = pathlib.Path("/proc/self/mounts").read_text().splitlines()
     store = os.statvfs(lab.state / "store")
     own, pids = str(lab.dir), {*lab.processes(), *(p for group in world.group_pids(lab).values() for p in group)}

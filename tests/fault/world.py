@@ -6,7 +6,7 @@ import pathlib
 import re
 
 import busy
-from forkdlab import cgroups
+from forkdlab import cgroups, parent_of
 
 ID = re.compile("[0-9a-f]{16}")
 STATES = ("running", "paused", "standby", "stopped", "failed")
@@ -24,13 +24,6 @@ def group_pids(lab):
     return found
 
 
-def parent_of(pid):
-    try:
-        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (OSError, IndexError):
-        return 0
-
-
 def complaints(lab):
     """Sentences; forkd is idle meanwhile."""
     bad = []
@@ -38,14 +31,15 @@ def complaints(lab):
     bad += [f"{v['name']} is {v['state']}" for v in vms.values() if v["state"] not in STATES]
     bad += [f"{v['name']} is busy: {v['busy']}" for v in vms.values() if v["busy"]]
     living = {i: v["pid"] for i, v in vms.items() if v["pid"]}
-    groups = group_pids(lab)
+    groups, shells = lab.vmm_groups()
     bad += [f"{vms[i]['name']} has pid {pid}, its group has {groups.get(i)}" for i, pid in living.items() if pid not in groups.get(i, [])]
     bad += [f"group {i} has no living VM, but processes {pids}" for i, pids in groups.items() if i not in living]
     bad += [f"{v['name']} is {v['state']} with pid {v['pid']}" for v in vms.values() if (v["state"] in ("running", "paused")) != bool(v["pid"])]
-    known = {p for pids in groups.values() for p in pids} | {lab.forkd.pid, lab.ctl("pager", "status").get("pid")}
+    known = {p for pids in [*groups.values(), *shells.values()] for p in pids} | {lab.forkd.pid, lab.ctl("pager", "status").get("pid")}
     bad += [f"process {p} is nobody's" for p in lab.processes() if p not in known and parent_of(p) not in known and parent_of(p) != os.getpid()]
-    for parent in (lab.state / "vms", lab.run_dir / "vms", lab.state / "store" / "vms"):
-        bad += [f"{p} is of no VM" for p in parent.iterdir() if p.name not in vms]
+    dirs = [p for parent in (lab.state / "vms", lab.run_dir / "vms", lab.state / "store" / "vms") for p in parent.iterdir()]
+    shells.update(lab.vmm_groups()[1]) # they come when nothing else goes on
+    bad += [f"{p} is of no VM" for p in dirs if p.name not in vms and p.name not in shells]
     bad += [f"{p} is left" for p in (lab.state / "store" / "tmp").iterdir()]
     return bad
 

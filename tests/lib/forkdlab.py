@@ -263,6 +263,36 @@ class Lab:
                 continue
         return found
 
+    def vmm_groups(self):
+        """({id of a VM: pids}, {id of a VMM shell: pids}) by the cgroups that are not empty. Whatever is no living VM's is a shell
+        only if forkd says that it has so many, and has started it itself: else it is in the first, by the name of its group."""
+        owners = {v["cgroup"]: v["id"] for v in self.ctl("ps") if v["cgroup"]}
+        groups = {}
+        for base in cgroups(self.state):
+            for d in base.iterdir():
+                if re.fullmatch("[0-9a-f]{16}", d.name) and (pids := [int(p) for p in (d / "cgroup.procs").read_text().split()]):
+                    groups[d.name] = pids
+        count = self.shells()
+        vms = {owners[g]: pids for g, pids in groups.items() if g in owners}
+        others = {g: pids for g, pids in groups.items() if g not in owners}
+        ours = {g: pids for g, pids in others.items() if parent_of(pids[0]) == self.forkd.pid}
+        if len(ours) > count["ready"] + count["starting"]:
+            ours = {}
+        vms.update({g: pids for g, pids in others.items() if g not in ours})
+        return vms, ours
+
+    def shells(self):
+        return self.ctl("stats")["shells"]
+
+    def wait_shells(self, n=2, timeout=30):
+        """Until @n shells are ready and none is on its way: [vmm] shells for each shape in use."""
+        end = time.monotonic() + timeout
+        while (s := self.shells())["ready"] != n or s["starting"]:
+            if time.monotonic() > end:
+                raise AssertionError(f"{n} shells are not ready: {s}")
+            time.sleep(0.02)
+        return s
+
     def lives(self):
         return [p for p in self.processes()]
 
@@ -310,6 +340,14 @@ class Lab:
         found += [f"socket {s}" for s in self.run_dir.rglob("*") if s.is_socket()]
         found += [f"cgroup {c}" for c in cgroups(self.state)]
         return found
+
+
+def parent_of(pid):
+    """0 if it has ended."""
+    try:
+        return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    except (OSError, IndexError):
+        return 0
 
 
 def parse_metrics(text):

@@ -28,7 +28,7 @@ static uint64_t touched(pid_t pid, void *arg) {
 }
 
 static void make(const struct admission_limits *l) {
-        const struct admission_host host = { memory, pids, disk, touched, NULL };
+        const struct admission_host host = { .memory = memory, .pids = pids, .disk = disk, .touched = touched };
 
         has.memory = has.pids = has.disk = UINT64_MAX;
         has.touched = 0;
