@@ -564,6 +564,9 @@ void shells_end(struct shells *s) {
 void shells_count(const struct shells *s, struct shells_counts *ret) {
         const struct shape *shape;
 
+        *ret = (struct shells_counts){ 0 };
+        if (!s)
+                return;
         *ret = (struct shells_counts){ .starting = s->starting, .used = s->used, .missed = s->missed, .failed = s->failed };
         TAILQ_FOREACH (shape, &s->shapes, entry)
                 ret->ready += shape->n_ready;

@@ -43,6 +43,7 @@ struct shells_counts {
 };
 /** Is it the id of a shell, of which its cgroup and its directory are named? */
 bool shells_has(const struct shells *s, const char *id);
+/** NULL is fine: none. */
 void shells_count(const struct shells *s, struct shells_counts *ret);
 /** The value of `shells` of docs/protocol.md. */
 void shells_encode(const struct shells *s, struct mp_buf *b);
