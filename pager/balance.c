@@ -38,7 +38,8 @@ static void balance(struct pager *p, uint64_t interval_ns) {
                 /* So much less has the busier of the two to do afterwards. */
                 double gain = MIN_OF(s->share, load[hi] - load[lo] - s->share);
 
-                if (s->worker == p->workers[hi] && !s->failed && !s->ending && !s->moving && gain > best) {
+                if (s->worker == p->workers[hi] && !s->failed && !s->ending && !s->moving && !s->live && !s->rebase &&
+                    gain > best) {
                         best = gain;
                         pick = s;
                 }
@@ -94,4 +95,6 @@ void pager_on_moved(struct pager *p, struct pager_session *s) {
                         pager_worker_sync(s->worker, s);
         }
         s->sync_deferred = false;
+        if (s->live_deferred)
+                pager_live_sync(s);
 }

@@ -241,7 +241,8 @@ static struct pager_cached *entry_of(const struct pager_cache *c, const struct p
 
 /** May new images take pages from it? */
 static bool may_be_base(const struct pager_cached *base) {
-        if (base->stale || pager_image_is_nascent(base->image) || pager_image_is_bad(base->image) || pager_image_audit(base->image) == -EUCLEAN)
+        if (base->stale || pager_image_is_nascent(base->image) || pager_image_is_bad(base->image) ||
+            pager_image_audit(base->image) == -EUCLEAN)
                 return false;
         for (size_t i = 0; i < pager_image_n_owners(base->image); i++) {
                 const struct pager_image *owner = pager_image_owner_at(base->image, i);

@@ -23,8 +23,6 @@ static int named(struct pager *p, const struct rpc_msg *msg, struct pager_live *
 
 int pager_do_live_prepare(struct pager *p, struct rpc_msg *msg, struct err *e) {
         struct pager_live_params lp = { .mem_fd = -1, .pagemap_fd = -1 };
-        cleanup_mp_buf struct mp_buf b = { 0 };
-        bool base = false;
         id_str id;
         int r = get_id(msg, &id, e);
 
@@ -38,13 +36,7 @@ int pager_do_live_prepare(struct pager *p, struct rpc_msg *msg, struct err *e) {
         lp.id = id;
         lp.mem_fd = TAKE_FD(msg->fds[0]);
         lp.pagemap_fd = TAKE_FD(msg->fds[1]);
-        r = pager_live_prepare(p, &lp, &base, e);
-        if (r < 0)
-                return r;
-        mp_buf_init(&b);
-        mp_map(&b, 1);
-        mp_kv_bool(&b, "base", base);
-        return rpc_reply(msg->conn, msg->msgid, &b, NULL, 0);
+        return pager_live_prepare(p, &lp, msg->conn, msg->msgid, e);
 }
 
 int pager_do_live_protect(struct pager *p, struct rpc_msg *msg, struct err *e) {
@@ -89,6 +81,8 @@ int pager_do_unprotect(struct pager *p, struct rpc_msg *msg, struct err *e) {
 
         if (r < 0)
                 return r;
+        if (s->rebase)
+                return pager_rebase_unprotect(s, msg->conn, msg->msgid, e);
         pager_live_unprotect(s);
         return rpc_reply(msg->conn, msg->msgid, NULL, NULL, 0);
 }

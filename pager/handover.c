@@ -40,6 +40,8 @@ int pager_handover_check(struct pager *p, const struct pager_session *s, struct 
                 return err_set(e, ERR_STATE, -EIO, "session %s has failed: %s", s->id, s->reason);
         if (!s->peer)
                 return err_set(e, ERR_STATE, -EPIPE, "session %s has no VMM", s->id);
+        if (s->rebase)
+                return err_set(e, ERR_BUSY, -EBUSY, "the VMM of session %s is mapping its memory anew", s->id);
         if (s->live)
                 return err_set(e, ERR_BUSY, -EBUSY, "session %s is being forked", s->id);
         if (pager_image_is_nascent(s->image))

@@ -65,6 +65,8 @@
 /* A worker that has been at one piece of work for longer gets no new session while there are others. */
 #define PAGER_STUCK_MS 100u
 
+#define PAGER_REBASE_SECONDS 10u /* a VMM's writes wait so long for its own answer at the most */
+
 #define PAGER_MAX_REASON 240u
 #define PAGER_MAX_RANGES 100000u /* in one answer of session.removed, or one request; the rest with the next */
 #define PAGER_SETTLE_MS 1u       /* between two looks whether a released image is left alone by now */

@@ -5,7 +5,7 @@
  *      protect   (the VMM stands still) its written pages are found in its page table, noted and protected
  *      copying   clones may live on the image already; the fill thread copies, faults of either side hasten it
  *      copied    nothing is read from the VMM any more; forkd has the image written to the store
- *      publish   the image has a file from now on, and is as any other
+ *      publish   the image has a file from now on, and is as any other; the source is rebased on it (rebase.c)
  *
  * After that the source is known by what it has written since: its pages that are still protected are as in that image
  * (`since`). So the next fork notes, protects and copies only what is not, and its image has `since` for its base. Should that be
@@ -31,7 +31,7 @@
 /* Runs with small gaps between them are protected by one call: what lies in the gap is only unprotected again when it is written. */
 #define MAX_GAP_PAGES 8u
 
-enum live_state { PREPARED, SYNCING, COPYING, COPIED, BROKEN };
+enum live_state { WAITING, PREPARED, SYNCING, COPYING, COPIED, BROKEN };
 
 struct pager_live {
         struct pager_live *next;
@@ -42,7 +42,7 @@ struct pager_live {
         struct pager_cached *cached;  /* the image, in use */
         int pagemap_fd;
         uint64_t copy_ns; /* since when it is copied, then how long it took */
-        struct pager_waiter protect_waiter, wait_waiter;
+        struct pager_waiter prepare_waiter, protect_waiter, wait_waiter;
 };
 
 /* ---- protection ---- */
@@ -192,6 +192,7 @@ static void break_off(struct pager_live *l) {
                 return;
         l->state = BROKEN;
         pager_nascent_break(l->cached->image);
+        refuse(&l->prepare_waiter, l);
         refuse(&l->protect_waiter, l);
         refuse(&l->wait_waiter, l);
 }
@@ -211,6 +212,8 @@ static void forget(struct pager_live *l) {
                 at = &(*at)->next;
         *at = l->next;
         let_go(l);
+        if (l->prepare_waiter.conn)
+                rpc_conn_unref(l->prepare_waiter.conn);
         (void) close_fd(l->pagemap_fd);
         if (l->cached)
                 pager_cache_put(l->cached);
@@ -243,11 +246,12 @@ static int check_source(const struct pager_session *s, struct err *e) {
         return 0;
 }
 
-int pager_live_prepare(struct pager *p, const struct pager_live_params *lp, bool *ret_base, struct err *e) {
+/** Makes @l known, in the state WAITING. */
+static int make_live(struct pager *p, const struct pager_live_params *lp, struct pager_live **ret, struct err *e) {
         cleanup_fd int mem = lp->mem_fd, pagemap = lp->pagemap_fd;
         cleanup_pager_image struct pager_image *img = NULL;
+        cleanup_free struct pager_live *l = NULL;
         struct pager_session *s = lp->source;
-        struct pager_live *l;
         int r = check_source(s, e);
 
         if (r < 0)
@@ -258,23 +262,11 @@ int pager_live_prepare(struct pager *p, const struct pager_live_params *lp, bool
         if (!l)
                 return err_errno(e, -ENOMEM, "preparing a live fork");
         r = pager_nascent_new(pager_image_pages(s->image) * PAGER_PAGE, s->layout, TAKE_FD(mem), p->reclaim, &img);
-        if (r == 0)
-                r = pager_cache_add(p->cache, img, &l->cached, e);
-        else
-                (void) err_errno(e, r, "making an image");
-        if (r < 0) {
-                free(l);
+        if (r < 0)
+                return err_errno(e, r, "making an image");
+        r = pager_cache_add(p->cache, img, &l->cached, e);
+        if (r < 0)
                 return r;
-        }
-        r = watch_writes(s);
-        if (r < 0) {
-                unprotect(s);
-                pager_cache_put(l->cached);
-                free(l);
-                return r == -EOPNOTSUPP
-                               ? err_set(e, ERR_UNSUPPORTED, r, "this kernel cannot protect private memory of files (needs 5.19)")
-                               : err_errno(e, r, "watching the writes of session %s", s->id);
-        }
         (void) snprintf(l->id, sizeof(l->id), "%s", lp->id);
         l->pager = p;
         l->source = s;
@@ -282,8 +274,67 @@ int pager_live_prepare(struct pager *p, const struct pager_live_params *lp, bool
         l->next = p->lives;
         p->lives = l;
         s->live = l;
-        *ret_base = s->since != NULL;
+        *ret = TAKE_PTR(l);
         return 0;
+}
+
+/** The source is not being rebased (any more): its writes are watched, and the answer is given. On failure @l is gone. */
+static int start_live(struct pager_live *l, struct err *e) {
+        struct pager_waiter w = l->prepare_waiter;
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        struct pager_session *s = l->source;
+        int r = watch_writes(s);
+
+        l->prepare_waiter = (struct pager_waiter){ 0 };
+        if (r < 0) {
+                (void) (r == -EOPNOTSUPP ? err_set(e, ERR_UNSUPPORTED, r,
+                                                   "this kernel cannot protect private memory of files (needs 5.19)")
+                                         : err_errno(e, r, "watching the writes of session %s", s->id));
+                forget(l);
+                pager_live_unprotect(s);
+        } else {
+                l->state = PREPARED;
+                mp_buf_init(&b);
+                mp_map(&b, 1);
+                mp_kv_bool(&b, "base", s->since != NULL);
+                (void) rpc_reply(w.conn, w.msgid, &b, NULL, 0);
+        }
+        rpc_conn_unref(w.conn);
+        return r;
+}
+
+int pager_live_prepare(struct pager *p, const struct pager_live_params *lp, struct rpc_conn *conn, uint32_t msgid,
+                       struct err *e) {
+        struct pager_live *l = NULL;
+        int r = make_live(p, lp, &l, e);
+
+        if (r < 0)
+                return r;
+        l->prepare_waiter = (struct pager_waiter){ rpc_conn_ref(conn), msgid };
+        return l->source->rebase ? 0 : start_live(l, e);
+}
+
+void pager_live_go_on(struct pager_session *s) {
+        struct pager_live *l = s->live;
+        struct rpc_conn *conn;
+        struct err e = { 0 };
+        uint32_t msgid;
+
+        if (!l || l->state != WAITING)
+                return;
+        conn = rpc_conn_ref(l->prepare_waiter.conn);
+        msgid = l->prepare_waiter.msgid;
+        if (start_live(l, &e) < 0)
+                (void) rpc_reply_err(conn, msgid, &e);
+        rpc_conn_unref(conn);
+}
+
+void pager_live_sync(struct pager_session *s) {
+        s->live_deferred = false;
+        if (s->worker)
+                pager_worker_live_sync(s->worker, s);
+        else
+                pager_live_synced(s);
 }
 
 int pager_live_protect(struct pager_live *l, struct rpc_conn *conn, uint32_t msgid, struct err *e) {
@@ -296,11 +347,11 @@ int pager_live_protect(struct pager_live *l, struct rpc_conn *conn, uint32_t msg
         l->state = SYNCING;
         l->protect_waiter = (struct pager_waiter){ rpc_conn_ref(conn), msgid };
         pager_session_set_nascent(s, pager_image_ref(l->cached->image));
-        /* Through the worker: what the VMM has discarded is known then. One that moves has read its events. */
-        if (s->worker && !s->moving)
-                pager_worker_live_sync(s->worker, s);
+        /* Through the worker: what the VMM has discarded is known then. */
+        if (s->moving)
+                s->live_deferred = true;
         else
-                pager_live_synced(s);
+                pager_live_sync(s);
         return 0;
 }
 
@@ -310,6 +361,10 @@ void pager_live_synced(struct pager_session *s) {
         uint64_t start = now_ns();
         int r;
 
+        if (s->rebase) {
+                pager_rebase_synced(s);
+                return;
+        }
         if (!l || l->state != SYNCING) /* cancelled meanwhile */
                 return;
         r = s->failed || s->ending ? -EPIPE : arm(l);
@@ -379,6 +434,7 @@ int pager_live_wait(struct pager_live *l, struct rpc_conn *conn, uint32_t msgid,
 int pager_live_publish(struct pager_live *l, int fd, struct err *e) {
         struct pager_image *img = l->cached->image;
         struct pager_session *s = l->source;
+        cleanup_fd int pagemap = -1;
         int r;
 
         if (l->state != COPIED)
@@ -394,13 +450,15 @@ int pager_live_publish(struct pager_live *l, int fd, struct err *e) {
                         pager_cache_put(s->since);
                 s->since = TAKE_PTR(l->cached);
         }
+        pagemap = TAKE_FD(l->pagemap_fd);
         forget(l);
-        pager_nascent_shed(img);
+        if (!s || s->ending || pager_rebase_begin(s, img, TAKE_FD(pagemap)) < 0)
+                pager_nascent_shed(img, NULL);
         return 0;
 }
 
 void pager_live_cancel(struct pager_live *l) {
-        struct pager_session *s = l->source;
+        struct pager_session *s = l->state == WAITING ? NULL : l->source; /* it has not touched that yet */
 
         break_off(l);
         forget(l);

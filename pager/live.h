@@ -18,9 +18,12 @@ struct pager_live_params {
         struct pager_session *source;
         int mem_fd, pagemap_fd; /* /proc/<pid>/mem and /proc/<pid>/pagemap of the VMM */
 };
-/** Everything that needs no pause. *ret_base: what is protected by now is unchanged since the last fork, and need not be
- *  copied. -EOPNOTSUPP: the kernel cannot protect such memory. */
-int pager_live_prepare(struct pager *p, const struct pager_live_params *lp, bool *ret_base, struct err *e) attr_warn_unused;
+/** Everything that needs no pause. Answered when the VMM is ready; at once, unless it is being rebased. -EOPNOTSUPP: the kernel
+ *  cannot protect such memory. */
+int pager_live_prepare(struct pager *p, const struct pager_live_params *lp, struct rpc_conn *conn, uint32_t msgid,
+                       struct err *e) attr_warn_unused;
+/** It is not being rebased any more. */
+void pager_live_go_on(struct pager_session *s);
 struct pager_live *pager_live_find(struct pager *p, const char *id);
 /** The VMM stands still: protects what it has written. Answered later. */
 int pager_live_protect(struct pager_live *l, struct rpc_conn *conn, uint32_t msgid, struct err *e) attr_warn_unused;
@@ -35,6 +38,8 @@ void pager_live_cancel(struct pager_live *l);
 /** The same of whatever there is of @s. */
 void pager_live_unprotect(struct pager_session *s);
 
+/** To be asked for once a session that moves has got its new worker. */
+void pager_live_sync(struct pager_session *s);
 /** The source's worker has caught up. */
 void pager_live_synced(struct pager_session *s);
 /** All of it is copied, or that has failed. */

@@ -31,6 +31,7 @@
 #include "pager/image_internal.h"
 #include "pager/lineage.h"
 #include "pager/reclaim.h"
+#include "pager/session.h"
 
 #define STEP_CHUNKS 16u /* a megabyte, before the fill thread looks whether there is something more urgent */
 #define BASE_TRIES 100u
@@ -205,7 +206,18 @@ static uint64_t run_end(const struct pager_image *img, uint64_t page) {
         return page;
 }
 
-void pager_nascent_shed(struct pager_image *img) {
+static bool is_kept(const struct pager_view *keep, uint64_t first, uint64_t n) {
+        for (size_t i = 0; keep && i < keep->n; i++)
+                if (keep->run[i].first < first + n && first < keep->run[i].first + keep->run[i].n)
+                        return true;
+        return false;
+}
+
+const uint64_t *pager_nascent_noted(const struct pager_image *img) {
+        return img->nascent->noted;
+}
+
+void pager_nascent_shed(struct pager_image *img, const struct pager_view *keep) {
         for (uint64_t p = 0, end; p < img->n_pages; p = end) {
                 end = run_end(img, p);
                 if (end == p) {
@@ -215,7 +227,8 @@ void pager_nascent_shed(struct pager_image *img) {
                 if (end - p < BULK_PAGES)
                         continue;
                 for (uint64_t c = (p + PAGER_CHUNK_PAGES - 1) / PAGER_CHUNK_PAGES; (c + 1) * PAGER_CHUNK_PAGES <= end; c++)
-                        (void) pager_image_evict(img, c * PAGER_CHUNK_PAGES, PAGER_CHUNK_PAGES);
+                        if (!is_kept(keep, c * PAGER_CHUNK_PAGES, PAGER_CHUNK_PAGES))
+                                (void) pager_image_evict(img, c * PAGER_CHUNK_PAGES, PAGER_CHUNK_PAGES);
         }
 }
 

@@ -10,6 +10,7 @@
 #include "pager/layout.h"
 
 struct pager_nascent;
+struct pager_view;
 
 /** Arming: its pages are being found out. Copying: they are protected, and copied. Complete: all are here. Broken: some will
  *  never be. */
@@ -41,8 +42,10 @@ void pager_nascent_break(struct pager_image *img);
 /** It has been written to @fd (stays the caller's): from now on it is as any other image. -EINVAL: it is not complete; -EUCLEAN: the
  *  file has other pages, as far as a few of them tell; the errors of snap_image_open. */
 int pager_nascent_publish(struct pager_image *img, int fd) attr_warn_unused;
-/** Of a published one: gives back what is large, for the VMM has it, too. Whoever needs it finds it in the file. */
-void pager_nascent_shed(struct pager_image *img);
+/** A bit a page: it was copied out of the VMM. Constant. */
+const uint64_t *pager_nascent_noted(const struct pager_image *img);
+/** Of a published one: gives back what is large and not in @keep (or NULL), for the VMM has it, too. Whoever needs it finds it in the file. */
+void pager_nascent_shed(struct pager_image *img, const struct pager_view *keep);
 
 /* ---- any thread ---- */
 

@@ -9,6 +9,7 @@
 #include "pager/live.h"
 #include "pager/pager.h"
 #include "pager/peer.h"
+#include "pager/rebase.h"
 #include "pager/reclaim.h"
 #include "pager/session.h"
 #include "pager/worker.h"

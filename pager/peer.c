@@ -18,6 +18,8 @@
 
 #define READ_CHUNK 16384u
 
+static const char answer[] = "ok\n";
+
 struct pager_peer {
         int fd, uffd;
         uint64_t ram_bytes;
@@ -30,7 +32,8 @@ struct pager_peer {
         bool named;
         bool held; /* until it is named */
         bool attached;
-        bool silent; /* it expects no answer to its handshake */
+        bool silent;    /* it expects no answer to its handshake */
+        size_t awaited; /* bytes of its answer that are to come */
 
         char *buf;                 /* freed once attached */
         size_t len, cap, json_len; /* json_len: 0 until the whole layout is there */
@@ -214,8 +217,15 @@ static void on_readable(evutil_socket_t fd, short what, void *arg) {
                 refuse(p, "more than one descriptor came with the layout");
                 return;
         }
+        if (p->attached && p->awaited >= (size_t) n &&
+            memcmp(discard, &answer[sizeof(answer) - 1 - p->awaited], (size_t) n) == 0) {
+                p->awaited -= (size_t) n;
+                if (p->awaited == 0)
+                        p->handlers->on_answer(p->arg);
+                return;
+        }
         if (p->attached) {
-                finish(p, "the VMM sent something after its handshake");
+                finish(p, "the VMM sent something after its handshake that it was not asked for");
                 return;
         }
         if (n_fds > 0)
@@ -328,6 +338,10 @@ int pager_peer_adopt_process(struct event_base *base, int fd, const struct pager
         }
         *ret = p;
         return 0;
+}
+
+void pager_peer_ask(struct pager_peer *p) {
+        p->awaited = sizeof(answer) - 1;
 }
 
 int pager_peer_fd(const struct pager_peer *p) {

@@ -18,6 +18,8 @@ struct pager_peer_handlers {
         void (*on_failed)(const char *reason, void *arg);
         /** The VMM hung up. */
         void (*on_gone)(void *arg);
+        /** The answer that pager_peer_ask waited for. */
+        void (*on_answer)(void *arg);
 };
 
 /** Takes @fd. @timeout_s: for the whole handshake. One of on_failed and on_gone is called at the most, and
@@ -33,6 +35,8 @@ bool pager_peer_is_process(int fd);
 int pager_peer_adopt_process(struct event_base *base, int fd, const struct pager_peer_handlers *handlers, void *arg,
                              struct pager_peer **ret) attr_warn_unused;
 void pager_peer_free(struct pager_peer *p); /* NULL is fine */
+/** Something was sent to the attached VMM on its socket, which it answers with "ok\n". */
+void pager_peer_ask(struct pager_peer *p);
 /** Its socket; stays the peer's. */
 int pager_peer_fd(const struct pager_peer *p);
 

@@ -48,6 +48,7 @@ void pager_release_session(struct pager *p, struct pager_session *s) {
         p->n_sessions--;
         remember(p, s);
         log_info("session %s: ended%s", s->id, hung_up ? ", the VMM is gone" : "");
+        pager_rebase_forget(s);
         pager_live_source_gone(s);
         pager_handover_forget(s);
         mp_buf_init(&b);
@@ -205,7 +206,11 @@ static void on_peer_gone(void *arg) {
         pager_end_session(s->pager, s);
 }
 
-const struct pager_peer_handlers pager_vmm_handlers = { on_attach, on_peer_failed, on_peer_gone };
+static void on_peer_answer(void *arg) {
+        pager_rebase_answered(arg);
+}
+
+const struct pager_peer_handlers pager_vmm_handlers = { on_attach, on_peer_failed, on_peer_gone, on_peer_answer };
 
 int pager_expect_vmm(struct pager_session *s, int pidfd, struct err *e) {
         cleanup_fd int fd = pidfd;

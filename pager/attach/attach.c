@@ -512,6 +512,7 @@ void *attach_put_segments(void *addr, size_t len, int prot, int fixed) {
         if (fixed && attach_raw_madvise(p, len, MADV_DONTDUMP) < 0)
                 attach_die_errno("guest memory: MADV_DONTDUMP", errno);
         finish(p, len, prot);
+        attach_rebase_start(attach_state.sock_fd);
         return p;
 }
 

@@ -45,6 +45,8 @@ bool attach_contains(const void *addr, size_t len);
 void *attach_put_segments(void *addr, size_t len, int prot, int fixed);
 /** Starts to wait for what attach_put_segments needs: wait.c. */
 void attach_wait_begin(void);
+/** Starts the thread that maps guest memory anew when the pager says so on @sock. */
+void attach_rebase_start(int sock);
 
 void *attach_raw_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t off);
 int attach_raw_madvise(void *addr, size_t len, int advice);

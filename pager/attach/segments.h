@@ -33,6 +33,12 @@ struct segments_msg {
 /** The length of the message that begins with @head, or 0: it does not begin as one. */
 size_t segments_length(const struct segments_head *head);
 
+/** Of a VMM that runs: parts of its memory are to be mapped anew, from the one image that comes with it. It answers "ok\n". */
+#define SEGMENTS_ANEW_MAGIC "FKDANEW1"
+size_t segments_anew_length(const struct segments_head *head);
+/** As below; its segments are then ascending, of whole pages, and in guest RAM. */
+const char *segments_anew_check(const struct segments_msg *m, uint64_t ram_bytes, size_t n_fds);
+
 /** What is wrong with the message, whose length is right, for guest RAM of @ram_bytes and with @n_fds descriptors: a
  *  sentence's end; NULL: nothing. Its segments are then ascending, of whole pages, and cover all of guest RAM. */
 const char *segments_check(const struct segments_msg *m, uint64_t ram_bytes, size_t n_fds);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/io.h"
+#include "common/pagemap.h"
 #include "common/spawn.h"
 #include "pager/limits.h"
 
@@ -209,6 +210,24 @@ static void live_publish(struct live *l, int parent) {
         answer_clear(&a);
 }
 
+/** What process @v has of its own in guest memory, in pages. */
+static int count_run(uint64_t addr, uint64_t n, void *arg) {
+        *(uint64_t *) arg += n;
+        return 0;
+}
+
+static uint64_t anonymous_pages(const struct vmm *v) {
+        uint64_t base = layout_number(v, "\"host_addr\":"), n = 0;
+        cleanup_fd int fd = -1;
+        char path[64];
+
+        (void) snprintf(path, sizeof(path), "/proc/%d/pagemap", (int) v->pid);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        assert_true(fd >= 0);
+        assert_int_equal(pagemap_anonymous(fd, PAGEMAP_ANY, base, base + v->ram_bytes, count_run, &n), 0);
+        return n;
+}
+
 /** A clone on the nascent image; once it is published, on its file. */
 static void clone_start(struct live *l, struct vmm *v, bool nascent) {
         struct image shape = { .fd = l->img.fd, .n_pages = l->source->ram_bytes / TEST_PAGE };
@@ -335,6 +354,87 @@ static void test_written_after_discard(void **state) {
         vmm_end(&h, &c);
         vmm_end(&h, &v);
         image_clear(&l.img);
+        image_clear(&img);
+}
+
+/** The source maps the new image in place of what it has unchanged: each page is there once. */
+static void test_held_once(void **state) {
+        struct image img;
+        struct vmm v, c, d;
+        struct live l, m;
+
+        image_make(&img, PAGES, 11, SNAP_CODEC_LZ4);
+        vmm_start(&h, &v, &img);
+        for (unsigned i = 1000; i < 2000; i++)
+                assert_string_equal(vmm_cmd(&v, "write %u 5", i), "ok");
+        assert_int_equal(anonymous_pages(&v), 1000);
+        live_begin(&l, &v);
+        assert_string_equal(vmm_cmd(&v, "write 1500 6"), "ok");
+        clone_start(&l, &c, true);
+        live_publish(&l, img.fd);
+        (void) harness_note(&h, "session.rebased", v.session);
+        assert_in_range(anonymous_pages(&v), 1, 1 + 2 * 16);
+        assert_string_equal(vmm_cmd(&v, "verify 11 2"), "ok");
+        /* It is written again, discarded, and forked again, like any other memory. */
+        for (unsigned i = 1100; i < 1200; i++)
+                assert_string_equal(vmm_cmd(&v, "write %u 8", i), "ok");
+        assert_string_equal(vmm_cmd(&v, "advise 1300 30 4"), "ok"); /* MADV_DONTNEED */
+        assert_string_equal(vmm_cmd(&v, "verify 11 2"), "ok");
+        live_begin(&m, &v);
+        assert_true(m.base);
+        assert_in_range(m.dirty_pages, 101, 101 + 2 * 16);
+        clone_start(&m, &d, true);
+        assert_string_equal(vmm_cmd(&d, "zeros 1300 30"), "ok"); /* in the file that is the worker's business */
+        vmm_end(&h, &d);
+        live_publish(&m, l.img.fd);
+        (void) harness_note(&h, "session.rebased", v.session);
+        assert_string_equal(vmm_cmd(&v, "verify 11 2"), "ok");
+        assert_string_equal(vmm_cmd(&c, "filled 1150 5"), "ok");
+        assert_string_equal(vmm_cmd(&c, "filled 1500 5"), "ok");
+        vmm_end(&h, &c);
+        clone_start(&m, &c, false);
+        assert_string_equal(vmm_cmd(&c, "filled 1150 8"), "ok");
+        assert_string_equal(vmm_cmd(&c, "filled 1500 6"), "ok");
+        assert_string_equal(vmm_cmd(&c, "filled 1999 5"), "ok");
+        vmm_end(&h, &c);
+        vmm_end(&h, &v);
+        image_clear(&m.img);
+        image_clear(&l.img);
+        image_clear(&img);
+}
+
+/** The same at full speed: the source's own memory stays right, and every clone is one moment. */
+static void test_rebased_at_full_speed(void **state) {
+        struct image img;
+        struct live l[6];
+        struct vmm v, c;
+
+        image_make(&img, PAGES, 12, SNAP_CODEC_LZ4);
+        vmm_start(&h, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "churn 0 4096"), "ok");
+        for (unsigned i = 0; i < ARRAY_LEN(l); i++) {
+                until_pass(&v, 2 + 2 * i);
+                live_begin(&l[i], &v);
+                live_publish(&l[i], -1);
+                clone_start(&l[i], &c, false);
+                assert_instant(&c, 0, PAGES);
+                vmm_end(&h, &c);
+        }
+        assert_true(strncmp(vmm_cmd(&v, "halt"), "ok ", 3) == 0);
+        assert_instant(&v, 0, PAGES);
+        /* Now all of it can be the image's. */
+        live_begin(&l[0], &v);
+        live_publish(&l[0], -1);
+        (void) harness_note(&h, "session.rebased", v.session);
+        for (;;) {
+                live_begin(&l[1], &v);
+                live_publish(&l[1], -1);
+                image_clear(&l[1].img);
+                if (l[1].dirty_pages == 0)
+                        break;
+        }
+        assert_instant(&v, 0, PAGES);
+        vmm_end(&h, &v);
         image_clear(&img);
 }
 
@@ -543,7 +643,8 @@ static void test_refused(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_booted_at_full_speed),  cmocka_unit_test(test_restored_and_again),
-                cmocka_unit_test(test_written_after_discard), cmocka_unit_test(test_chain),
+                cmocka_unit_test(test_written_after_discard), cmocka_unit_test(test_held_once),
+                cmocka_unit_test(test_rebased_at_full_speed), cmocka_unit_test(test_chain),
                 cmocka_unit_test(test_source_dies),           cmocka_unit_test(test_cancel),
                 cmocka_unit_test(test_discarded_meanwhile),   cmocka_unit_test(test_refused),
         };
