@@ -38,6 +38,36 @@
 #include "pager/record.h"
 #include "pager/uffd.h"
 
+/** A write to a protected page: it is copied first, if it is to be, and then it is the VMM's again. One that writes page after
+ *  page gets ever more of them at once; one that writes here and there keeps its other pages unwritten in the eyes of the next
+ *  fork. */
+static int answer_write(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t addr,
+                        uint64_t *ret_lo, uint64_t *ret_hi) {
+        struct pager_image *img = pager_session_nascent(s);
+        uint64_t page = (addr - g->base + g->offset) / PAGER_PAGE, n, max;
+        int r = 0;
+
+        if (atomic_load_explicit(&s->holds_writes, memory_order_acquire)) {
+                pager_image_unref(img);
+                return -EAGAIN;
+        }
+        s->write_span = addr == s->write_next ? MIN_OF(s->write_span * 2, PAGER_MAX_WRITE_SPAN) : 1;
+        n = max = MIN_OF((uint64_t) s->write_span, (g->base + g->size - addr) / PAGER_PAGE);
+        if (img && g->offset != PAGER_READS_ZERO) {
+                r = pager_nascent_secure(img, scratch, page, max, &n);
+                if (r == -EPIPE) { /* nobody needs the old content any more */
+                        n = max;
+                        r = 0;
+                }
+        }
+        pager_image_unref(img);
+        if (r == 0)
+                r = uffd_protect(s->uffd, addr, n * PAGER_PAGE, false);
+        *ret_lo = addr;
+        *ret_hi = s->write_next = addr + n * PAGER_PAGE;
+        return r == -ENOENT ? uffd_wake(s->uffd, addr, n * PAGER_PAGE) : r;
+}
+
 typedef int range_fn(int fd, uint64_t start, uint64_t len, uint64_t *ret_done);
 
 /** Resolves [@lo, @hi), which holds the fault at @addr, with @fn. Returns 0 when the fault needs no more
@@ -61,6 +91,26 @@ static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t 
                         (void) uffd_wake(s->uffd, lo, hi - lo);
         }
         return r;
+}
+
+/** The same with the zero page. Where there is no page the kernel may have a mark that it is protected, which is EEXIST for this
+ *  request though the page is missing: it goes away as the protection of a page does. */
+static int resolve_zero(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t lo,
+                        uint64_t hi, uint64_t addr) {
+        uint64_t done, from, to;
+        int r;
+
+        if (atomic_load_explicit(&s->protects, memory_order_relaxed) && g->offset != PAGER_READS_ZERO) {
+                r = uffd_zeropage(s->uffd, addr, PAGER_PAGE, &done);
+                (void) atomic_fetch_add_explicit(&s->zero_pages, done / PAGER_PAGE, memory_order_relaxed);
+                if (r == -EEXIST) {
+                        s->write_next = 0; /* of this page alone */
+                        return answer_write(s, g, scratch, addr, &from, &to);
+                }
+                if (r < 0)
+                        return r == -ENOENT ? uffd_wake(s->uffd, addr, PAGER_PAGE) : r;
+        }
+        return resolve(s, uffd_zeropage, lo, hi, addr, &s->zero_pages);
 }
 
 /** The guest pages of [first, first + n) that lie in @g and were not removed, as addresses around @page. */
@@ -156,7 +206,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
         if (g->offset == PAGER_READS_ZERO || pager_session_removed(s, page)) {
                 *ret_kind = PAGER_FAULT_REMOVED;
                 removed_window(s, g, addr, ret_lo, ret_hi);
-                return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
+                return resolve_zero(s, g, scratch, *ret_lo, *ret_hi, addr);
         }
         span = pager_session_span(s, page); /* no request goes beyond it: it is one mapping */
         /* Where only one waits its page comes first: it runs while the rest of the frame is put there. */
@@ -171,7 +221,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
                 *ret_kind = PAGER_FAULT_ZERO;
                 zero_window(&span, scratch, page, &first, &n);
                 clip(s, g, page, first, n, ret_lo, ret_hi);
-                return resolve(s, uffd_zeropage, *ret_lo, *ret_hi, addr, &s->zero_pages);
+                return resolve_zero(s, g, scratch, *ret_lo, *ret_hi, addr);
         }
         *ret_kind = fill.kind == PAGER_PAGE_DECODED ? PAGER_FAULT_MISSING : PAGER_FAULT_PRESENT;
         pager_span_clip(&span, &fill.first, &fill.n);
@@ -188,36 +238,6 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
                 return -EAGAIN;
         }
         return r;
-}
-
-/** A write to a protected page: it is copied first, if it is to be, and then it is the VMM's again. One that writes page after
- *  page gets ever more of them at once; one that writes here and there keeps its other pages unwritten in the eyes of the next
- *  fork. */
-static int answer_write(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t addr,
-                        uint64_t *ret_lo, uint64_t *ret_hi) {
-        struct pager_image *img = pager_session_nascent(s);
-        uint64_t page = (addr - g->base + g->offset) / PAGER_PAGE, n, max;
-        int r = 0;
-
-        if (atomic_load_explicit(&s->holds_writes, memory_order_acquire)) {
-                pager_image_unref(img);
-                return -EAGAIN;
-        }
-        s->write_span = addr == s->write_next ? MIN_OF(s->write_span * 2, PAGER_MAX_WRITE_SPAN) : 1;
-        n = max = MIN_OF((uint64_t) s->write_span, (g->base + g->size - addr) / PAGER_PAGE);
-        if (img && g->offset != PAGER_READS_ZERO) {
-                r = pager_nascent_secure(img, scratch, page, max, &n);
-                if (r == -EPIPE) { /* nobody needs the old content any more */
-                        n = max;
-                        r = 0;
-                }
-        }
-        pager_image_unref(img);
-        if (r == 0)
-                r = uffd_protect(s->uffd, addr, n * PAGER_PAGE, false);
-        *ret_lo = addr;
-        *ret_hi = s->write_next = addr + n * PAGER_PAGE;
-        return r == -ENOENT ? uffd_wake(s->uffd, addr, n * PAGER_PAGE) : r;
 }
 
 /** A page of a session that has failed and whose VMM could not be ended: the kernel ends it. */

@@ -28,7 +28,8 @@
 #include "pager/pager_internal.h"
 #include "pager/uffd.h"
 
-/* Runs with small gaps between them are protected by one call: what lies in the gap is only unprotected again when it is written. */
+/* Of anonymous memory runs with small gaps between them are protected by one call: what lies in the gap is only unprotected again
+ * when it is written, and what is not there stays so. In a mapping of a file the kernel would leave a mark where no page is. */
 #define MAX_GAP_PAGES 8u
 
 enum live_state { WAITING, PREPARED, SYNCING, COPYING, COPIED, BROKEN };
@@ -95,7 +96,7 @@ static int on_written(uint64_t addr, uint64_t n, void *arg) {
         int r = 0;
 
         pager_nascent_add(a->img, (addr - a->g->base + a->g->offset) / PAGER_PAGE, n);
-        if (a->to && addr - a->to <= MAX_GAP_PAGES * PAGER_PAGE) {
+        if (a->to && addr - a->to <= (a->s->joined ? MAX_GAP_PAGES * PAGER_PAGE : 0)) {
                 a->to = addr + n * PAGER_PAGE;
                 return 0;
         }

@@ -103,7 +103,8 @@ static void on_deadline(evutil_socket_t fd, short what, void *arg) {
         uint64_t oldest = atomic_load_explicit(&s->oldest_ns, memory_order_relaxed);
 
         if (oldest && now_ns() > oldest && (now_ns() - oldest) / 1000000 > PAGER_REBASE_SECONDS * 1000ull)
-                pager_fail_session(s->pager, s, "the VMM does not map its memory anew, as it was told, and its writes wait for it");
+                pager_fail_session(s->pager, s,
+                                   "the VMM does not map its memory anew, as it was told, and its writes wait for it");
         else
                 (void) event_add(s->rebase->deadline, &again);
 }
@@ -121,8 +122,7 @@ int pager_rebase_begin(struct pager_session *s, struct pager_image *img, int pag
         cleanup_fd int pagemap = pagemap_fd;
         struct pager_rebase *o;
 
-        if (!s->peer || pager_peer_is_process(pager_peer_fd(s->peer)) || s->failed || s->ending || s->moving ||
-            s->rebase)
+        if (!s->peer || pager_peer_is_process(pager_peer_fd(s->peer)) || s->failed || s->ending || s->moving || s->rebase)
                 return -EOPNOTSUPP;
         o = calloc(1, sizeof(*o));
         if (!o)

@@ -330,6 +330,43 @@ static void test_restored_and_again(void **state) {
         image_clear(&img);
 }
 
+/** What was never touched is still found, also between what was written: zero pages, and stored ones. */
+static void test_untouched_between(void **state) {
+        uint64_t zero[3], stored[3];
+        struct image img;
+        struct live l;
+        struct vmm v;
+
+        image_make(&img, PAGES, 6, SNAP_CODEC_LZ4);
+        vmm_start(&h, &v, &img);
+        for (unsigned i = 0; i < ARRAY_LEN(zero); i++) {
+                uint64_t behind = 0;
+
+                /* Between two stored pages, so that no other zero page brings them along. */
+                for (zero[i] = 1000 + 500 * i;; zero[i] = behind) {
+                        zero[i] = image_zero_page(&img, image_stored_page(&img, zero[i]));
+                        behind = image_stored_page(&img, zero[i]);
+                        if (behind - zero[i] <= 8)
+                                break;
+                }
+                stored[i] = image_stored_page(&img, behind + 32);
+                assert_string_equal(vmm_cmd(&v, "write %llu 9", (unsigned long long) zero[i] - 1), "ok");
+                assert_string_equal(vmm_cmd(&v, "write %llu 9", (unsigned long long) behind), "ok");
+                assert_string_equal(vmm_cmd(&v, "write %llu 9", (unsigned long long) stored[i] + 2), "ok");
+        }
+        live_begin(&l, &v);
+        for (unsigned i = 0; i < ARRAY_LEN(zero); i++) {
+                assert_string_equal(vmm_cmd(&v, "range 6 %llu 1", (unsigned long long) zero[i]), "ok");
+                assert_string_equal(vmm_cmd(&v, "range 6 %llu 1", (unsigned long long) stored[i]), "ok");
+                assert_string_equal(vmm_cmd(&v, "write %llu 8", (unsigned long long) zero[i]), "ok");
+        }
+        live_publish(&l, img.fd);
+        assert_string_equal(vmm_cmd(&v, "verify 6 2"), "ok");
+        vmm_end(&h, &v);
+        image_clear(&l.img);
+        image_clear(&img);
+}
+
 /** Discarded, written, forked, forked again: neither discarded nor written since, and found in the first fork. */
 static void test_written_after_discard(void **state) {
         struct image img;
@@ -642,11 +679,17 @@ static void test_refused(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_booted_at_full_speed),  cmocka_unit_test(test_restored_and_again),
-                cmocka_unit_test(test_written_after_discard), cmocka_unit_test(test_held_once),
-                cmocka_unit_test(test_rebased_at_full_speed), cmocka_unit_test(test_chain),
-                cmocka_unit_test(test_source_dies),           cmocka_unit_test(test_cancel),
-                cmocka_unit_test(test_discarded_meanwhile),   cmocka_unit_test(test_refused),
+                cmocka_unit_test(test_booted_at_full_speed),
+                cmocka_unit_test(test_restored_and_again),
+                cmocka_unit_test(test_written_after_discard),
+                cmocka_unit_test(test_untouched_between),
+                cmocka_unit_test(test_held_once),
+                cmocka_unit_test(test_rebased_at_full_speed),
+                cmocka_unit_test(test_chain),
+                cmocka_unit_test(test_source_dies),
+                cmocka_unit_test(test_cancel),
+                cmocka_unit_test(test_discarded_meanwhile),
+                cmocka_unit_test(test_refused),
         };
 
         return cmocka_run_group_tests(tests, setup, teardown);
