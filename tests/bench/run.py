@@ -23,6 +23,7 @@ import floor  # noqa: E402
 import lines  # noqa: E402
 import live_lines  # noqa: E402
 import many_lines  # noqa: E402
+import pool_lines  # noqa: E402
 import watched  # noqa: E402
 from forkdlab import MIB, Lab  # noqa: E402
 from measure import available_mib, host, warm_memory  # noqa: E402
@@ -34,7 +35,7 @@ FORGETFUL = "[pager]\nidle_image_seconds = 0\n"
 SERVED = "[pager]\nidle_image_seconds = 0\nworkingset = off\n"
 STORE = "8G"  # deleted snapshots keep their room for as long as the pager has them open
 WARM_MIB = 2048
-GROUPS = ["fork", "standby", "idle", "chain", "idle-cost", "agreement", "live", "generations", "slope", "hundred", "first", "pager"]
+GROUPS = ["fork", "standby", "idle", "chain", "idle-cost", "agreement", "pool", "live", "generations", "slope", "hundred", "first", "pager"]
 BALLAST_MIB = 32
 
 
@@ -77,6 +78,8 @@ def plan(args):
         ("idle", DEFAULTS, lambda lab, base: lines.idle_clones(lab, base, 1 if args.quick else 5)),
         ("chain", DEFAULTS, lambda lab, base: lines.chain_links(lab, base, 1 if args.quick else max(4, n // 2))),
         ("idle-cost", DEFAULTS, lambda lab, base: watched.idle_cost(lab, lines.BASE, 2 if args.quick else 30)),
+        ("pool", DEFAULTS, lambda lab, base: pool_lines.take_against_floor(lab, base, 8 if args.quick else max(96, 5 * n))),
+        ("pool", DEFAULTS, lambda lab, base: pool_lines.takes_at_once(lab, base, 8 if args.quick else pool_lines.BURST)),
         ("live", DEFAULTS, lambda lab, base: live_lines.live_pause(lab, base, n, *(("256M", 32) if args.quick else ()))),
         ("generations", DEFAULTS, lambda lab, base: live_lines.live_chain(lab, base, *((3, 2) if args.quick else ()))),
         ("slope", DEFAULTS, lambda lab, base: many_lines.slope(lab, base, n, *((4,) if args.quick else ()))),
