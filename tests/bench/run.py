@@ -35,7 +35,7 @@ FORGETFUL = "[pager]\nidle_image_seconds = 0\n"
 SERVED = "[pager]\nidle_image_seconds = 0\nworkingset = off\n"
 STORE = "8G"  # deleted snapshots keep their room for as long as the pager has them open
 WARM_MIB = 2048
-GROUPS = ["fork", "standby", "idle", "chain", "idle-cost", "agreement", "pool", "live", "generations", "slope", "hundred", "first", "pager"]
+GROUPS = ["fork", "standby", "idle", "chain", "idle-cost", "agreement", "pool", "shell", "live", "generations", "slope", "hundred", "first", "pager"]
 BALLAST_MIB = 32
 
 
@@ -80,6 +80,7 @@ def plan(args):
         ("idle-cost", DEFAULTS, lambda lab, base: watched.idle_cost(lab, lines.BASE, 2 if args.quick else 30)),
         ("pool", DEFAULTS, lambda lab, base: pool_lines.take_against_floor(lab, base, 8 if args.quick else max(96, 5 * n))),
         ("pool", DEFAULTS, lambda lab, base: pool_lines.takes_at_once(lab, base, 8 if args.quick else pool_lines.BURST)),
+        ("shell", DEFAULTS, lambda lab, base: pool_lines.shell_fork_against_load(lab, base, n)),
         ("live", DEFAULTS, lambda lab, base: live_lines.live_pause(lab, base, n, *(("256M", 32) if args.quick else ()))),
         ("generations", DEFAULTS, lambda lab, base: live_lines.live_chain(lab, base, *((3, 2) if args.quick else ()))),
         ("slope", DEFAULTS, lambda lab, base: many_lines.slope(lab, base, n, *((4,) if args.quick else ()))),
