@@ -43,10 +43,11 @@ struct pools {
         TAILQ_HEAD(, pool) list; /* by name */
         unsigned n;
         uint64_t serials;
-        unsigned making, taking; /* in all */
+        unsigned making, taking;              /* in all */
+        uint64_t first_take_ns, last_take_ns; /* since a refill has begun; 0: there was none */
         unsigned cores;
         bool open;
-        struct event *kick;
+        struct event *kick, *later;
         struct event *tick; /* every second, while there are pools */
 };
 

@@ -8,7 +8,7 @@
  *
  * A take goes before a refill. Members are made with the places for starts that nobody else wants (turns_take_spare), one for each
  * core at most, and only one at a time while somebody takes; their VMMs have a low priority. What cannot be made is tried again
- * after a pause that doubles, and the pool says why.
+ * after a pause that doubles, and the pool says why. Takes that follow each other closely are let through before a refill begins.
  *
  * A host that is short of memory gets it back from the pools, one member a second: clones can be made again, guests cannot. */
 #include <errno.h>
@@ -22,6 +22,9 @@
 #include "forkd/host/host.h"
 #include "forkd/pool/internal.h"
 
+/* A refill begins when nobody has taken for so long, for whoever took is about to use what he has got; or so long after the first. */
+#define QUIET_MS 20
+#define PATIENT_MS 200
 #define PAUSE_MIN_MS 1000
 #define PAUSE_MAX_MS 60000
 
@@ -90,7 +93,15 @@ static void make(void *arg) {
         pools_kick(p->d);
 }
 
-static bool may_make(const struct pools *ps, struct pool *p) {
+static bool is_quiet(struct pools *ps) {
+        static const struct timeval quiet = { .tv_usec = QUIET_MS * 1000 };
+
+        if (ps->first_take_ns == 0 || ms_since(ps->last_take_ns) >= QUIET_MS || ms_since(ps->first_take_ns) >= PATIENT_MS)
+                return true;
+        return event_add(ps->later, &quiet) < 0;
+}
+
+static bool may_make(struct pools *ps, struct pool *p) {
         const struct snap_entry *s = pool_snapshot(p);
         char what[96];
 
@@ -99,7 +110,7 @@ static bool may_make(const struct pools *ps, struct pool *p) {
                 have_problem(p, what);
                 return false;
         }
-        if (now_ns() < p->retry_ns || ps->making >= (ps->taking > 0 ? 1u : ps->cores))
+        if (now_ns() < p->retry_ns || ps->making >= (ps->taking > 0 ? 1u : ps->cores) || !is_quiet(ps))
                 return false;
         if (admission_vm_need(s->m.mem_bytes, s->m.vcpus, false).memory > spare_memory(p->d)) {
                 short_of_memory(p);
@@ -116,6 +127,7 @@ static bool begin_making(struct pools *ps, struct pool *p) {
                 return false;
         ps->making++;
         p->making++;
+        ps->first_take_ns = 0;
         if (co_start(ps->d->base, make, p) == 0)
                 return true;
         ps->making--;

@@ -121,10 +121,11 @@ int pool_member_make(struct pool *p, struct err *e) {
         if (r < 0)
                 return r;
         memcpy(from, p->from, sizeof(from));
-        (void) strcpy(vm->pool, p->name);
         (void) strcpy(vm->on_pager_loss, p->on_pager_loss);
         vm->busy = "warming up";
-        r = vm_op_restore(vm, from, false, false, &times, e);
+        r = vm_pool_mark(vm, p->name, e);
+        if (r == 0)
+                r = vm_op_restore(vm, from, false, false, &times, e);
         if (r < 0)
                 (void) vm_remove(vm, &ignored);
         else

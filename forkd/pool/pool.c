@@ -122,9 +122,10 @@ int pools_new(struct daemon *d, struct pools **ret) {
         TAILQ_INIT(&ps->list);
         ps->cores = (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
         ps->kick = event_new(d->base, -1, 0, on_kick, ps);
+        ps->later = event_new(d->base, -1, 0, on_kick, ps);
         ps->tick = event_new(d->base, -1, EV_PERSIST, on_tick, ps);
         *ret = ps;
-        return ps->kick && ps->tick ? 0 : -ENOMEM;
+        return ps->kick && ps->later && ps->tick ? 0 : -ENOMEM;
 }
 
 void pools_free(struct pools *ps) {
@@ -134,6 +135,8 @@ void pools_free(struct pools *ps) {
                 pool_free(p);
         if (ps->kick)
                 event_free(ps->kick);
+        if (ps->later)
+                event_free(ps->later);
         if (ps->tick)
                 event_free(ps->tick);
         free(ps);

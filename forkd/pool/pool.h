@@ -5,9 +5,9 @@
  *      making ─▶ warm ─▶ taken: an ordinary VM
  *                 └────▶ sick, old or too many: removed
  *
- * A member is a VM whose record names its pool. While it does no request can touch it, and a forkd that starts keeps it only if
- * it is paused: whatever was half done with it is undone by its end. So a VM is handed out by the one write of its record that
- * takes it out of the pool, made when it has answered under its new name, and before the answer: never twice, and never lost.
+ * A member is a VM that has the mark of a pool beside its record (vm_pool_mark). While it has no request can touch it, and a forkd
+ * that starts keeps it only if it is paused: whatever was half done with it is undone by its end. So a VM is handed out by the
+ * removal of that mark, when it has answered under its new name, and before the answer: never twice, and never lost.
  *
  *      pool.c    the table; pools come, change, and go
  *      size.c    how many, and the next step

@@ -2,13 +2,13 @@
 /* Hands a VM out.
  *
  * In its order: the member gets its name, here only → its wake-up is queued in the agent's channel, with fresh entropy, the time
- * and the name → the vCPUs run → the agent has acknowledged → its record says that it is nobody's member. Until that last write
+ * and the name → the vCPUs run → the agent has acknowledged → the mark that makes it a member goes (record.c). Until that
  * it is one on disk, and a forkd that finds such a member running ends it. The acknowledgement is the echo: a take has one
- * command for the VMM, one message to the guest and one back, and writes one file.
+ * command for the VMM, one message to the guest and one back; its record is written while the guest wakes up.
  *
- * A member that does not wake up, or not within PATIENCE_MS, is ended, and the next one is taken: waking up is a coroutine of its
- * own, so that the taker can go on when a VMM hangs. If there is none left, or never was, a clone is made as `fork` does, which is
- * slower, and said. */
+ * A member that does not wake up, or not within PATIENCE_MS, is ended, and the next one is taken: waking up and letting run are
+ * coroutines of their own, so that the taker can go on when a VMM hangs. If there is none left, or never was, a clone is made as
+ * `fork` does, which is slower, and said. */
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
@@ -42,69 +42,99 @@ static struct vm *pick(const struct pool *p) {
         return old;
 }
 
-/* From here on it is the caller's, whatever happens to this forkd. */
-static int hand_out(struct vm *vm, struct err *e) {
-        char pool[sizeof(vm->pool)];
-        struct timespec now;
-        int r;
-
-        (void) clock_gettime(CLOCK_REALTIME, &now);
-        vm->created_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
-        memcpy(pool, vm->pool, sizeof(pool));
-        vm->pool[0] = '\0';
-        r = vm_set_state(vm, VM_RUNNING, e);
-        if (r < 0) {
-                memcpy(vm->pool, pool, sizeof(pool));
-                return r;
-        }
-        monitor_vm_renamed(vm->d->monitor, vm);
-        events_add(vm->d->events, "pool.taken", vm, "from %s", pool);
-        return 0;
-}
-
 /* ---- waking one up ---- */
 
-/* Shared by taker and waker; the last of them frees it. The VM stays busy, and so there, until the waker has ended. */
+/* Shared by the taker, who waits for the acknowledgement, the one that wakes the guest, and the one that lets it run. The VM stays
+ * busy until the last of them is done with it. */
 struct attempt {
         struct vm *vm;
-        bool ended, abandoned;
+        unsigned refs;
+        bool failed, ended; /* it is not to be handed out; there is a verdict */
         struct co_wait done;
         struct stages stages;
         struct err e;
 };
 
-static int wake(struct vm *vm, struct stages *s, struct err *e) {
+static void leave(struct attempt *a) {
+        struct vm *vm = a->vm;
+
+        if (--a->refs > 0)
+                return;
+        if (a->failed && (vm->state == VM_PAUSED || vm->state == VM_RUNNING))
+                vm_fail(vm, "it was to be taken: %.200s", a->e.message);
+        free(a);
+        vm_op_end(vm); /* what failed is nobody's: the keeper does the rest */
+}
+
+/* The first word counts. */
+static void tell(struct attempt *a, int r, const struct err *e) {
+        if (a->ended)
+                return;
+        a->ended = true;
+        if (r < 0)
+                a->e = *e;
+        co_wake(&a->done, r);
+}
+
+/* A guest that has acknowledged runs, whether its VMM has said so yet or not: on a busy host that may come a good deal later. */
+static void let_run(void *arg) {
+        struct attempt *a = arg;
+        struct err e = { 0 };
+        int r = a->vm->ops->resume(a->vm->vmm, &e);
+
+        stage_done(&a->stages, "resume");
+        if (r < 0)
+                tell(a, r, &e);
+        leave(a);
+}
+
+static void wake(void *arg) {
+        struct attempt *a = arg;
+        struct err e = { 0 };
         int r;
 
-        r = vm_wake_queue(vm, WIRE_WAKE_RESTORE, e);
-        stage_done(s, "queue");
-        if (r == 0)
-                r = vm->ops->resume(vm->vmm, e);
-        stage_done(s, "resume");
-        if (r == 0)
-                r = vm_wake_wait(vm, e);
-        stage_done(s, "ack");
-        return r;
-}
-
-/* Nobody's: the keeper does the rest. */
-static void fail_member(struct vm *vm, const char *why) {
-        if (vm->state == VM_PAUSED || vm->state == VM_RUNNING)
-                vm_fail(vm, "it was to be taken: %.200s", why);
-        vm_op_end(vm);
-}
-
-static void waker(void *arg) {
-        struct attempt *a = arg;
-        int r = wake(a->vm, &a->stages, &a->e);
-
-        if (!a->abandoned) {
-                a->ended = true;
-                co_wake(&a->done, r);
-                return;
+        r = vm_wake_queue(a->vm, WIRE_WAKE_RESTORE, &e);
+        stage_done(&a->stages, "queue");
+        if (r == 0) {
+                a->refs++;
+                if (co_start(a->vm->d->base, let_run, a) < 0)
+                        let_run(a); /* we are a coroutine too */
+                r = vm_wake_wait(a->vm, &e);
+                stage_done(&a->stages, "ack");
         }
-        fail_member(a->vm, "it has not woken up in time");
-        free(a);
+        tell(a, r, &e);
+        leave(a);
+}
+
+/* ---- handing it out ---- */
+
+/* Its record, as it will be, is written while the guest wakes up: as long as the mark of the pool is beside it, it means nothing. */
+static int prepare(struct vm *vm, struct err *e) {
+        struct vm as = *vm;
+        struct timespec now;
+
+        (void) clock_gettime(CLOCK_REALTIME, &now);
+        vm->created_ns = as.created_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
+        as.state = VM_RUNNING;
+        as.needs_wake = false;
+        as.busy = NULL;
+        return vm_record_save(&as, e);
+}
+
+/* From here on it is the caller's, whatever happens to this forkd. */
+static int hand_out(struct vm *vm, struct err *e) {
+        char pool[sizeof(vm->pool)];
+        int r;
+
+        memcpy(pool, vm->pool, sizeof(pool));
+        r = vm_enter_state(vm, VM_RUNNING, e);
+        if (r == 0)
+                r = vm_pool_unmark(vm, e);
+        if (r < 0)
+                return r;
+        monitor_vm_renamed(vm->d->monitor, vm);
+        events_add(vm->d->events, "pool.taken", vm, "from %s", pool);
+        return 0;
 }
 
 /* Its name is free again at once: the next member gets it. */
@@ -113,38 +143,38 @@ static void give_up(struct pool *p, struct attempt *a) {
         struct vm *vm = a->vm;
         struct err e;
 
-        log_warning("pool '%s': %s cannot be taken: %s", p->name, vm->name, a->ended ? a->e.message : "it does not wake up");
+        if (!a->ended)
+                (void) err_set(&a->e, ERR_TIMEOUT, -ETIMEDOUT, "it did not wake up within %d ms", PATIENCE_MS);
+        log_warning("pool '%s': %s cannot be taken: %s", p->name, vm->name, a->e.message);
         pool_member_name(p, name);
         if (vm_rename(vm, name, &e) < 0)
                 log_error("%s", e.message);
-        if (a->ended) {
-                fail_member(vm, a->e.message);
-                free(a);
-                return;
-        }
-        a->abandoned = true;
-        if (!vm->vmm_exited)
-                best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL)); /* then the waker's steps fail */
+        a->failed = a->ended = true;
+        if (a->refs > 1 && !vm->vmm_exited)
+                best_effort(spawn_kill(vm->ops->pidfd(vm->vmm), SIGKILL)); /* then what the others wait for fails */
 }
 
 /* 0, or -EAGAIN: not this one. */
-static int wake_in_time(struct pool *p, struct attempt *a) {
-        struct vm *vm = a->vm;
-        int r;
+static int wake_and_hand_out(struct pool *p, struct attempt *a) {
+        struct err e;
+        int r, prepared;
 
         stages_begin(&a->stages);
-        if (co_start(p->d->base, waker, a) < 0)
-                waker(a); /* we are a coroutine too, with more patience then */
+        a->refs++;
+        if (co_start(p->d->base, wake, a) < 0)
+                wake(a); /* with more patience then */
+        prepared = prepare(a->vm, &e);
+        if (prepared < 0)
+                tell(a, prepared, &e);
         r = co_wait(&a->done, PATIENCE_MS);
         if (r == 0)
-                r = hand_out(vm, &a->e);
+                r = hand_out(a->vm, &a->e);
         stage_done(&a->stages, "record");
-        stages_log(&a->stages, vm->name, "take");
-        if (r < 0)
-                give_up(p, a);
-        else
-                free(a);
-        return r < 0 ? -EAGAIN : 0;
+        stages_log(&a->stages, a->vm->name, "take");
+        if (r == 0)
+                return 0;
+        give_up(p, a);
+        return -EAGAIN;
 }
 
 /* 0; -EEXIST, -EINVAL, -ECANCELED: not under this name, or not now; -EAGAIN: not this one. */
@@ -155,23 +185,22 @@ static int take_member(struct pool *p, struct vm *vm, const char *name, struct p
         if (!a)
                 return err_errno(e, -ENOMEM, "taking from the pool '%s'", p->name);
         r = vm_op_begin(vm, "take", e); /* it is idle: no wait */
-        if (r == 0)
-                r = vm_rename(vm, name, e);
         if (r < 0) {
-                if (vm->busy)
-                        vm_op_end(vm);
                 free(a);
                 return r;
         }
-        *a = (struct attempt){ .vm = vm, .done = CO_WAIT_INIT };
-        r = wake_in_time(p, a);
-        if (r < 0)
-                return r;
-        memcpy(ret->id, vm->id, sizeof(ret->id));
-        ret->pid = vm->pid;
-        ret->warm = true;
-        vm_op_end(vm);
-        return 0;
+        *a = (struct attempt){ .vm = vm, .refs = 1, .done = CO_WAIT_INIT };
+        r = vm_rename(vm, name, e);
+        if (r == 0)
+                r = wake_and_hand_out(p, a);
+        if (r == 0) {
+                memcpy(ret->id, vm->id, sizeof(ret->id));
+                ret->pid = vm->pid;
+                ret->warm = true;
+                vm->chore = a->refs > 1; /* who asks for it meanwhile waits until the VMM has answered, too */
+        }
+        leave(a);
+        return r;
 }
 
 static int take_warm(struct pool *p, const char *name, struct pool_taken *ret, struct err *e) {
@@ -250,6 +279,9 @@ int pool_take(struct daemon *d, const char *pool, const char *name, struct pool_
         r = take(p, name, ret, e);
         p->taking--;
         d->pools->taking--;
+        d->pools->last_take_ns = now_ns();
+        if (d->pools->first_take_ns == 0)
+                d->pools->first_take_ns = d->pools->last_take_ns;
         ret->take_ms = ms_since(start);
         if (r == 0) {
                 times_took(d, OP_POOL_TAKE, ret->take_ms);

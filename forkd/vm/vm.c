@@ -381,7 +381,7 @@ void vm_op_end(struct vm *vm) {
         pass_on(vm);
 }
 
-int vm_set_state(struct vm *vm, enum vm_state state, struct err *e) {
+int vm_enter_state(struct vm *vm, enum vm_state state, struct err *e) {
         if (state == VM_RUNNING || state == VM_PAUSED) {
                 if (vm->lost[0])
                         return err_set(e, ERR_PAGER, -EPIPE, "'%s' lost its memory: %s", vm->name, vm->lost);
@@ -394,7 +394,13 @@ int vm_set_state(struct vm *vm, enum vm_state state, struct err *e) {
         }
         vm->state = state;
         vm->reason[0] = '\0';
-        return vm_record_save(vm, e);
+        return 0;
+}
+
+int vm_set_state(struct vm *vm, enum vm_state state, struct err *e) {
+        int r = vm_enter_state(vm, state, e);
+
+        return r < 0 ? r : vm_record_save(vm, e);
 }
 
 void vm_fail(struct vm *vm, const char *fmt, ...) {

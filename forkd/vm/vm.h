@@ -64,15 +64,15 @@ struct vm {
         bool has_parent;     /* parent.img beside it: the image of @snapshot, made since; its next snapshot is a child of that */
         bool live;           /* a live fork of it is under way, or was cut off: some of its memory may be write-protected, and
                                   * what is not need not be all that has changed (op_live.c) */
-        id_str pending_snapshot;     /* a standby under way: completed if this one is published, else undone */
-        bool needs_wake;             /* restored, but its agent has not yet been told who it is */
-        bool removing;               /* rm has begun: the next forkd finishes it */
-        char pool[NAME_MAX_LEN + 1]; /* waits in that pool to be taken, and is nobody's to use; "": in none */
+        id_str pending_snapshot; /* a standby under way: completed if this one is published, else undone */
+        bool needs_wake;         /* restored, but its agent has not yet been told who it is */
+        bool removing;           /* rm has begun: the next forkd finishes it */
         int64_t created_ns;
         pid_t pid;
-        id_str group;        /* of its VMM's cgroup, if that was a shell's; else it is named by the VM's id */
-        uint32_t uid;        /* whose process the VMM is; 0: root's, or there is none */
-        uint64_t start_time; /* of the pid, /proc/<pid>/stat field 22 */
+        id_str group;                /* of its VMM's cgroup, if that was a shell's; else it is named by the VM's id */
+        uint32_t uid;                /* whose process the VMM is; 0: root's, or there is none */
+        uint64_t start_time;         /* of the pid, /proc/<pid>/stat field 22 */
+        char pool[NAME_MAX_LEN + 1]; /* it waits in that pool to be taken, and is nobody's to use; "": in none (vm_pool_mark) */
 
         /* ---- living parts, gone when forkd goes ---- */
         const struct vmm_ops *ops;
@@ -157,11 +157,16 @@ void vm_op_end(struct vm *vm);
 /** Sets the state and writes the record. VM_RUNNING and VM_PAUSED are refused for a VM whose VMM has ended or whose
  *  memory is lost, so that no operation ends well on a dead VM. */
 int vm_set_state(struct vm *vm, enum vm_state state, struct err *e);
+/** The same without the record. */
+int vm_enter_state(struct vm *vm, enum vm_state state, struct err *e) attr_warn_unused;
 /** To VM_FAILED with a reason; the record is written as far as the disk allows. */
 void vm_fail(struct vm *vm, const char *fmt, ...) attr_printf(2, 3);
 
 /* ---- records (record.c) ---- */
 int vm_record_save(struct vm *vm, struct err *e);
+/** It waits in @pool from now on, until it leaves it: one file comes, and goes. Neither is synced. */
+int vm_pool_mark(struct vm *vm, const char *pool, struct err *e) attr_warn_unused;
+int vm_pool_unmark(struct vm *vm, struct err *e) attr_warn_unused;
 /** Reads every record of the state directory into the table; what cannot be read is logged and left alone. */
 int vm_records_load(struct daemon *d, struct err *e) attr_warn_unused;
 

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -84,7 +85,7 @@ static void test_roundtrip(void **state) {
         vm->generation = 17;
         vm->has_base = vm->has_parent = vm->live = vm->needs_wake = vm->session = true;
         vm->created_ns = 1234567890123456789;
-        (void) strcpy(vm->pool, "warm.pool-1");
+        assert_ok(vm_pool_mark(vm, "warm.pool-1", &e));
         vm->pid = 4194304;
         vm->start_time = UINT64_MAX;
         assert_ok(vm_record_save(vm, &e));
@@ -110,12 +111,36 @@ static void test_roundtrip(void **state) {
         assert_string_equal(got->pending_snapshot, was.pending_snapshot);
         assert_int_equal(got->generation, 17);
         assert_string_equal(got->pool, "warm.pool-1");
+        assert_string_equal(find_vm("other")->pool, "");
         assert_true(got->has_base && got->has_parent && got->live && got->needs_wake && got->session);
         assert_true(got->created_ns == was.created_ns);
         assert_int_equal(got->pid, was.pid);
         assert_true(got->start_time == UINT64_MAX);
         assert_int_equal(got->hold.uffd, -1);
         assert_null(got->vmm);
+}
+
+/* With a mark that says nothing nobody knows whose a VM is. */
+static void test_a_mark_comes_and_goes(void **state) {
+        char path[PATH_MAX];
+        struct vm *vm = new_vm("member");
+        struct err e;
+
+        assert_ok(vm_record_save(vm, &e));
+        assert_ok(vm_pool_mark(vm, "p", &e));
+        assert_ok(vm_pool_unmark(vm, &e));
+        assert_string_equal(vm->pool, "");
+        assert_int_equal(vm_pool_unmark(vm, &e), -ENOENT);
+        reload();
+        vm = find_vm("member");
+        assert_string_equal(vm->pool, "");
+        assert_ok(vm_pool_mark(vm, "p", &e));
+        assert_ok(vm_state_path(vm, "pool", path, sizeof(path)));
+        for (const char *const *bad = (const char *const[]){ "", "../p", "a b", "\n", NULL }; *bad; bad++) {
+                assert_ok(io_write_file_atomic(AT_FDCWD, path, *bad, strlen(*bad), 0600, false));
+                reload();
+                assert_int_equal(d.n_vms, 0);
+        }
 }
 
 static void test_all_states(void **state) {
@@ -354,8 +379,9 @@ static void test_table(void **state) {
 int main(void) {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
         const struct CMUnitTest tests[] = {
-                T(test_roundtrip), T(test_all_states), T(test_wrong_fields), T(test_wrong_bytes),
-                T(test_same_name), T(test_remains),    T(test_save_fails),   T(test_table),
+                T(test_roundtrip),    T(test_all_states),  T(test_a_mark_comes_and_goes),
+                T(test_wrong_fields), T(test_wrong_bytes), T(test_same_name),
+                T(test_remains),      T(test_save_fails),  T(test_table),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
