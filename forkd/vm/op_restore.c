@@ -90,7 +90,7 @@ static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages,
         stage_done(stages, "files");
         if (r < 0)
                 return r;
-        r = launch(vm, o, false, stages, e);
+        r = launch(vm, o, vm->pool[0], stages, e); /* shells are for those who wait */
         if (r == -ERESTART)
                 r = launch(vm, o, true, stages, e);
         if (r < 0)
@@ -196,9 +196,10 @@ int vm_restore_from(struct vm *vm, const struct vm_origin *o, bool paused, bool 
         }
         if (r == 0) {
                 room_hold(vm);
+                if (vm->pool[0]) /* nobody has waited for it */
+                        return 0;
                 shells_want(vm->d->shells, vm);
-                if (!vm->pool[0]) /* nobody has waited for it */
-                        times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
+                times_took(vm->d, before == VM_CREATING ? OP_FORK : OP_RESTORE, ret->total_ms);
                 return 0;
         }
         if (before != VM_CREATING) /* a fork counts its own */

@@ -90,6 +90,12 @@ SCENARIOS = {
     "stop, rm": ([("vm.fork", {"source": "base", "name": "s"})], [
         ("vm.stop", {"name": "s"}, lambda w: w.but({"s": "stopped"})),
         ("vm.rm", {"names": ["s"]}, lambda w: w.but(gone=["s"]))]),
+    "pool create, take, set, rm": ([], [
+        ("pool.create", {"name": "pool", "from": "base", "size": 1, "wait": True}, lambda w: w),
+        ("pool.take", {"name": "pool", "vm": "t1"}, lambda w: w.but({"t1": "running"})),
+        ("pool.set", {"name": "pool", "size": 2, "wait": True}, lambda w: w),
+        ("pool.take", {"name": "pool", "vm": "t2"}, lambda w: w.but({"t2": "running"})),
+        ("pool.rm", {"name": "pool"}, lambda w: w)]),
     "run": ([], [("vm.run", {"name": "b", "mem_bytes": 128 * MIB}, lambda w: w.but({"b": "running"}))]),
     "start": ([("vm.fork", {"source": "base", "name": "k", "count": 2})], None),
 }
@@ -135,6 +141,9 @@ class Points:
     def reset(self):
         """Back to: base on standby, v running, p paused, and base's snapshot alone."""
         lab = self.lab
+        for p in lab.ctl("pool", "ls"):
+            self.served(p["name"])
+            lab.ctl("pool", "rm", p["name"])
         world = self.observe()
         gone = [n for n, s in world.vms.items() if n not in self.vms or s == "failed"]
         if gone:
@@ -154,6 +163,13 @@ class Points:
         others = [s["id"] for s in lab.ctl("snapshot", "ls") if s["tag"] != "base"]
         if others:
             lab.ctl("snapshot", "rm", *others)
+
+    def served(self, pool):
+        """What a pool that is still there hands out is sound, whatever happened to it."""
+        name = self.lab.ctl("pool", "take", pool)["name"]
+        self.remembers(name)
+        if self.lab.text(name, "hostname") != name:
+            raise Wrong(f"{name} was taken, and does not know its name")
 
     def remembers(self, name):
         got = self.lab.text(name, "sha256sum /run/data").split()[0]
@@ -175,6 +191,10 @@ class Points:
         for name, state in found.vms.items():
             if state == "running" and name != "b":
                 self.remembers(name)
+        pools = {p["name"] for p in self.lab.ctl("pool", "ls")}
+        for v in self.lab.ctl("ps", "--all"):
+            if v["pool"] and (v["pool"] not in pools or v["state"] not in ("paused", "creating", "stopping")):
+                raise Wrong(f"a member that nobody keeps: {v}")
         return found
 
     # ---- forkd ----
