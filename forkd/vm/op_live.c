@@ -213,7 +213,8 @@ int op_live_copy(struct taking *t, struct err *e) {
 
 /* ---- the end ---- */
 
-/* From here on the source's next snapshot is a child of @s. */
+/* From here on the source's next snapshot is a child of @s; `live` stays. It is so before the pager has the VMM map memory of @s:
+ * what it maps from there is dirty against no other parent, whatever happens to us in between. */
 static int descend(struct taking *t, const struct snap_entry *s, struct err *e) {
         struct vm *vm = t->vm;
         int r = origin_link_memory(vm, s->m.id, VM_PARENT_FILE);
@@ -225,32 +226,34 @@ static int descend(struct taking *t, const struct snap_entry *s, struct err *e) 
         recording_end(vm);
         catalog_vm_descends(vm, &s->m);
         vm->has_parent = true;
-        vm->live = false;
-        /* Should it not be written: the next forkd finds the record as it was, with `live`, and all of it is right. */
-        if (vm_record_save(vm, e) < 0)
-                log_warning("%s", e->message);
-        return 0;
+        return vm_record_save(vm, e);
+}
+
+static int publish(struct taking *t, const struct snap_entry *s, struct err *e) {
+        cleanup_fd int image = -1;
+        struct vm *vm = t->vm;
+        int r = snap_store_open_file(vm->d->store, s->m.id, SNAP_FILE_MEMORY, &image);
+
+        if (r < 0)
+                return err_errno(e, r, "opening the memory of snapshot %s", s->m.id);
+        /* Sent before anything else happens: who opens the snapshot's file from now on finds the image that is there. */
+        return pager_live_publish(t->live, image, e);
 }
 
 int op_live_settle(struct taking *t, struct snap_entry *s, struct err *e) {
-        cleanup_fd int image = -1;
         struct vm *vm = t->vm;
         int r;
 
-        r = snap_store_open_file(vm->d->store, s->m.id, SNAP_FILE_MEMORY, &image);
-        if (r < 0)
-                return err_errno(e, r, "opening the memory of snapshot %s", s->m.id);
         s->users++;
-        /* Sent before anything else happens: who opens the snapshot's file from now on finds the image that is there. */
-        r = pager_live_publish(t->live, image, e);
+        r = vm->vmm_exited || vm->lost[0] ? 0 : descend(t, s, e);
+        if (r == 0)
+                r = publish(t, s, e);
         if (r == 0) {
                 pager_live_free(TAKE_PTR(t->live));
-                if (!vm->vmm_exited && !vm->lost[0] && descend(t, s, e) < 0) {
-                        /* The snapshot is whole; only the source does not go on from it. */
+                vm->live = false;
+                /* Should it not be written: who finds `live` unprotects, and more is dirty than need be. */
+                if (!vm->vmm_exited && vm_record_save(vm, e) < 0)
                         log_warning("%s", e->message);
-                        if (vm_unprotect(vm, e) < 0)
-                                log_warning("%s", e->message);
-                }
         }
         s->users--;
         return r;
