@@ -71,8 +71,10 @@ static int answer_write(struct pager_session *s, const struct pager_region *g, s
 typedef int range_fn(int fd, uint64_t start, uint64_t len, uint64_t *ret_done);
 
 /** Resolves [@lo, @hi), which holds the fault at @addr, with @fn. Returns 0 when the fault needs no more
- *  attention, and adds the pages that were mapped to *@count. */
-static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t hi, uint64_t addr, _Atomic uint64_t *count) {
+ *  attention, and adds the pages that were mapped to *@count. *@ret_there (may be NULL): the kernel said that the faulting page is
+ *  there already. */
+static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t hi, uint64_t addr, _Atomic uint64_t *count,
+                   bool *ret_there) {
         uint64_t done;
         int r = fn(s->uffd, lo, hi - lo, &done);
 
@@ -80,10 +82,15 @@ static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t 
         if (r == 0)
                 return 0;
         if (r == -EEXIST || r == -ENOENT) {
-                /* The range stops before the fault, or at it. */
-                if (addr >= lo + done && (addr > lo + done || r == -ENOENT) && (lo != addr || hi != addr + PAGER_PAGE)) {
+                bool before = addr > lo + done; /* the range stops before the fault, or at it */
+
+                if (ret_there)
+                        *ret_there = r == -EEXIST && addr == lo + done;
+                if (addr >= lo + done && (before || r == -ENOENT) && (lo != addr || hi != addr + PAGER_PAGE)) {
                         r = fn(s->uffd, addr, PAGER_PAGE, &done);
                         (void) atomic_fetch_add_explicit(count, done / PAGER_PAGE, memory_order_relaxed);
+                        if (ret_there)
+                                *ret_there = r == -EEXIST;
                 }
                 if (r == -EEXIST || r == -ENOENT)
                         r = 0;
@@ -97,20 +104,14 @@ static int resolve(struct pager_session *s, range_fn *fn, uint64_t lo, uint64_t 
  *  request though the page is missing: it goes away as the protection of a page does. */
 static int resolve_zero(struct pager_session *s, const struct pager_region *g, struct pager_scratch *scratch, uint64_t lo,
                         uint64_t hi, uint64_t addr) {
-        uint64_t done, from, to;
-        int r;
+        bool there = false;
+        uint64_t from, to;
+        int r = resolve(s, uffd_zeropage, lo, hi, addr, &s->zero_pages, &there);
 
-        if (atomic_load_explicit(&s->protects, memory_order_relaxed) && g->offset != PAGER_READS_ZERO) {
-                r = uffd_zeropage(s->uffd, addr, PAGER_PAGE, &done);
-                (void) atomic_fetch_add_explicit(&s->zero_pages, done / PAGER_PAGE, memory_order_relaxed);
-                if (r == -EEXIST) {
-                        s->write_next = 0; /* of this page alone */
-                        return answer_write(s, g, scratch, addr, &from, &to);
-                }
-                if (r < 0)
-                        return r == -ENOENT ? uffd_wake(s->uffd, addr, PAGER_PAGE) : r;
-        }
-        return resolve(s, uffd_zeropage, lo, hi, addr, &s->zero_pages);
+        if (r < 0 || !there || !atomic_load_explicit(&s->protects, memory_order_relaxed) || g->offset == PAGER_READS_ZERO)
+                return r;
+        s->write_next = 0; /* of this page alone */
+        return answer_write(s, g, scratch, addr, &from, &to);
 }
 
 /** The guest pages of [first, first + n) that lie in @g and were not removed, as addresses around @page. */
@@ -232,7 +233,7 @@ static int answer(struct pager_session *s, const struct pager_region *g, struct 
                 map_rest(s, *ret_lo, *ret_hi);
                 return 0;
         }
-        r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed);
+        r = resolve(s, uffd_continue, *ret_lo, *ret_hi, addr, &s->pages_installed, NULL);
         if (r == -EFAULT) {
                 pager_image_recheck(span.img, scratch, fill.first, fill.n);
                 return -EAGAIN;
