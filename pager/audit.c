@@ -26,6 +26,7 @@
 
 #include "common/io.h"
 #include "pager/image_internal.h"
+#include "pager/mapping.h"
 #include "pager/pager_internal.h"
 
 #define TRIES 8u
@@ -85,7 +86,7 @@ static bool maps_memory(const struct pager_session *s) {
 /** One session of @c that is still served though its memory is in doubt. */
 static struct pager_session *find_doubtful(struct pager *p, const struct pager_cached *c) {
         for (struct pager_session *s = p->sessions; s; s = s->next)
-                if (pager_image_uses(s->image, c->image) && maps_memory(s) && !s->failed && !s->ending)
+                if (pager_session_maps(s, c->image) && maps_memory(s) && !s->failed && !s->ending)
                         return s;
         return NULL;
 }

@@ -229,12 +229,31 @@ void pager_cache_put(struct pager_cached *entry) {
                 remove_user(ancestor[i]);
 }
 
+void pager_cache_put_later(struct pager_cached *entry) {
+        unsigned idle = entry->cache->idle_seconds;
+        bool stale = entry->stale;
+
+        entry->cache->idle_seconds = MAX_OF(idle, PAGER_HANDSHAKE_SECONDS);
+        entry->stale = false;
+        pager_cache_put(entry);
+        entry->stale = stale;
+        entry->cache->idle_seconds = idle;
+}
+
 /* ---- descent ---- */
 
-static struct pager_cached *entry_of(const struct pager_cache *c, const struct pager_image *img) {
+struct pager_cached *pager_cache_of_image(const struct pager_cache *c, const struct pager_image *img) {
         struct pager_cached *i = c->first;
 
         while (i && i->image != img)
+                i = i->next;
+        return i;
+}
+
+struct pager_cached *pager_cache_of_memory(const struct pager_cache *c, uint64_t memory_id) {
+        struct pager_cached *i = c->first;
+
+        while (i && pager_image_memory_id(i->image) != memory_id)
                 i = i->next;
         return i;
 }
@@ -246,7 +265,7 @@ static bool may_be_base(const struct pager_cached *base) {
                 return false;
         for (size_t i = 0; i < pager_image_n_owners(base->image); i++) {
                 const struct pager_image *owner = pager_image_owner_at(base->image, i);
-                const struct pager_cached *o = entry_of(base->cache, owner);
+                const struct pager_cached *o = pager_cache_of_image(base->cache, owner);
 
                 if (!o || o->stale || o->n_released > 0 || pager_image_readonly_fd(owner) < 0)
                         return false;
@@ -279,7 +298,7 @@ static int inherit(struct pager_cached *entry, struct pager_cached *base) {
 
 void pager_cache_link(struct pager_cached *entry) {
         for (size_t i = 1; i < pager_image_n_owners(entry->image); i++) {
-                struct pager_cached *a = entry_of(entry->cache, pager_image_owner_at(entry->image, i));
+                struct pager_cached *a = pager_cache_of_image(entry->cache, pager_image_owner_at(entry->image, i));
 
                 if (!a)
                         continue;

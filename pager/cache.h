@@ -55,6 +55,13 @@ int pager_cache_add(struct pager_cache *c, struct pager_image *img, struct pager
 void pager_cache_use(struct pager_cached *entry);
 void pager_cache_put(struct pager_cached *entry);
 
+/** Adopted ahead of the sessions that will use it: it stays for as long as they may take to come. */
+void pager_cache_put_later(struct pager_cached *entry);
+
+/** The open image, or NULL: by itself; by its memory (pager_image_memory_id). */
+struct pager_cached *pager_cache_of_image(const struct pager_cache *c, const struct pager_image *img);
+struct pager_cached *pager_cache_of_memory(const struct pager_cache *c, uint64_t memory_id);
+
 /** After the image of @entry was given a base: the images that own its pages stay as long as it does. */
 void pager_cache_link(struct pager_cached *entry);
 

@@ -6,6 +6,7 @@
 #include "common/io.h"
 #include "common/log.h"
 #include "pager/ahead.h"
+#include "pager/mapping.h"
 #include "pager/pager_internal.h"
 
 #define PROTOCOL_VERSION 1
@@ -185,7 +186,8 @@ static int do_open(struct pager *p, struct rpc_msg *msg, struct err *e) {
 
         hex_encode(pager_image_info(s->image)->uuid, SNAP_UUID_LEN, uuid);
         pager_image_get_stats(s->image, &stats);
-        mp_map(&b, 5);
+        mp_map(&b, 5 + PAGER_MAPPING_KEYS);
+        pager_mapping_put(&b, s);
         mp_kv_str(&b, "image", uuid);
         mp_kv_u64(&b, "ram_bytes", o.ram_bytes);
         mp_kv_u64(&b, "present_bytes", stats.present_bytes);
@@ -323,6 +325,8 @@ static const struct {
         { "heartbeat", pager_do_heartbeat },
         { "flight", pager_do_flight },
         { "image.prefetch", do_prefetch },
+        { "image.handles", pager_do_image_handles },
+        { "image.adopt", pager_do_image_adopt },
         { "status", do_status },
         { "shutdown", do_shutdown },
 };

@@ -7,6 +7,7 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "pager/mapping.h"
 #include "pager/pager_internal.h"
 
 /* ---- reading ---- */
@@ -93,7 +94,9 @@ int pager_do_handles(struct pager *p, struct rpc_msg *msg, struct err *e) {
         fds[1] = pager_peer_fd(s->peer);
         fds[2] = s->uffd;
         mp_buf_init(&b);
-        mp_map(&b, 4);
+        mp_map(&b, 5 + PAGER_MAPPING_KEYS);
+        pager_mapping_put(&b, s);
+        mp_kv_bool(&b, "joined", s->joined);
         mp_kv_str(&b, "session", s->id);
         mp_key(&b, "regions");
         if (s->attached)
@@ -147,6 +150,7 @@ static int get_flag(const msgpack_object *params, const char *key, bool *ret, st
 
 int pager_do_adopt(struct pager *p, struct rpc_msg *msg, struct err *e) {
         cleanup_free struct pager_removed_range *removed = NULL;
+        cleanup_free struct pager_mapping *mapping = NULL;
         cleanup_free struct pager_layout *layout = NULL;
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct pager_adoption a = { 0 };
@@ -178,9 +182,12 @@ int pager_do_adopt(struct pager *p, struct rpc_msg *msg, struct err *e) {
                 r = get_layout(msg->params, a.ram_bytes, &layout, e);
         if (r == 0)
                 r = get_ranges(msg->params, "removed", a.ram_bytes / PAGER_PAGE, &removed, &a.n_removed, e);
+        if (r == 0)
+                r = pager_mapping_get(msg->params, a.ram_bytes / PAGER_PAGE, &mapping, e);
         if (r < 0)
                 return r;
         a.id = id;
+        a.mapping = mapping;
         a.vm_pid = (pid_t) vm_pid;
         a.layout = layout;
         a.removed = removed;

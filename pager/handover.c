@@ -22,16 +22,31 @@
 
 #include "common/io.h"
 #include "common/log.h"
+#include "pager/mapping.h"
 #include "pager/pager_internal.h"
 #include "pager/uffd.h"
 
 /* ---- giving ---- */
 
 /** Does a VMM in copy mode use the image? It is served from pages that another pager might punch out. */
-static bool copied_from(struct pager *p, const struct pager_cached *c) {
+static bool is_copied_from(struct pager_image *img, void *arg) {
+        const struct pager *p = arg;
+
         for (const struct pager_session *s = p->sessions; s; s = s->next)
-                if (s->cached == c && s->attached && s->mode == PAGER_MODE_COPY)
+                if (s->attached && s->mode == PAGER_MODE_COPY && pager_session_maps(s, img))
                         return true;
+        return false;
+}
+
+static bool share(struct pager_image *img, void *arg) {
+        pager_image_share(img);
+        return false;
+}
+
+static bool survey(struct pager_image *img, void *arg) {
+        struct pager *p = arg;
+
+        pager_filler_start(p->filler, pager_image_survey_job(img));
         return false;
 }
 
@@ -48,7 +63,7 @@ int pager_handover_check(struct pager *p, const struct pager_session *s, struct 
                 return err_set(e, ERR_BUSY, -EBUSY, "the image of session %s is not in any file yet", s->id);
         if (s->attached && s->mode == PAGER_MODE_COPY)
                 return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "session %s is in copy mode, which cannot be handed over", s->id);
-        if (copied_from(p, s->cached))
+        if (pager_mapping_any(s, is_copied_from, p))
                 return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP,
                                "the image of session %s also serves a VMM in copy mode, which cannot be handed over", s->id);
         return 0;
@@ -66,7 +81,7 @@ int pager_handover_release(struct pager *p, struct pager_session *s, struct rpc_
         s->release_waiter = (struct pager_waiter){ rpc_conn_ref(conn), msgid };
         s->releasing = s->counted = true;
         s->cached->n_released++;
-        pager_image_share(s->image);
+        (void) pager_mapping_any(s, share, NULL);
         pager_image_set_quiet(s->image, true);
         pager_workingset_finish(s);
         if (!s->moving) /* else MOVED is on its way */
@@ -153,7 +168,7 @@ int pager_handover_resume(struct pager *p, struct pager_session *s, struct err *
         s->released = false;
         s->dropped = true; /* its worker will read all there is, and then wake everybody */
         pager_serve_session(p, s);
-        pager_filler_start(p->filler, pager_image_survey_job(s->image));
+        (void) pager_mapping_any(s, survey, p);
         log_info("session %s: served again", s->id);
         return 0;
 }
@@ -224,7 +239,10 @@ int pager_adopt_session(struct pager *p, const struct pager_adoption *a, struct 
                             (unsigned long long) a->ram_bytes, (unsigned long long) pager_image_info(cached->image)->ram_bytes);
                 goto put;
         }
-        if (copied_from(p, cached)) {
+        r = a->mapping ? pager_mapping_apply(p, s, a->mapping, e) : 0;
+        if (r < 0)
+                goto put;
+        if (pager_mapping_any(s, is_copied_from, p)) {
                 r = err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "the image also serves a VMM in copy mode");
                 goto put;
         }
@@ -242,12 +260,14 @@ int pager_adopt_session(struct pager *p, const struct pager_adoption *a, struct 
         s->dropped = true;
         if (!a->hold)
                 pager_serve_session(p, s);
-        pager_filler_start(p->filler, pager_image_survey_job(s->image));
+        pager_filler_start(p->filler, pager_image_survey_job(s->image)); /* those of others were begun when they came */
         *ret = s;
         return 0;
 put:
-        if (s)
+        if (s) {
                 pager_peer_free(s->peer);
+                pager_session_unpin_view(s);
+        }
         pager_session_free(s);
         if (cached->n_sessions == 1) /* its memory stays another pager's */
                 cached->stale = true;

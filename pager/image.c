@@ -98,10 +98,14 @@ static int take_memfd(struct pager_image *img, int memfd) {
 /** Makes the ways into the image's memory. */
 static int map_memory(struct pager_image *img, bool adopted) {
         uint64_t bytes = img->n_pages * PAGER_PAGE;
+        struct stat st;
         char path[64];
         void *map;
         int r;
 
+        if (fstat(img->memfd, &st) < 0)
+                return -errno;
+        img->memory_id = st.st_ino;
         (void) snprintf(path, sizeof(path), "/proc/self/fd/%d", img->memfd);
         img->readonly_fd = open(path, O_RDONLY | O_CLOEXEC);
         if (img->readonly_fd < 0 && (!adopted || errno != EACCES)) /* EACCES: it is the memory of another user's pager */
@@ -231,6 +235,14 @@ bool pager_image_has_memory(const struct pager_image *img, int memfd) {
 
         return fstat(img->memfd, &ours) == 0 && fstat(memfd, &theirs) == 0 && ours.st_dev == theirs.st_dev &&
                ours.st_ino == theirs.st_ino;
+}
+
+uint64_t pager_image_memory_id(const struct pager_image *img) {
+        return img->memory_id;
+}
+
+int pager_image_file(const struct pager_image *img) {
+        return pager_image_snap(img) ? snap_image_fd(pager_image_snap(img)) : -1;
 }
 
 const struct snap_image_info *pager_image_info(const struct pager_image *img) {

@@ -74,6 +74,11 @@ bool pager_image_has_memory(const struct pager_image *img, int memfd);
 /** Of guest RAM. */
 uint64_t pager_image_pages(const struct pager_image *img);
 /** Control thread: of its file; while it is nascent nothing but ram_bytes. */
+/** Names its memory, the same in all pagers that have it: the number of the memfd's inode. */
+uint64_t pager_image_memory_id(const struct pager_image *img);
+/** Its file, which stays the image's. -1: it has none yet. */
+int pager_image_file(const struct pager_image *img);
+
 const struct snap_image_info *pager_image_info(const struct pager_image *img);
 
 /** The memfd, open read-only: what a VMM gets. Stays the image's. -1: it was adopted from a pager of another user, so it cannot be

@@ -37,6 +37,7 @@ struct pager_image {
         struct pager_lineage *lineage; /* which pages ancestors own; NULL: none */
 
         int memfd, readonly_fd, uffd;
+        uint64_t memory_id;
         uint8_t *map;              /* PROT_NONE: an address for UFFDIO_COPY, not for us */
         _Atomic uint64_t *present; /* a bit a page */
         struct pager_resident resident;

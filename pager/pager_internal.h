@@ -101,6 +101,7 @@ struct pager_adoption {
         const struct pager_layout *layout;
         const struct pager_removed_range { uint64_t first, n; } * removed; /* checked */
         size_t n_removed;
+        const struct pager_mapping *mapping; /* NULL: its own image alone */
         int image_fd, vmm_sock, memfd, uffd; /* vmm_sock: or the VMM's pidfd; memfd -1: the image is opened as any other */
 };
 int pager_adopt_session(struct pager *p, const struct pager_adoption *a, struct pager_session **ret,
@@ -124,6 +125,10 @@ int pager_do_mark_removed(struct pager *p, struct rpc_msg *msg, struct err *e);
 int pager_do_adopt(struct pager *p, struct rpc_msg *msg, struct err *e);
 int pager_do_heartbeat(struct pager *p, struct rpc_msg *msg, struct err *e);
 int pager_do_flight(struct pager *p, struct rpc_msg *msg, struct err *e);
+
+/* ---- control_images.c ---- */
+int pager_do_image_handles(struct pager *p, struct rpc_msg *msg, struct err *e);
+int pager_do_image_adopt(struct pager *p, struct rpc_msg *msg, struct err *e);
 
 /* ---- audit.c ---- */
 int pager_audit_init(struct pager *p) attr_warn_unused;

@@ -121,7 +121,9 @@ struct pager_session {
         double share;             /* of the last interval, spent on its faults */
         struct event *record_end; /* while it records */
         char reason[PAGER_MAX_REASON];
-        struct pager_cached *cached;        /* the image's place in the cache */
+        struct pager_cached *cached; /* the image's place in the cache */
+        struct pager_cached **pin;   /* those of the images of its view, each in use once */
+        size_t n_pins;
         struct pager_waiter close_waiter;   /* the session.close to answer when it is released */
         struct pager_waiter release_waiter; /* the session.release to answer when the image is left alone, too */
         struct pager_waiter sync_waiter;    /* the session.removed to answer when the worker has caught up */

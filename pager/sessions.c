@@ -8,6 +8,7 @@
 #include "common/log.h"
 #include "common/spawn.h"
 #include "pager/lineage.h"
+#include "pager/mapping.h"
 #include "pager/pager_internal.h"
 #include "pager/rlimit.h"
 #include "pager/segments.h"
@@ -56,6 +57,7 @@ void pager_release_session(struct pager *p, struct pager_session *s) {
         mp_kv_str(&b, "session", s->id);
         if (s->keeper)
                 s->keeper->on_released(s, s->keeper_arg);
+        pager_session_unpin_view(s);
         pager_session_free(s);
         pager_cache_put(cached);
         /* Said last: who hears it finds the memory given back. */

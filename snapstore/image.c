@@ -148,6 +148,10 @@ void snap_image_close(struct snap_image *img) {
         free(img);
 }
 
+int snap_image_fd(const struct snap_image *img) {
+        return img->src.fd;
+}
+
 const struct snap_image_info *snap_image_info(const struct snap_image *img) {
         return &img->info;
 }

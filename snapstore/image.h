@@ -59,6 +59,9 @@ void snap_image_close(struct snap_image *img); /* NULL is fine */
 DEFINE_CLEANUP(struct snap_image, snap_image_close)
 #define cleanup_snap_image attr_cleanup(snap_image_close_p)
 
+/** Its file's descriptor, which stays the image's. */
+int snap_image_fd(const struct snap_image *img);
+
 /** Lives as long as the image. */
 const struct snap_image_info *snap_image_info(const struct snap_image *img);
 

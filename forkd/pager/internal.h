@@ -4,6 +4,7 @@
  *      process.c     how a pager process comes and goes, and how it is asked
  *      sessions.c    the sessions that VMs have with it
  *      live.c        forks of VMs that run on, and VMs that join
+ *      memories.c    the images whose memories VMs map besides their own
  *      moving.c      how a session goes from one process to another
  *      watch.c       the heartbeat: a pager that hangs is ended
  *      lost.c        the wait seen from the guests' side: faults that it has lost
@@ -37,6 +38,7 @@ struct pager_process {
         unsigned refs;
         struct pager *p;
         struct rpc_conn *conn; /* NULL: lost */
+        uint64_t serial;       /* from 1 on */
         pid_t pid;
         int pidfd; /* -1: it has ended and was reaped */
         struct event *death;
@@ -67,6 +69,8 @@ struct pager {
         uint64_t lost_ns;              /* since when */
         bool closed;                   /* no session may be opened at the moment */
         unsigned lives;                /* live forks under way */
+        struct pager_memory *memories; /* that any VM maps (memories.c) */
+        uint64_t n_processes;          /* ever */
         struct co_wait *attached;      /* woken when a VMM has attached, or a session was closed */
         struct pager_suspect suspect[PAGER_SUSPECTS], condemned[PAGER_SUSPECTS];
         unsigned n_suspects, n_condemned; /* ever: the oldest give way */
@@ -127,6 +131,18 @@ bool pager_has_sessions(const struct pager_process *o);
 bool pager_hold_complete(const struct vm *vm);
 /** What the guest discarded, asked of @o. */
 int pager_removed_of(struct pager_process *o, struct vm *vm, struct mp_buf *ret, uint64_t *ret_n, struct err *e) attr_warn_unused;
+
+/* ---- memories.c ---- */
+
+#define PAGER_HOLD_LISTS 3u /* pairs in hold->mapping */
+/** Reads what a VMM maps out of an answer of @o, which has it open, and gets hold of it. A coroutine call. */
+int pager_hold_read_mapping(struct pager_process *o, struct pager_hold *h, const msgpack_object *params,
+                            struct err *e) attr_warn_unused;
+void pager_hold_drop_memories(struct pager_hold *h);
+/** Is this inode a memory that the VMM maps, other than its own image's? */
+bool pager_hold_maps(const struct pager_hold *h, uint64_t dev, uint64_t ino);
+/** @to has them open from now on. A coroutine call. */
+int pager_hold_give_memories(struct pager_process *to, struct pager_hold *h, struct err *e) attr_warn_unused;
 
 /* ---- moving.c ---- */
 

@@ -3,6 +3,7 @@
  * and sees to it that no guest outlives its pager. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -13,6 +14,7 @@
 struct daemon;
 struct snap_manifest;
 struct pager;
+struct pager_memory;
 struct pager_process;
 struct vm;
 struct vmm_region;
@@ -26,6 +28,11 @@ struct pager_hold {
         int memfd;                     /* the image's memory, writable */
         int sock;                      /* duplicate of the pager's end of the VMM's socket */
         pid_t pid;                     /* of the VMM, as soon as it is known */
+        bool joined;                   /* its VMM has booted: what is not written is its own all the same, and sock a pidfd */
+        bool mapped;                   /* it is known what the VMM maps: */
+        struct mp_buf mapping;         /* the lists images, extents and view, as the pager tells and takes them */
+        struct pager_memory **memory;  /* the images in them but its own (memories.c) */
+        unsigned n_memories;
         uint64_t image_dev, image_ino; /* the file that is its memory's image; 0: there is none yet (a nascent one) */
         uint64_t woken_ns;             /* when all of its memory was woken, for its pager had lost a fault; 0: it was not */
         bool faults_lost;              /* and that did not help (lost.c) */

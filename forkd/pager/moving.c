@@ -59,15 +59,17 @@ int pager_hold_fetch(struct pager_process *o, struct vm *vm, struct err *e) {
         vm->hold.image_dev = st.st_dev;
         vm->hold.image_ino = st.st_ino;
         pager_hold_read_regions(&vm->hold, &a.doc.root);
+        (void) mp_get_bool(&a.doc.root, "joined", &vm->hold.joined);
         vm->hold.process = pager_process_ref(o);
-        return 0;
+        return pager_hold_read_mapping(o, &vm->hold, &a.doc.root, e);
 }
 
 /* More than one message takes goes with others behind it, and the session is held until the last has come. */
 static int adopt_params(struct vm *vm, const struct mp_buf *unmapped, uint64_t n_unmapped, bool hold, struct mp_buf *b) {
         const struct pager_hold *h = &vm->hold;
 
-        pager_put_session(b, vm, 6);
+        pager_put_session(b, vm, 6 + PAGER_HOLD_LISTS);
+        mp_raw(b, h->mapping.sb.data, h->mapping.sb.size);
         mp_kv_u64(b, "ram_bytes", vm->machine.mem_bytes);
         mp_kv_i64(b, "vm_pid", h->pid);
         mp_key(b, "regions");
@@ -137,6 +139,9 @@ int pager_session_adopt(struct pager_process *to, struct vm *vm, const struct mp
                 r = -errno;
         if (r < 0)
                 return err_errno(e, r, "opening the memory image of '%s'", vm->name);
+        r = pager_hold_give_memories(to, &vm->hold, e);
+        if (r < 0)
+                return r;
         r = pager_unmapped(vm, &unmapped, &n_unmapped);
         if (r == 0)
                 r = adopt_params(vm, &unmapped, n_unmapped, n_removed > 0, &b);

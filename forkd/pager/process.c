@@ -77,7 +77,7 @@ static int process_new(struct pager *p, struct pager_process **ret) {
 
         if (!o)
                 return -ENOMEM;
-        *o = (struct pager_process){ .refs = 1, .p = p, .pidfd = -1 };
+        *o = (struct pager_process){ .refs = 1, .p = p, .serial = ++p->n_processes, .pidfd = -1 };
         *ret = o;
         return 0;
 }

@@ -41,6 +41,7 @@ void pager_hold_clear(struct pager_hold *h) {
         (void) close_fd(h->uffd);
         (void) close_fd(h->memfd);
         (void) close_fd(h->sock);
+        pager_hold_drop_memories(h);
         pager_hold_init(h);
 }
 
@@ -64,7 +65,7 @@ bool pager_hold_complete(const struct vm *vm) {
         const struct pager_hold *h = &vm->hold;
 
         return vm->session && h->pid > 0 && !vm->vmm_exited && h->uffd >= 0 && h->memfd >= 0 && h->sock >= 0 &&
-               h->n_regions > 0 && h->image_ino != 0;
+               h->n_regions > 0 && h->image_ino != 0 && h->mapped;
 }
 
 void pager_wake_attached(struct pager *p) {
@@ -241,6 +242,8 @@ static int open_once(struct pager *p, struct vm *vm, const struct pager_open *on
         r = pager_process_call(p->serving, "session.open", &b, fds, n_fds, &a, e);
         if (r == 0 && a.n_fds != 2)
                 r = err_set(e, ERR_PAGER, -EPROTO, "the pager sent no image memory");
+        if (r == 0)
+                r = pager_hold_read_mapping(p->serving, &vm->hold, &a.doc.root, e);
         if (r < 0) {
                 pager_session_close(p, vm);
                 return r;

@@ -2,7 +2,7 @@
 /* What a VMM has discarded of its guest's memory, without asking the pager that died.
  *
  * Theory of operation. libuffd-attach discards by laying fresh anonymous memory over the range (pager/attach/discard.c), so
- * what of a region is no mapping of the image's memory any more was discarded. A discard that the dead pager had not heard of
+ * what of a region is no mapping any more of a memory that the VMM was given was discarded. A discard that the dead pager had not heard of
  * yet still waits for somebody to read its event, which the successor does; one whose event it had read is in the mappings.
  *
  * There is one exception: at the limit of mappings a process may have the library writes zeros instead, and only the pager
@@ -76,7 +76,7 @@ int pager_unmapped_parse(FILE *maps, const struct pager_hold *hold, uint64_t max
                 if (sscanf(line, "%" SCNx64 "-%" SCNx64 " %*4s %" SCNx64 " %x:%x %" SCNu64, &start, &end, &offset, &major, &minor,
                            &ino) != 6)
                         return -EBADMSG;
-                if (ino == s.ino && makedev(major, minor) == s.dev)
+                if ((ino == s.ino && makedev(major, minor) == s.dev) || pager_hold_maps(hold, makedev(major, minor), ino))
                         on_mapping(&s, start, end, offset);
         }
         if (ferror(maps))
@@ -103,6 +103,10 @@ int pager_unmapped(const struct vm *vm, struct mp_buf *ret, uint64_t *ret_n) {
         cleanup_fclose FILE *f = NULL;
         char path[40];
 
+        if (vm->hold.joined) { /* its memory is anonymous, and what it discards is as it was before it was written */
+                *ret_n = 0;
+                return 0;
+        }
         (void) snprintf(path, sizeof(path), "/proc/%d/maps", (int) vm->hold.pid);
         f = fopen(path, "re");
         return f ? pager_unmapped_parse(f, &vm->hold, max_map_count(), ret, ret_n) : -errno;

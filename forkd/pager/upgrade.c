@@ -124,9 +124,19 @@ static int take_over(void *arg, struct vm *vm, struct err *e) {
         return 0;
 }
 
-static int move_image(struct group *g, struct err *e) {
-        int r = pager_each(g->u->p->d, &(struct pager_each){ is_in, let_go, g }, e);
+/* Before anybody waits: the other images that they need. */
+static int give_memories(void *arg, struct vm *vm, struct err *e) {
+        struct upgrade *u = ((struct group *) arg)->u;
+        int r = pager_hold_give_memories(u->to, &vm->hold, e);
 
+        return r < 0 && is_dying(vm) ? 0 : r;
+}
+
+static int move_image(struct group *g, struct err *e) {
+        int r = pager_each(g->u->p->d, &(struct pager_each){ is_in, give_memories, g }, e);
+
+        if (r == 0)
+                r = pager_each(g->u->p->d, &(struct pager_each){ is_in, let_go, g }, e);
         return r < 0 ? r : pager_each(g->u->p->d, &(struct pager_each){ is_in, take_over, g }, e);
 }
 

@@ -67,6 +67,7 @@ static int launch(struct vm *vm, const struct vm_origin *o, bool no_shell, struc
                 if (r < 0)
                         return err_errno(e, r, "opening the memory of snapshot %s", o->m->id);
                 open.image_fd = image;
+                open.m = o->m;
                 open.workingset_fd = workingset = recording_begin(vm, o->entry);
         }
         r = pager_session_open(vm->d->pager, vm, &open, &sock, e);

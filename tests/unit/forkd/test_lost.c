@@ -101,6 +101,7 @@ static int setup(void **state) {
                 vms[i].hold.uffd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); /* nothing to be read */
                 vms[i].hold.n_regions = 1;
                 vms[i].hold.image_ino = 1;
+                vms[i].hold.mapped = true;
                 TAILQ_INSERT_TAIL(&d.vms, &vms[i], entry);
                 monitor_vm_born(d.monitor, &vms[i], -1, vms[i].pid);
                 cpu[i] = fake_thread(vms[i].pid, vms[i].pid, "CPU 0/TCG");
