@@ -29,6 +29,7 @@
 #include "common/log.h"
 #include "common/pagemap.h"
 #include "pager/attach/segments.h"
+#include "pager/mapping.h"
 #include "pager/nascent.h"
 #include "pager/pager_internal.h"
 #include "pager/segments.h"
@@ -292,6 +293,7 @@ void pager_rebase_synced(struct pager_session *s) {
         }
         /* Before it is so: until then none of these pages is missing, so nobody asks. */
         pager_session_set_view(s, view);
+        pager_session_pin_view(s->pager, s);
         pager_session_set_replaced(s, o->fresh);
         if (pager_segments_send_anew(pager_peer_fd(s->peer), o->img, o->fresh) < 0) {
                 finish(s);

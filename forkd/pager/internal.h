@@ -139,6 +139,8 @@ int pager_removed_of(struct pager_process *o, struct vm *vm, struct mp_buf *ret,
 int pager_hold_read_mapping(struct pager_process *o, struct pager_hold *h, const msgpack_object *params,
                             struct err *e) attr_warn_unused;
 void pager_hold_drop_memories(struct pager_hold *h);
+/** What the VMM maps is not as it was: asks whoever serves it, in a coroutine of its own. */
+void pager_hold_refresh(struct vm *vm);
 /** Is this inode a memory that the VMM maps, other than its own image's? */
 bool pager_hold_maps(const struct pager_hold *h, uint64_t dev, uint64_t ino);
 /** @to has them open from now on. A coroutine call. */
@@ -220,7 +222,8 @@ void pager_totals_fold(struct pager_process *o);
 /* ---- unmapped.c ---- */
 
 /** The parts of guest memory that the VMM has mapped over: *ret_n ranges [first page, pages], encoded one behind the
- *  other in @ret. -E2BIG: the VMM has so many mappings that the kernel may have refused it one, so this cannot be told. */
+ *  other in @ret. -E2BIG: the VMM has so many mappings that the kernel may have refused it one, so this cannot be told; -ESTALE: it maps
+ *  files that we do not know of. */
 int pager_unmapped(const struct vm *vm, struct mp_buf *ret, uint64_t *ret_n) attr_warn_unused;
 /** The same of the text of a /proc/<pid>/maps. */
 int pager_unmapped_parse(FILE *maps, const struct pager_hold *hold, uint64_t max_maps, struct mp_buf *ret,

@@ -29,6 +29,7 @@ struct pager_hold {
         int sock;                      /* duplicate of the pager's end of the VMM's socket */
         pid_t pid;                     /* of the VMM, as soon as it is known */
         bool joined;                   /* its VMM has booted: what is not written is its own all the same, and sock a pidfd */
+        bool remaps;                   /* it maps its memory anew, or it is being asked what it maps */
         bool mapped;                   /* it is known what the VMM maps: */
         struct mp_buf mapping;         /* the lists images, extents and view, as the pager tells and takes them */
         struct pager_memory **memory;  /* the images in them but its own (memories.c) */

@@ -157,10 +157,15 @@ int pager_live_wait(struct pager_live *l, int *ret_memfd, struct err *e) {
 }
 
 int pager_live_publish(struct pager_live *l, int image_fd, struct err *e) {
-        int r = call(l, PAGER_CALL_TIMEOUT_MS, "live.publish", &image_fd, NULL, e);
+        int r;
+
+        l->vm->hold.mapped = false; /* from now on it may map the new image */
+        r = call(l, PAGER_CALL_TIMEOUT_MS, "live.publish", &image_fd, NULL, e);
 
         if (r == 0)
                 l->prepared = false;
+        if (l->vm->session && l->vm->hold.process == l->process)
+                pager_hold_refresh(l->vm);
         return r;
 }
 
@@ -172,6 +177,8 @@ void pager_live_free(struct pager_live *l) {
         if (l->prepared && pager_process_is_up(l->process) && call(l, PAGER_CALL_TIMEOUT_MS, "live.cancel", NULL, NULL, &e) < 0)
                 log_debug("%s: cancelling a live fork: %s", l->vm->name, e.message);
         l->p->lives--;
+        if (l->vm->session && l->vm->hold.process == l->process && !l->vm->hold.mapped) /* nobody could be asked meanwhile */
+                pager_hold_refresh(l->vm);
         pager_wake_attached(l->p);
         pager_process_unref(l->process);
         free(l);

@@ -7,6 +7,10 @@
  * snapshot that it was may have been removed. To another pager they go by `image.adopt`, each once and before the first session
  * that needs them.
  *
+ * After a live fork the source maps the new image in place of what it has unchanged. From the publishing on until the pager has told
+ * what it maps then, its session cannot go to another pager (`mapped`): one that knew only what was before would take what is new
+ * for discarded.
+ *
  * Memories are named by their inode. It is taken by nobody else while we hold it. */
 #include "forkd/pager/internal.h"
 
@@ -16,6 +20,7 @@
 #include <sys/stat.h>
 
 #include "common/io.h"
+#include "common/log.h"
 
 struct pager_memory {
         struct pager_memory *next;
@@ -177,4 +182,78 @@ int pager_hold_give_memories(struct pager_process *to, struct pager_hold *h, str
                         return err_prefix(e, "handing over the memory of an image");
         }
         return 0;
+}
+
+/* ---- anew ---- */
+
+struct refresh {
+        struct pager *p;
+        struct pager_process *o; /* a reference */
+        id_str id;
+};
+
+/* The VM, if it still has the session: it may be gone after each call. */
+static struct vm *still_there(const struct refresh *f) {
+        struct vm *vm = vm_by_id(f->p->d, f->id);
+
+        return vm && vm->session && vm->hold.process == f->o ? vm : NULL;
+}
+
+static int ask_anew(const struct refresh *f, struct pager_hold *ret, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        struct vm *vm = still_there(f);
+        int r;
+
+        if (!vm)
+                return -ESRCH;
+        mp_buf_init(&b);
+        pager_put_session(&b, vm, 0);
+        r = pager_process_call(f->o, "session.handles", &b, NULL, 0, &a, e);
+        return r < 0 ? r : pager_hold_read_mapping(f->o, ret, &a.doc.root, e);
+}
+
+static void refresh_main(void *arg) {
+        struct refresh *f = arg;
+        struct pager_hold fresh;
+        struct vm *vm;
+        struct err e = { 0 };
+        int r;
+
+        pager_hold_init(&fresh);
+        r = ask_anew(f, &fresh, &e);
+        vm = still_there(f);
+        if (r == 0 && vm) {
+                pager_hold_drop_memories(&vm->hold);
+                vm->hold.mapping = fresh.mapping;
+                vm->hold.memory = fresh.memory;
+                vm->hold.n_memories = fresh.n_memories;
+                vm->hold.mapped = fresh.mapped;
+                vm->hold.remaps = false;
+                pager_hold_init(&fresh);
+                pager_wake_attached(f->p);
+        } else if (r < 0 && vm && strcmp(e.code, ERR_BUSY) != 0) { /* busy: it will tell when it is not any more */
+                log_warning("%s (%s): %s: its session cannot be moved", vm->name, vm->id, e.message);
+                vm->hold.remaps = false;
+        }
+        pager_hold_clear(&fresh);
+        pager_process_unref(f->o);
+        free(f);
+}
+
+void pager_hold_refresh(struct vm *vm) {
+        struct refresh *f = calloc(1, sizeof(*f));
+
+        vm->hold.mapped = false;
+        if (!f || !vm->hold.process)
+                goto fail;
+        *f = (struct refresh){ .p = vm->d->pager, .o = pager_process_ref(vm->hold.process) };
+        memcpy(f->id, vm->id, sizeof(f->id));
+        vm->hold.remaps = true;
+        if (co_start(vm->d->base, refresh_main, f) == 0)
+                return;
+        pager_process_unref(f->o);
+        vm->hold.remaps = false;
+fail:
+        free(f);
 }

@@ -106,6 +106,8 @@ void pager_on_message(struct rpc_msg *m, void *arg) {
                 pager_wake_attached(o->p);
         } else if (strcmp(m->method, "session.failed") == 0) {
                 on_failed(vm, m->params);
+        } else if (strcmp(m->method, "session.rebased") == 0) {
+                pager_hold_refresh(vm);
         } else if (strcmp(m->method, "session.recorded") == 0) {
                 recording_done(vm);
         }

@@ -42,6 +42,14 @@ struct scan {
         uint64_t n;
 };
 
+/* Discarded memory is anonymous: a file that we do not know is memory of which we were not told. */
+static bool is_in_memory(const struct scan *s, uint64_t start, uint64_t end) {
+        for (unsigned i = 0; i < s->hold->n_regions; i++)
+                if (start < s->hold->region[i].base + s->hold->region[i].size && end > s->hold->region[i].base)
+                        return true;
+        return false;
+}
+
 static void on_mapping(struct scan *s, uint64_t start, uint64_t end, uint64_t file_offset) {
         for (unsigned i = 0; i < s->hold->n_regions; i++) {
                 const struct pager_hold_region *g = &s->hold->region[i];
@@ -78,6 +86,8 @@ int pager_unmapped_parse(FILE *maps, const struct pager_hold *hold, uint64_t max
                         return -EBADMSG;
                 if ((ino == s.ino && makedev(major, minor) == s.dev) || pager_hold_maps(hold, makedev(major, minor), ino))
                         on_mapping(&s, start, end, offset);
+                else if (ino != 0 && is_in_memory(&s, start, end))
+                        return -ESTALE;
         }
         if (ferror(maps))
                 return -EIO;

@@ -56,8 +56,8 @@ static int wait_attached(struct pager *p, const struct pager_process *from, stru
                         return err_set(e, ERR_PAGER, -EPIPE, "the pager has died");
                 /* One that an earlier forkd knew has attached, or never will. */
                 TAILQ_FOREACH (vm, &p->d->vms, entry)
-                        if (vm->session && !vm->session_known && !vm->lost[0] && !vm->vmm_exited && vm->hold.uffd < 0 &&
-                            vm->hold.process == from)
+                        if (vm->session && !vm->lost[0] && !vm->vmm_exited && vm->hold.process == from &&
+                            (vm->hold.remaps || (!vm->session_known && vm->hold.uffd < 0)))
                                 break;
                 if (!vm && p->lives == 0)
                         return 0;

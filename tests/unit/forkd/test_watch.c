@@ -328,6 +328,15 @@ static void test_unmapped_refuses(void **state) {
         rewind(f);
         assert_fails(pager_unmapped_parse(f, &vm.hold, 1100, &b, &n), E2BIG);
         (void) fclose(f);
+        /* a file in guest memory that is none of those that it was told of: no discarded memory */
+        f = tmpfile();
+        vm.hold.n_regions = 1;
+        vm.hold.region[0] = (struct pager_hold_region){ 0x10000, 0x10000, 0 };
+        line(f, 0x10000, 0x14000, 0, true);
+        fprintf(f, "14000-18000 rw-p 00004000 00:01 987654321  /memfd:y (deleted)\n");
+        rewind(f);
+        assert_fails(pager_unmapped_parse(f, &vm.hold, 65530, &b, &n), ESTALE);
+        (void) fclose(f);
         f = tmpfile();
         fputs("what is this\n", f);
         rewind(f);
