@@ -253,6 +253,73 @@ static void test_hook_interrupted(void **state) {
         with_guest(body_hook_interrupted, 30);
 }
 
+static void write_etc(struct guest *g, const char *name, const char *text) {
+        char path[160];
+        FILE *f;
+
+        (void) snprintf(path, sizeof(path), "%s/root/etc/%s", g->dir, name);
+        f = fopen(path, "we");
+        assert_non_null(f);
+        (void) fputs(text, f);
+        assert_int_equal(fclose(f), 0);
+}
+
+/* What was in the files is gone, however long it was, and what is no file is replaced. */
+static void body_files_in_place(struct guest *g) {
+        struct guest_identity id;
+        char text[512], want[256], path[160];
+
+        guest_identity_fill(&id, WIRE_WAKE_RESTORE);
+        for (int i = 0; i < 3; i++) {
+                write_etc(g, "hostname",
+                          i == 0 ? "x" : "a-name-that-is-very-much-longer-than-any-that-the-guest-was-given\nand more\n");
+                write_etc(g, "machine-id", i == 0 ? "" : "uninitialized\n");
+                if (i == 2) {
+                        (void) snprintf(path, sizeof(path), "%s/root/etc/hostname", g->dir);
+                        assert_int_equal(unlink(path), 0);
+                        assert_int_equal(symlink("nowhere", path), 0);
+                }
+                assert_int_equal(guest_wake(g, WIRE_WAKE_RESTORE, NULL), 0);
+                (void) snprintf(want, sizeof(want), "%s\n", id.hostname);
+                read_file(g, "root/etc/hostname", text, sizeof(text));
+                assert_string_equal(text, want);
+                (void) snprintf(want, sizeof(want), "%s\n", id.machine_id);
+                read_file(g, "root/etc/machine-id", text, sizeof(text));
+                assert_string_equal(text, want);
+        }
+}
+
+static void test_files_in_place(void **state) {
+        with_guest(body_files_in_place, 30);
+}
+
+/* One connection, many conversations: what is said in one is not heard in the next. */
+static void body_rewind(struct guest *g) {
+        struct guest_identity id;
+        double ms;
+        struct err e;
+
+        assert_int_equal(guest_wake(g, WIRE_WAKE_BOOT, NULL), 0);
+        guest_identity_fill(&id, WIRE_WAKE_RESTORE);
+        for (int i = 0; i < 50; i++) {
+                guest_link_poke(g->link); /* answered, perhaps, after the end */
+                guest_link_rewind(g->link);
+                assert_false(guest_link_ready(g->link));
+                assert_true(guest_link_is_open(g->link));
+                guest_link_rewind(g->link);
+                assert_int_equal(guest_link_ping(g->link, 1000, &ms, &e), -ENOTCONN);
+                assert_int_equal(guest_link_queue_wake(g->link, &id), 0);
+                assert_int_equal(guest_link_wait_ack(g->link, 10000, NULL, &e), 0);
+                assert_false(guest_link_is_open(g->link));
+                assert_int_equal(guest_link_ping(g->link, 10000, &ms, &e), 0);
+        }
+        expect_works(g);
+}
+
+static void test_rewind(void **state) {
+        with_guest(body_rewind, 30);
+}
+
 static void body_reconnect(struct guest *g) {
         struct guest_ack ack;
         char path[160];
@@ -659,16 +726,17 @@ static void test_put_symlink(void **state) {
 
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_hello),        cmocka_unit_test(test_poke),
-                cmocka_unit_test(test_late_host),    cmocka_unit_test(test_timeouts),
-                cmocka_unit_test(test_bad_identity), cmocka_unit_test(test_identity),
-                cmocka_unit_test(test_hook_hangs),   cmocka_unit_test(test_hook_interrupted),
-                cmocka_unit_test(test_reconnect),    cmocka_unit_test(test_200_restores),
-                cmocka_unit_test(test_cut_to_guest), cmocka_unit_test(test_cut_from_guest),
-                cmocka_unit_test(test_garbage),      cmocka_unit_test(test_wrong_epoch),
-                cmocka_unit_test(test_losses),       cmocka_unit_test(test_orphans),
-                cmocka_unit_test(test_files),        cmocka_unit_test(test_file_errors),
-                cmocka_unit_test(test_put_given_up), cmocka_unit_test(test_put_symlink),
+                cmocka_unit_test(test_hello),          cmocka_unit_test(test_poke),
+                cmocka_unit_test(test_late_host),      cmocka_unit_test(test_timeouts),
+                cmocka_unit_test(test_bad_identity),   cmocka_unit_test(test_identity),
+                cmocka_unit_test(test_hook_hangs),     cmocka_unit_test(test_hook_interrupted),
+                cmocka_unit_test(test_reconnect),      cmocka_unit_test(test_rewind),
+                cmocka_unit_test(test_files_in_place), cmocka_unit_test(test_200_restores),
+                cmocka_unit_test(test_cut_to_guest),   cmocka_unit_test(test_cut_from_guest),
+                cmocka_unit_test(test_garbage),        cmocka_unit_test(test_wrong_epoch),
+                cmocka_unit_test(test_losses),         cmocka_unit_test(test_orphans),
+                cmocka_unit_test(test_files),          cmocka_unit_test(test_file_errors),
+                cmocka_unit_test(test_put_given_up),   cmocka_unit_test(test_put_symlink),
         };
 
         if (argc > 1)
