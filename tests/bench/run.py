@@ -26,7 +26,7 @@ import many_lines  # noqa: E402
 import pool_lines  # noqa: E402
 import watched  # noqa: E402
 from forkdlab import MIB, Lab  # noqa: E402
-from measure import available_mib, host, warm_memory  # noqa: E402
+from measure import available_mib, host, markdown, warm_memory  # noqa: E402
 
 DEFAULTS = ""
 # Decoded memory goes with its last clone, so that a first clone can be had again and again.
@@ -131,6 +131,7 @@ def main():
     p.add_argument("--only", action="append", choices=GROUPS, metavar="GROUP",
                    help="only this; may be repeated: " + ", ".join(GROUPS))
     p.add_argument("--json", metavar="FILE", help="write all figures there too ('-': to stdout, instead of the tables)")
+    p.add_argument("--markdown", metavar="FILE", help="and as a table for docs/benchmarks.md")
     args = p.parse_args()
     if args.rounds < 2:
         p.error("--rounds must be at least 2")
@@ -153,6 +154,8 @@ def main():
         stdout.write("\n")
     elif args.json:
         pathlib.Path(args.json).write_text(json.dumps(doc, indent=2) + "\n")
+    if args.markdown:
+        pathlib.Path(args.markdown).write_text(markdown(doc["lines"]))
     return int(any(line.get("must") and not line["met"] for line in doc["lines"]))
 
 

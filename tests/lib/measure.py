@@ -63,6 +63,21 @@ class Line:
         print(flush=True)
 
 
+def markdown(lines):
+    """The documents of lines as a table for docs/benchmarks.md: what is promised, and below it what it was made from."""
+    rows = ["| | p50 | p95 | p99 | max | n |", "|---|---|---|---|---|---|"]
+    for line in lines:
+        bound = "≥" if line["bound"] == "at least" else "≤"
+        verdict = "met" if line["met"] else "missed"
+        rows.append(f"| **{line['what']}: {line['value']:.2f} {line['unit']}** ({bound} {line['target']:g}), **{verdict}** | | | | | |")
+        for name, part in line["parts"].items():
+            if isinstance(part, dict) and "p99" in part:
+                rows.append(f"| {name} | " + " | ".join(f"{part[k]:.1f}" for k in ("p50", "p95", "p99", "max")) + f" | {part['n']} |")
+            else:
+                rows.append(f"| {name} | {part} | | | | |")
+    return "\n".join(rows) + "\n"
+
+
 def warm_memory(mib):
     """Touches memory and gives it back. A virtual host gets its memory from its own host at the first touch, which
     takes fifty times as long as any later one."""
