@@ -246,6 +246,18 @@ static void read_pager(struct top_head *h, const json_t *p, double elapsed) {
         h->faults_per_s = elapsed > 0 && h->faults >= before ? (double) (h->faults - before) / elapsed : NAN;
 }
 
+static void read_pools(struct top_head *h, const json_t *pools) {
+        json_t *p;
+        size_t i;
+
+        h->pools = json_array_size(pools);
+        h->pool_warm = h->pool_wanted = 0;
+        json_array_foreach (pools, i, p) {
+                h->pool_warm += json_u64(p, "warm", 0);
+                h->pool_wanted += json_u64(p, "wanted", 0);
+        }
+}
+
 static void read_head(struct top *t, const json_t *doc, double elapsed) {
         const json_t *probes = json_object_get(doc, "probes"), *host = json_object_get(doc, "host");
         const json_t *admission = json_object_get(host, "admission");
@@ -267,6 +279,7 @@ static void read_head(struct top *t, const json_t *doc, double elapsed) {
         h->starts_waiting = json_u64(json_object_get(admission, "starts"), "waiting", 0);
         h->vcpus_held = json_u64(json_object_get(admission, "vcpus"), "held", 0);
         read_pager(h, json_object_get(doc, "pager"), elapsed);
+        read_pools(h, json_list(doc, "pools"));
 }
 
 int top_update(struct top *t, const json_t *doc) {

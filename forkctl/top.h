@@ -67,6 +67,7 @@ struct top_head {
         unsigned cpus;
         uint64_t mem_total, mem_available;
         uint64_t starts_running, starts_waiting, vcpus_held;
+        uint64_t pools, pool_warm, pool_wanted; /* how many; what waits in all of them, and shall */
         int64_t pager_pid;
         uint64_t pager_sessions, pager_images, present_bytes, budget_bytes, faults;
         double faults_per_s, pager_p50_s, pager_p99_s, oldest_fault_s; /* NaN: not known */

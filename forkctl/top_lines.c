@@ -43,6 +43,10 @@ static void line_vms(const struct top *t, struct canvas *cv, unsigned row) {
                         n = add(text, sizeof(text), n, "%s%u %s", k++ ? ", " : ": ", t->by_state[i], states[i]);
         if (t->head.left_out)
                 n = add(text, sizeof(text), n, ", %llu more not listed", (unsigned long long) t->head.left_out);
+        if (t->head.pools)
+                n = add(text, sizeof(text), n, "; %llu pool%s, %llu of %llu clones warm", (unsigned long long) t->head.pools,
+                        t->head.pools == 1 ? "" : "s", (unsigned long long) t->head.pool_warm,
+                        (unsigned long long) t->head.pool_wanted);
         if (t->filter[0])
                 n = add(text, sizeof(text), n, "; %zu match '%s'", t->n_shown, t->filter);
         (void) add(text, sizeof(text), n, "; forkd %s, up %s", t->head.version,
