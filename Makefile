@@ -12,7 +12,7 @@ deps:
 
 # A VM boots, goes on standby, and comes back as eight clones.
 demo: all
-	@/usr/bin/python3 tools/demo.py
+	@build/bin/forkctl demo
 
 # Only some tests need these: without them they are skipped.
 test-deps: deps

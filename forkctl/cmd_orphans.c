@@ -18,8 +18,7 @@
 #define HELPER_TIMEOUT_MS 120000 /* processes that do not want to end are given seconds each */
 #define HELPER_MAX_BYTES (16u << 20)
 
-/* Beside our own binary, or where packages put it. */
-static int find_forkd(char *buf, size_t size) {
+int forkd_program(char *buf, size_t size) {
         static const char *const dirs[] = { "", "../sbin/" };
         char dir[PATH_MAX];
         ssize_t n = readlink("/proc/self/exe", dir, sizeof(dir) - 1);
@@ -79,24 +78,13 @@ static int run_helper(struct ctl *c, const char *const *argv, json_t **ret) {
         return *ret ? 0 : err_set(&c->e, ERR_PROTOCOL, -EPROTO, "%s said nothing that makes sense", argv[0]);
 }
 
-static int ask_helper(struct ctl *c, const struct args *a, json_t **ret) {
-        const char *env = getenv("FORKD_STATE_DIR"), *state = arg_str(a, "state-dir");
-        char forkd[PATH_MAX], run_dir[PATH_MAX];
-        const char *argv[] = { forkd, "--orphans", "--state-dir", NULL, "--run-dir", run_dir, NULL, NULL };
+int orphans_offline(struct ctl *c, const char *state_dir, const char *run_dir, bool fix, json_t **ret) {
+        char forkd[PATH_MAX];
+        const char *argv[] = { forkd, "--orphans", "--state-dir", state_dir, "--run-dir", run_dir, fix ? "--fix" : NULL, NULL };
         const json_t *error;
-        char *slash;
         int r;
 
-        argv[3] = state ? state : env && *env ? env : SETUP_STATE_DEFAULT;
-        if (arg_given(a, "fix"))
-                argv[6] = "--fix";
-        (void) snprintf(run_dir, sizeof(run_dir), "%s", c->socket);
-        slash = strrchr(run_dir, '/');
-        if (!slash)
-                (void) strcpy(run_dir, ".");
-        else
-                *(slash == run_dir ? slash + 1 : slash) = '\0';
-        r = find_forkd(forkd, sizeof(forkd));
+        r = forkd_program(forkd, sizeof(forkd));
         if (r < 0)
                 return err_errno(&c->e, r, "no forkd runs at %s, and its program is not beside forkctl", c->socket);
         r = run_helper(c, argv, ret);
@@ -109,6 +97,19 @@ static int ask_helper(struct ctl *c, const struct args *a, json_t **ret) {
         (void) err_hint(&c->e, "%s", json_str(error, "hint", ""));
         json_decref(TAKE_PTR(*ret));
         return r;
+}
+
+static int ask_helper(struct ctl *c, const struct args *a, json_t **ret) {
+        const char *env = getenv("FORKD_STATE_DIR"), *state = arg_str(a, "state-dir");
+        char run_dir[PATH_MAX], *slash;
+
+        (void) snprintf(run_dir, sizeof(run_dir), "%s", c->socket);
+        slash = strrchr(run_dir, '/');
+        if (!slash)
+                (void) strcpy(run_dir, ".");
+        else
+                *(slash == run_dir ? slash + 1 : slash) = '\0';
+        return orphans_offline(c, state ? state : env && *env ? env : SETUP_STATE_DEFAULT, run_dir, arg_given(a, "fix"), ret);
 }
 
 static int print_json(struct ctl *c, json_t *found, bool ok) {

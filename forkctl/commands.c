@@ -140,6 +140,8 @@ const struct command command_table[] = {
                   { .name = "compare", .arg = "A.json", .complete = COMPLETE_FILE, .help = "run nothing: tell how result B.json differs from A.json" },
                   { .name = "keep", .help = "do not remove the VMs and snapshots at the end" }),
           0, 1, { COMPLETE_FILE }, .run = cmd_chain },
+        { "demo", "", "show it all: a private forkd, a VM that boots, goes on standby and comes back as eight clones, each checked", NULL, 0, 0, { 0 },
+          .run = cmd_demo },
         { "ping", "[NAME]", "ask a guest's agent, or forkd, for a sign of life", NULL, 0, 1, { COMPLETE_VM }, .run = cmd_ping },
         { "shutdown", "", "end forkd; VMs run on and are taken back when it starts again",
           OPTIONS({ .name = "all", .letter = 'a', .help = "stop every VM first" }), 0, 0, { 0 }, .run = cmd_shutdown },

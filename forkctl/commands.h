@@ -2,12 +2,18 @@
 /* The handlers that the table of commands names. Each returns an exit code, or -errno with c->e set. */
 #pragma once
 
+#include <jansson.h>
+
 #include "forkctl/command.h"
 
 /* cmd_host.c */
 int cmd_setup(struct ctl *c, const struct args *a);
 int cmd_doctor(struct ctl *c, const struct args *a);
 int cmd_orphans(struct ctl *c, const struct args *a); /* doctor --orphans */
+/** Path of forkd's program: beside our own binary, or where packages put it. -ENOENT. */
+int forkd_program(char *buf, size_t size) attr_warn_unused;
+/** What a forkd that does not run has left in its directories: {"found","fixed","orphans":[…]}; with @fix it is removed. */
+int orphans_offline(struct ctl *c, const char *state_dir, const char *run_dir, bool fix, json_t **ret) attr_warn_unused;
 int cmd_version(struct ctl *c, const struct args *a);
 int cmd_ping(struct ctl *c, const struct args *a);
 int cmd_shutdown(struct ctl *c, const struct args *a);
@@ -68,6 +74,9 @@ int standby_report(struct ctl *c, const struct args *a, const char *what, const 
 
 /* chain/cmd_chain.c */
 int cmd_chain(struct ctl *c, const struct args *a);
+
+/* demo/cmd_demo.c */
+int cmd_demo(struct ctl *c, const struct args *a);
 
 /* completion.c, help.c */
 int cmd_completion(struct ctl *c, const struct args *a);

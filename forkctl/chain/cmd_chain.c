@@ -2,7 +2,6 @@
 /* `forkctl chain`: the frame around a run and around a comparison. */
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -11,6 +10,7 @@
 #include "forkctl/chain/chain.h"
 #include "forkctl/client.h"
 #include "forkctl/commands.h"
+#include "forkctl/watch.h"
 
 static int check_limits(struct ctl *c, const struct failover *f, json_t *doc, bool *ret_ok) {
         json_t *list = failover_check(f, doc, ret_ok);
@@ -51,13 +51,6 @@ static int report(struct ctl *c, const struct chain_plan *plan, json_t *doc) {
         return r < 0 ? err_errno(&c->e, r, "writing the output") : 0;
 }
 
-/* As if there had been no handler: whoever started us sees what ended us. */
-static void end_by(int sig) {
-        (void) fflush(stdout);
-        (void) signal(sig, SIG_DFL);
-        (void) raise(sig);
-}
-
 static int run(struct ctl *c, const struct args *a) {
         cleanup_free struct chain_result *res = calloc(1, sizeof(*res));
         cleanup_json json_t *doc = NULL;
@@ -81,8 +74,7 @@ static int run(struct ctl *c, const struct args *a) {
         gone = res->forkd_gone;
         within &= res->n_failures == 0;
         chain_result_clear(res);
-        if (sig)
-                end_by(sig);
+        watch_obey(sig);
         return r < 0 ? r : gone ? CTL_EXIT_UNREACHABLE : within ? CTL_EXIT_OK : CTL_EXIT_FAILED;
 }
 

@@ -122,6 +122,10 @@ static int make_base(struct run *x) {
 
 /* ---- all ---- */
 
+bool run_over(const struct run *x) {
+        return x->watch.signal || x->c->closed;
+}
+
 static int run_all(struct run *x) {
         int r = make_base(x);
 
@@ -144,16 +148,17 @@ int chain_run(struct ctl *c, const struct chain_plan *plan, struct chain_result 
 
         if (r < 0)
                 return r;
-        r = run_watch(&x);
+        (void) snprintf(x.prefix, sizeof(x.prefix), RUN_PREFIX "%08x", (unsigned) (random_u64() >> 32));
+        (void) snprintf(x.left, sizeof(x.left), "VMs and snapshots of %s-*", x.prefix);
+        r = watch_begin(&x.watch, c, x.left);
         if (r == 0) {
-                (void) snprintf(x.prefix, sizeof(x.prefix), RUN_PREFIX "%08x", (unsigned) (random_u64() >> 32));
                 x.all = (double) (plan->depth * plan->rounds * plan->fanout);
                 progress_start(&x.progress, c, "chain");
                 r = run_all(&x);
         }
-        res->forkd_gone = c->closed && !x.signal;
+        res->forkd_gone = c->closed && !x.watch.signal;
         /* What could not even begin is the command's own error, and no result. */
-        if (r < 0 && res->n_links == 0 && !x.signal) {
+        if (r < 0 && res->n_links == 0 && !x.watch.signal) {
                 struct err e = c->e;
 
                 run_undo(&x);
@@ -163,8 +168,8 @@ int chain_run(struct ctl *c, const struct chain_plan *plan, struct chain_result 
                 run_undo(&x);
         }
         progress_end(&x.progress);
-        run_unwatch(&x);
-        res->signal = x.signal;
+        watch_end(&x.watch);
+        res->signal = x.watch.signal;
         res->total_ms = ms_since(start);
         return r;
 }

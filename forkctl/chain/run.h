@@ -9,8 +9,8 @@
 #include "forkctl/chain/content.h"
 #include "forkctl/client.h"
 #include "forkctl/progress.h"
+#include "forkctl/watch.h"
 
-#define RUN_N_SIGNALS 3
 #define RUN_PREFIX "chain-" /* of the names of all VMs that a run makes; 8 hex digits follow */
 
 struct run {
@@ -33,16 +33,10 @@ struct run {
         struct progress progress;
         double done, all; /* of the progress: forks that were made, and that there will be */
 
-        int signal; /* that asked us to end; 0: none */
-        unsigned impatience;
-        struct event *signals[RUN_N_SIGNALS];
+        struct watch watch;
+        char left[64]; /* for it */
 };
 
-/* ---- watch.c: signals ---- */
-
-/** From now on SIGINT, SIGTERM and SIGHUP end the run after the call that is under way; a second one ends that, too; a third one us. */
-int run_watch(struct run *x) attr_warn_unused;
-void run_unwatch(struct run *x);
 /** Is there no sense in going on: a signal, or a forkd that is gone? */
 bool run_over(const struct run *x);
 
@@ -84,8 +78,6 @@ json_t *run_host(struct run *x);
 json_t *run_faults(struct run *x);
 /** @after less @before; the caller's, or NULL. */
 json_t *run_faults_between(const json_t *before, const json_t *after);
-/** Memory of a VM: of its guest alone, and of its VMM beside it; negative where that cannot be told. */
-void run_memory(struct run *x, const char *name, double *ret_private, double *ret_vmm);
 /** Private memory of all guests of the run and what the pager has decoded. False: not known. */
 bool run_held(struct run *x, uint64_t *ret);
 

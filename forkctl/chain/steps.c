@@ -8,13 +8,14 @@
 #include "common/json.h"
 #include "forkctl/chain/guest.h"
 #include "forkctl/chain/run.h"
+#include "forkctl/vm_memory.h"
 
 void run_name(struct run *x, unsigned depth, char ret[NAME_MAX_LEN + 1]) {
         (void) snprintf(ret, NAME_MAX_LEN + 1, "%s-d%u-%u", x->prefix, depth, ++x->serial);
 }
 
 void run_fail(struct run *x, unsigned depth, const char *step) {
-        if (!x->signal)
+        if (!x->watch.signal)
                 chain_fail(x->res, depth, step, &x->c->e);
 }
 
@@ -66,7 +67,7 @@ int run_first_exec(struct run *x, const char *name, struct samples *ms, struct c
         note(ms, STEP_FIRST_EXEC, ms_since(start));
         if (!link)
                 return 0;
-        run_memory(x, name, &private, &vmm);
+        vm_memory(x->c, name, &private, &vmm);
         if (private >= 0)
                 samples_add(&link->private_bytes, private);
         if (vmm >= 0)

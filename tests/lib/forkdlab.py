@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A private forkd for a demonstration, a test or a benchmark: its own directories, started and ended by us.
+"""A private forkd for a test or a benchmark: its own directories, started and ended by us.
 
 Everything that a Lab starts is known by its own process id or directory and is ended on leaving the `with`
 block, also after a failure. `leftovers()` then tells what is still there that should not be.
