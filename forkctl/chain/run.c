@@ -20,6 +20,12 @@
 
 /* ---- the base ---- */
 
+static void rm_disk(struct run *x) {
+        if (x->disk[0])
+                (void) unlink(x->disk);
+        x->disk[0] = '\0';
+}
+
 /* The guest's disk: zeros, as a file of our own, which forkd copies. It must be readable for forkd, and by nobody else. */
 static int make_disk(struct run *x) {
         const char *dir = getenv("TMPDIR");
@@ -35,8 +41,12 @@ static int make_disk(struct run *x) {
                 x->disk[0] = '\0';
                 return r;
         }
-        if (ftruncate(fd, CHAIN_DISK_BYTES) < 0)
-                return err_errno(&x->c->e, -errno, "making a disk");
+        if (ftruncate(fd, CHAIN_DISK_BYTES) < 0) {
+                int r = err_errno(&x->c->e, -errno, "making a disk");
+
+                rm_disk(x);
+                return r;
+        }
         return 0;
 }
 
@@ -57,6 +67,7 @@ static int boot(struct run *x, const char *name) {
         mp_str(&q.body, x->disk);
         start = now_ns();
         r = ctl_call(x->c, "vm.run", &q, &vm);
+        rm_disk(x); /* forkd has its copy */
         if (r < 0)
                 return r;
         x->res->boot_ms = ms_since(start);

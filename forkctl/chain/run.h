@@ -19,7 +19,7 @@ struct run {
         struct chain_result *res;
         char prefix[24];
         unsigned serial;     /* of names */
-        char disk[PATH_MAX]; /* a temporary file; empty: none */
+        char disk[PATH_MAX]; /* a temporary file, until the guest has booted; empty: none */
         id_str base;         /* what all begins with; empty until it is there */
         id_str own;          /* the snapshot of a VM of the user's that was forked; empty: none */
 
@@ -84,5 +84,5 @@ bool run_held(struct run *x, uint64_t *ret);
 /* ---- undo.c ---- */
 
 /** Removes whatever this run has made, also what it was not told of: VMs by their names, snapshots by the VM they are of. With --keep
- *  only the temporary disk. A failure is noted. */
+ *  nothing. A failure is noted. */
 void run_undo(struct run *x);

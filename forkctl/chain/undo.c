@@ -2,7 +2,6 @@
 /* What is made carries the run's own prefix in its name, or in the name of the VM that it is a snapshot of. So everything is found,
  * also what a call made whose answer never came. A snapshot of a VM of the user's (--from) is known by its id. */
 #include <string.h>
-#include <unistd.h>
 
 #include "common/json.h"
 #include "forkctl/chain/run.h"
@@ -49,9 +48,6 @@ void run_undo(struct run *x) {
         struct err before = x->c->e;
         int r = 0;
 
-        if (x->disk[0])
-                (void) unlink(x->disk);
-        x->disk[0] = '\0';
         if (x->plan->keep || !x->prefix[0])
                 return;
         /* A connection that was cut: what was under way is over, or will be found by its name. */
