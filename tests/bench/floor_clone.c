@@ -50,11 +50,8 @@ int clone_load(struct clone *c, struct err *e) {
 }
 
 int clone_link(struct clone *c, const char *path, struct err *e) {
-        int r;
+        int r = guest_link_new(c->f->base, path ? path : vmm_qemu.agent_socket(c->vmm), &c->link);
 
-        guest_link_free(c->link);
-        c->link = NULL;
-        r = guest_link_new(c->f->base, path ? path : vmm_qemu.agent_socket(c->vmm), &c->link);
         return r < 0 ? err_errno(e, r, "making the link") : guest_link_connect(c->link, LINK_TIMEOUT_MS, e);
 }
 
@@ -63,6 +60,7 @@ int clone_wake(struct clone *c, struct guest_ack *ret_ack, struct err *e) {
         uint8_t machine_id[16];
         int r;
 
+        guest_link_rewind(c->link); /* of one that has answered before */
         random_bytes(machine_id, sizeof(machine_id));
         hex_encode(machine_id, sizeof(machine_id), id.machine_id);
         random_bytes(id.entropy, sizeof(id.entropy));

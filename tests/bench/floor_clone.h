@@ -30,7 +30,7 @@ struct clone {
 /** QEMU runs, its memory is mapped, and it waits for device state. @number (0 …) tells it from others that live. */
 int clone_start(struct clone *c, struct floor *f, unsigned number, struct err *e) attr_warn_unused;
 int clone_load(struct clone *c, struct err *e) attr_warn_unused;
-/** Connects to the agent, anew if it was connected; @path NULL: the own guest's. */
+/** Connects to the agent; @path NULL: the own guest's. */
 int clone_link(struct clone *c, const char *path, struct err *e) attr_warn_unused;
 /** Queues a wake-up with a new identity, resumes (an own guest), and waits for the acknowledgement. */
 int clone_wake(struct clone *c, struct guest_ack *ret_ack, struct err *e) attr_warn_unused;

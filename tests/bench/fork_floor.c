@@ -15,9 +15,10 @@
  *      save    as `fork`, then the guest writes as many bytes as --dirty says; adds {"pause_ms", "device_ms"}:
  *              stopping the vCPUs, and the device state alone into a memfd
  *      warm N  N clones more are restored, woken, asked once, paused, and wait: {"warm"}: how many wait now
- *      take    the one that has waited longest runs: {"resume_ms", "total_ms"}: `cont` alone, and with one echo over
- *              the agent's channel. Then it is paused once more, its channel opened anew, and {"identity_ms",
- *              "agent_us"} is `cont` with the wake-up that gives a clone its own identity. Then it ends
+ *      take    the one that has waited longest runs, and ends: {"resume_ms", "total_ms"}: `cont` alone, and with one
+ *              echo over the agent's channel
+ *      name    the same with the wake-up that gives a clone its own identity in the place of the echo:
+ *              {"total_ms", "agent_us"}
  *      wake PATH   only the link and the wake-up, with a guest that somebody else has restored and is about to
  *              resume: PATH is the socket of its agent's port. {"ack_ms", "agent_us"} */
 #include <errno.h>
@@ -38,7 +39,7 @@
 
 #define MAX_CLONES 128u
 
-enum command { CMD_FORK, CMD_LOAD, CMD_SAVE, CMD_WAKE, CMD_WARM, CMD_TAKE };
+enum command { CMD_FORK, CMD_LOAD, CMD_SAVE, CMD_WAKE, CMD_WARM, CMD_TAKE, CMD_NAME };
 
 /** Clones that wait, by when they were made; each has a number of its own, of which it has its directory. */
 struct waiting {
@@ -54,7 +55,7 @@ struct round {
         unsigned count;   /* warm */
         const char *path; /* wake: socket of a guest's agent that is not ours to start */
         struct clone c;
-        double load_ms, ack_ms, total_ms, pause_ms, device_ms, resume_ms, identity_ms;
+        double load_ms, ack_ms, total_ms, pause_ms, device_ms, resume_ms;
         struct guest_ack ack;
         struct err e;
         int r;
@@ -151,17 +152,11 @@ static int take(struct round *k) {
         w->n--;
 
         start_ns = now_ns();
-        r = clone_resume_echo(&k->c, &k->resume_ms, &k->e);
+        if (k->cmd == CMD_NAME)
+                r = clone_wake(&k->c, &k->ack, &k->e);
+        else
+                r = clone_resume_echo(&k->c, &k->resume_ms, &k->e);
         k->total_ms = ms_since(start_ns);
-        if (r == 0)
-                r = clone_pause(&k->c, &k->e);
-        if (r == 0)
-                r = clone_link(&k->c, NULL, &k->e); /* a link is for one wake-up */
-        if (r < 0)
-                return r;
-        start_ns = now_ns();
-        r = clone_wake(&k->c, &k->ack, &k->e);
-        k->identity_ms = ms_since(start_ns);
         return r;
 }
 
@@ -170,7 +165,7 @@ static int run_command(struct round *k) {
 
         if (k->cmd == CMD_WARM)
                 return warm(k);
-        if (k->cmd == CMD_TAKE)
+        if (k->cmd == CMD_TAKE || k->cmd == CMD_NAME)
                 return take(k);
         k->c.f = k->f;
         r = fork_one(k);
@@ -213,8 +208,8 @@ static void answer(const struct round *k) {
         }
         (void) printf("{\"total_ms\":%.3f", k->total_ms);
         if (k->cmd == CMD_TAKE)
-                (void) printf(",\"resume_ms\":%.3f,\"identity_ms\":%.3f", k->resume_ms, k->identity_ms);
-        else
+                (void) printf(",\"resume_ms\":%.3f", k->resume_ms);
+        else if (k->cmd != CMD_NAME)
                 (void) printf(",\"load_ms\":%.3f,\"ack_ms\":%.3f", k->load_ms, k->ack_ms);
         if (k->cmd == CMD_SAVE)
                 (void) printf(",\"pause_ms\":%.3f,\"device_ms\":%.3f", k->pause_ms, k->device_ms);
@@ -264,7 +259,9 @@ static int parse(const char *line, struct round *k) {
         static const struct {
                 const char *word;
                 enum command cmd;
-        } words[] = { { "fork", CMD_FORK }, { "load", CMD_LOAD }, { "save", CMD_SAVE }, { "take", CMD_TAKE } };
+        } words[] = {
+                { "fork", CMD_FORK }, { "load", CMD_LOAD }, { "save", CMD_SAVE }, { "take", CMD_TAKE }, { "name", CMD_NAME }
+        };
         unsigned long count;
         char *end;
 
