@@ -9,7 +9,8 @@
  * that starts keeps it only if it is paused: whatever was half done with it is undone by its end. So a VM is handed out by the
  * removal of that mark, when it has answered under its new name, and before the answer: never twice, and never lost.
  *
- *      pool.c    the table; pools come, change, and go
+ *      pool.c    the table
+ *      change.c  pools come, change, and go
  *      size.c    how many, and the next step
  *      keeper.c  takes these steps: makes, checks and removes members in the background
  *      member.c  a member's own life
