@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* Theory of operation. A live fork makes an image of what a VM has at one moment, and the VM stands still only for that moment:
  *
- *      prepare   a nascent image (nascent.h); the VMM's memory is registered for writes to protected pages
- *      protect   (the VMM stands still) its written pages are found in its page table, noted and protected
+ *      prepare   a nascent image (nascent.h); the VMM's memory is registered for writes to protected pages. What it has
+ *                written is found in its page table, noted and protected; it may write, and takes the protection off
+ *      protect   (the VMM stands still) the same of what it has written since: so the pause is as long as that takes, and not
+ *                as there is to be copied
  *      copying   clones may live on the image already; the fill thread copies, faults of either side hasten it
  *      copied    nothing is read from the VMM any more; forkd has the image written to the store
  *      publish   the image has a file from now on, and is as any other; the source is rebased on it (rebase.c)
@@ -137,11 +139,10 @@ static int arm_discarded(struct arming *a, int pagemap_fd, uint64_t first, uint6
         return r;
 }
 
-static int arm(struct pager_live *l) {
+/** Notes and protects what is written, as far as it is not protected already. */
+static int arm_written(struct pager_live *l) {
         struct pager_session *s = l->source;
         struct arming a = { .s = s, .img = l->cached->image };
-        struct pager_image *base = s->since ? s->since->image : s->image;
-        uint64_t page = 0, first, n;
         int r = 0;
 
         for (size_t i = 0; r == 0 && i < s->layout->n; i++) {
@@ -152,6 +153,17 @@ static int arm(struct pager_live *l) {
                 if (r == 0)
                         r = protect_run(&a);
         }
+        return r;
+}
+
+/** The VMM stands still. */
+static int arm(struct pager_live *l) {
+        struct pager_session *s = l->source;
+        struct arming a = { .s = s, .img = l->cached->image };
+        struct pager_image *base = s->since ? s->since->image : s->image;
+        uint64_t page = 0, first, n;
+        int r = arm_written(l);
+
         while (r == 0 && pager_session_next_removed(s, page, &first, &n)) {
                 r = arm_discarded(&a, l->pagemap_fd, first, n);
                 page = first + n;
@@ -286,6 +298,8 @@ static int start_live(struct pager_live *l, struct err *e) {
         struct pager_session *s = l->source;
         int r = watch_writes(s);
 
+        if (r == 0)
+                r = arm_written(l);
         l->prepare_waiter = (struct pager_waiter){ 0 };
         if (r < 0) {
                 (void) (r == -EOPNOTSUPP ? err_set(e, ERR_UNSUPPORTED, r,

@@ -134,7 +134,6 @@ static void set_bits(uint64_t *bits, uint64_t first, uint64_t n) {
 
 void pager_nascent_add(struct pager_image *img, uint64_t first, uint64_t n) {
         set_bits(img->nascent->noted, first, n);
-        img->nascent->n_pages += n;
 }
 
 void pager_nascent_add_zero(struct pager_image *img, uint64_t first, uint64_t n) {
@@ -151,6 +150,7 @@ int pager_nascent_begin(struct pager_image *img, struct pager_image *base) {
         for (size_t i = 0; i < words_of(img->n_pages); i++) {
                 n->zero[i] &= ~n->noted[i];
                 own[i] = n->noted[i] | n->zero[i];
+                n->n_pages += (uint64_t) __builtin_popcountll(n->noted[i]);
                 atomic_store_explicit(&n->todo[i], n->noted[i], memory_order_relaxed);
         }
         r = pager_image_set_base(img, base, own);
