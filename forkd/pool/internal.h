@@ -46,6 +46,7 @@ struct pools {
         unsigned making, taking;              /* in all */
         uint64_t first_take_ns, last_take_ns; /* since a refill has begun; 0: there was none */
         unsigned cores;
+        bool may_raise_priority;
         bool open;
         struct event *kick, *later;
         struct event *tick; /* every second, while there are pools */
@@ -71,6 +72,7 @@ int pool_wait(struct pool *p) attr_warn_unused;
 void pool_tell(struct pool *p, int r);
 
 /* ---- member.c ---- */
+bool pool_may_raise_priority(void);
 /** Paused, well, and nobody's yet. */
 bool pool_member_is_warm(const struct vm *vm);
 /** Waits in @p, or was to. */

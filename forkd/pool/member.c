@@ -8,10 +8,12 @@
  * While a member is made its VMM has a low priority: guests that are used, and takes, go first on a busy host. */
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "common/io.h"
 #include "common/log.h"
@@ -64,8 +66,16 @@ void pool_member_name(const struct pool *p, char ret[NAME_MAX_LEN + 1]) {
         while (vm_name_taken(p->d, ret));
 }
 
+/* A priority that is lowered could not be raised again without that. */
+bool pool_may_raise_priority(void) {
+        struct __user_cap_header_struct h = { .version = _LINUX_CAPABILITY_VERSION_3 };
+        struct __user_cap_data_struct caps[_LINUX_CAPABILITY_U32S_3] = { 0 };
+
+        return syscall(SYS_capget, &h, caps) == 0 && (caps[CAP_TO_INDEX(CAP_SYS_NICE)].effective & CAP_TO_MASK(CAP_SYS_NICE));
+}
+
 void pool_member_spawned(const struct vm *vm, pid_t pid) {
-        if (vm->pool[0])
+        if (vm->pool[0] && vm->d->pools->may_raise_priority)
                 (void) setpriority(PRIO_PROCESS, (id_t) pid, MAKING_NICE); /* its threads are yet to come, and inherit it */
 }
 

@@ -120,6 +120,7 @@ int pools_new(struct daemon *d, struct pools **ret) {
         ps->d = d;
         TAILQ_INIT(&ps->list);
         ps->cores = (unsigned) MAX_OF(sysconf(_SC_NPROCESSORS_ONLN), 1L);
+        ps->may_raise_priority = pool_may_raise_priority();
         ps->kick = event_new(d->base, -1, 0, on_kick, ps);
         ps->later = event_new(d->base, -1, 0, on_kick, ps);
         ps->tick = event_new(d->base, -1, EV_PERSIST, on_tick, ps);

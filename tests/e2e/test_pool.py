@@ -64,6 +64,8 @@ class Pools(Case):
         self.assertIsNone(self.lab.vm("one")["pool"])
         said = [self.lab.text(n, UNIQUE).split("\n") for n in ("one", "p-1")]
         self.assertEqual(len(set(said[0]) & set(said[1])), 1, said)  # they were booted once
+        # its priority was low while it was made
+        self.assertEqual({os.getpriority(os.PRIO_PROCESS, int(t)) for t in os.listdir(f"/proc/{one['pid']}/task")}, {0})
         for name in ("one", "p-1"):
             self.assertEqual(self.lab.text(name, "hostname; cat /etc/hostname").split(), [name, name])
             self.assertLess(abs(float(self.lab.text(name, "date +%s")) - time.time()), 3)
