@@ -36,7 +36,7 @@ static void print_head(const json_t *doc, FILE *f) {
         (void) fprintf(f, "%s chain of %llu, %llu forks each, %s dirtied before each %s; guest of %s, seed %llu\n",
                        text_safe(json_str(plan, "mode", "?"), safe, sizeof(safe)),
                        (unsigned long long) json_u64(plan, "depth", 0),
-                       (unsigned long long) (json_u64(plan, "fanout", 0) * json_u64(plan, "rounds", 1)),
+                       (unsigned long long) json_u64(plan, "fanout", 0) * (unsigned long long) json_u64(plan, "rounds", 1),
                        text_size(plan, "dirty_bytes", a, sizeof(a)),
                        strcmp(json_str(plan, "mode", ""), "live") == 0 ? "fork" : "standby",
                        text_size(plan, "mem_bytes", b, sizeof(b)), (unsigned long long) json_u64(plan, "seed", 0));
