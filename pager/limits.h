@@ -15,7 +15,7 @@
 #define PAGER_MAX_OWNERS 64u            /* images that the pages of one image are in, itself included */
 #define PAGER_MAX_EXTENTS 512u          /* of one image: each is a mapping of each of its VMMs */
 #define PAGER_MAX_COMPARED 1024u        /* regions whose index nodes are compared with the base's when an image is opened */
-#define PAGER_MIN_SHARED 16u            /* pages: a shorter run is not worth a mapping */
+#define PAGER_MIN_SHARED 8u             /* pages: a shorter run is not worth a mapping */
 #define PAGER_MAX_CONNECTIONS 64u       /* to the control socket */
 #define PAGER_MAX_CONN_QUEUE (4u << 20) /* notifications that a connection does not read; then it is closed */
 
