@@ -132,6 +132,9 @@ static int child_setup(struct child *c) {
         c->step = "tying it to its parent's life";
         if (p->death_signal && prctl(PR_SET_PDEATHSIG, p->death_signal) < 0)
                 return -errno;
+        /* a kernel without huge pages does not know it */
+        if (p->no_huge_pages)
+                (void) prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
         /* the whole process, and before exec: nothing has run outside */
         c->step = "entering the cgroup";
         r = p->cgroup_fd >= 0 && !c->in_cgroup ? child_enter_cgroup(p->cgroup_fd) : 0;

@@ -26,6 +26,7 @@ struct spawn_params {
         int cgroup_fd;           /* the cgroup to be in from birth: its directory, or (slower) its cgroup.procs; -1 */
         int death_signal;        /* sent to the child when the caller's thread dies, 0: none */
         bool new_session;        /* setsid() */
+        bool no_huge_pages;      /* its memory is made of small pages only, and so is that of what it executes */
         bool no_new_privs;       /* whatever it executes: setuid programs are ordinary ones */
         const struct jail *jail; /* whose it is and what it sees (common/jail.h); NULL: as the caller */
         char *step;              /* SPAWN_STEP_LEN bytes, or NULL: on failure, what it was that failed in the child */

@@ -11,17 +11,19 @@
 #include "forkd/vm/journal.h"
 #include "forkd/pool/pool.h"
 #include "forkd/api/request.h"
+#include "forkd/vm/memory.h"
 #include "snapstore/image.h"
 
 #define PING_TIMEOUT_MS 5000
 #define LOG_CHUNK (256u << 10)
 #define MAX_DISK_PATH 1000 /* fits the worker's MAX_PATH */
 
-static void put_vm(struct mp_buf *b, const struct vm *vm) {
+/* @more pairs follow. */
+static void put_vm(struct mp_buf *b, const struct vm *vm, unsigned more) {
         char dir[PATH_MAX] = "";
 
         best_effort(vm_state_path(vm, NULL, dir, sizeof(dir)));
-        mp_map(b, 21);
+        mp_map(b, 21 + more);
         mp_kv_str(b, "name", vm->name);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "state", vm_state_name(vm->state));
@@ -141,17 +143,31 @@ int api_vm_list(struct request *rq, struct mp_buf *out, struct err *e) {
         mp_array(out, n);
         TAILQ_FOREACH (vm, &rq->d->vms, entry)
                 if (all || !vm->pool[0])
-                        put_vm(out, vm);
+                        put_vm(out, vm, 0);
         return 0;
 }
 
+static void put_known(struct mp_buf *b, const char *key, bool known, uint64_t v) {
+        mp_key(b, key);
+        if (known)
+                mp_u64(b, v);
+        else
+                mp_nil(b);
+}
+
 int api_vm_inspect(struct request *rq, struct mp_buf *out, struct err *e) {
+        struct vm_memory m = { 0 };
         struct vm *vm;
+        bool known;
         int r = rq_any_vm(rq, &vm, e);
 
-        if (r == 0)
-                put_vm(out, vm);
-        return r;
+        if (r < 0)
+                return r;
+        put_vm(out, vm, 2);
+        known = vm_memory(vm, &m) == 0;
+        put_known(out, "guest_private_bytes", known, m.guest);
+        put_known(out, "vmm_bytes", known, m.vmm);
+        return 0;
 }
 
 int api_vm_logs(struct request *rq, struct mp_buf *out, struct err *e) {

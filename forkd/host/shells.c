@@ -33,8 +33,9 @@
 #include "forkd/vmm/cgroup.h"
 
 #define MAX_SHAPES 4u
-#define QUIET_MS 20    /* between two looks whether nothing else is being started */
-#define RETRY_MS 10000 /* after one that failed */
+#define QUIET_MS 20       /* between two looks whether nothing else is being started */
+#define RETRY_MIN_MS 500u /* after one that failed; twice as long after each further one */
+#define RETRY_MAX_MS 64000u
 #define YIELD_MS 30000 /* after they had to make room */
 #define END_TIMEOUT_MS 10000
 
@@ -44,6 +45,7 @@ struct shape {
         struct vmm_machine machine;
         uint64_t disk_bytes[VMM_MAX_DISKS];
         uint64_t used_ns, not_before_ns;
+        unsigned failures; /* since one was taken */
         TAILQ_HEAD(, shell) ready;
         unsigned n_ready;
 };
@@ -165,6 +167,13 @@ static void arm(struct shells *s, unsigned ms) {
                 best_effort(event_add(s->timer, &tv));
 }
 
+static void back_off(struct shape *shape) {
+        unsigned ms = MIN_OF(RETRY_MIN_MS << MIN_OF(shape->failures, 10u), RETRY_MAX_MS);
+
+        shape->failures++;
+        shape->not_before_ns = now_ns() + ms * 1000000ull;
+}
+
 static void on_exit_event(int status, void *arg) {
         struct shell *sh = arg;
         struct shells *s = sh->s;
@@ -172,9 +181,9 @@ static void on_exit_event(int status, void *arg) {
         log_warning("a VMM shell (pid %d) has ended by itself (wait status %d)", (int) sh->ops->pid(sh->vmm), status);
         s->failed++;
         if (sh->shape)
-                sh->shape->not_before_ns = now_ns() + RETRY_MS * 1000000ull;
+                back_off(sh->shape);
         end(sh);
-        arm(s, RETRY_MS);
+        arm(s, QUIET_MS);
 }
 
 static const struct vmm_events events = { .on_exit = on_exit_event };
@@ -340,7 +349,7 @@ static void finish(struct making *m, int r, const struct err *e) {
         if (r < 0) {
                 s->failed++;
                 if (shape)
-                        shape->not_before_ns = now_ns() + RETRY_MS * 1000000ull;
+                        back_off(shape);
                 log_warning("a VMM shell did not start: %s", e->message);
         }
         if (r < 0 || s->stopped || !shape || now_ns() < s->not_before_ns) {
@@ -379,8 +388,8 @@ static void make_one(struct shells *s, struct shape *shape) {
         id_new(sh->id);
         if (reserve(sh, shape, &e) < 0) {
                 log_debug("%s", e.message);
-                shape->not_before_ns = now_ns() + RETRY_MS * 1000000ull;
-                arm(s, RETRY_MS);
+                back_off(shape);
+                arm(s, QUIET_MS);
                 return;
         }
         TAILQ_INSERT_TAIL(&s->all, sh, any);
@@ -407,7 +416,7 @@ static void on_timer(evutil_socket_t fd, short what, void *arg) {
         if (!shape && wait_ns == UINT64_MAX)
                 return;
         if (!shape)
-                arm(s, (unsigned) MIN_OF(wait_ns / 1000000 + 1, (uint64_t) RETRY_MS));
+                arm(s, (unsigned) MIN_OF(wait_ns / 1000000 + 1, (uint64_t) RETRY_MAX_MS));
         else if (n.running + n.waiting > 0)
                 arm(s, QUIET_MS);
         else
@@ -490,6 +499,9 @@ int shells_take(struct shells *s, struct vm *vm, const struct vmm_start *start, 
                 log_warning("%s: the VMM shell (pid %d) is of no use: %s", vm->name, (int) sh->ops->pid(sh->vmm), e->message);
         } else {
                 s->used++;
+                /* it may be another one by now, or none */
+                if ((shape = find_shape(s, vm->ops, &vm->machine, disk_bytes)))
+                        shape->failures = 0;
         }
         if (r < 0 && sh->vmm && sh->ops->kill(sh->vmm, NULL) == 0)
                 sh->ops->free(TAKE_PTR(sh->vmm));

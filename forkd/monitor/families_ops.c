@@ -4,6 +4,7 @@
 #include "forkd/monitor/metrics_internal.h"
 #include "forkd/monitor/store_use.h"
 #include "forkd/host/room.h"
+#include "forkd/host/shells.h"
 #include "forkd/pool/pool.h"
 #include "forkd/vm/vm.h"
 
@@ -86,6 +87,18 @@ static void pools(struct scrape *s) {
                         expo_label(&l, "warm", is_warm ? "yes" : "no");
                         expo_u64(&s->x, &l, is_warm ? f.taken_warm : f.taken_cold);
                 }
+}
+
+/* ---- VMM shells ---- */
+
+static void shells(struct scrape *s) {
+        struct shells_counts c;
+
+        shells_count(s->d->shells, &c);
+        expo_one(&s->x, "forkd_shells_ready", "gauge", "VMMs that are started and wait for a VM.", c.ready);
+        expo_one(&s->x, "forkd_shells_used_total", "counter", "VMs that were restored into one that was ready.", c.used);
+        expo_one(&s->x, "forkd_shells_missed_total", "counter", "VMs for which none was ready.", c.missed);
+        expo_one(&s->x, "forkd_shells_failed_total", "counter", "Those that did not start, or ended by themselves.", c.failed);
 }
 
 /* ---- the store ---- */
@@ -177,6 +190,7 @@ static void events(struct scrape *s) {
 void families_ops(struct scrape *s) {
         operations(s);
         pools(s);
+        shells(s);
         store(s);
         admission(s);
         events(s);

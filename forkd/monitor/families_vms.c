@@ -3,6 +3,7 @@
 
 #include "common/io.h"
 #include "forkd/monitor/metrics_internal.h"
+#include "forkd/vm/memory.h"
 #include "forkd/vm/vm.h"
 
 static void states(struct scrape *s) {
@@ -133,8 +134,21 @@ static void vcpus(struct scrape *s, const struct vcpu_family *f) {
         }
 }
 
+static void memory_of(struct scrape *s) {
+        expo_family(&s->x, "forkd_vm_private_bytes", "gauge",
+                    "Memory of a VM's process that it shares with nobody: what its guest has written, and the VMM's own.");
+        for (unsigned i = 0; i < s->n_vms; i++) {
+                const struct vm *vm = s->vms[i].mv->vm;
+                uint64_t bytes;
+
+                if (vm && vm->pid > 0 && vm_memory_of(vm->pid, &bytes) == 0)
+                        expo_u64(&s->x, &s->vms[i].labels, bytes);
+        }
+}
+
 void families_vms(struct scrape *s) {
         states(s);
+        memory_of(s);
         waits(s);
         for (size_t i = 0; i < ARRAY_LEN(vcpu_families); i++)
                 vcpus(s, &vcpu_families[i]);

@@ -193,7 +193,7 @@ static int open_all(struct vmm *v, const struct vmm_start *s, const char *firmwa
 
 /* ---- what it inherits ---- */
 
-#define ENV_MAX 10u
+#define ENV_MAX 12u
 #define ENV_LEN (PATH_MAX + 32)
 
 struct env {
@@ -227,6 +227,9 @@ static void pass(struct fd_list *list, int fd, int number) {
 static void fill_env(struct env *env, const struct vmm_start *s, const struct qemu_launch *l) {
         env_add(env, "PATH=/usr/bin:/bin");
         env_add(env, "LC_ALL=C");
+        /* What its allocator keeps for later is 0.8 MiB of each VMM; it has little to allocate once it runs. */
+        env_add(env,
+                "GLIBC_TUNABLES=glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=131072:glibc.malloc.trim_threshold=131072");
         if (s->instance)
                 env_add(env, "FORKD_INSTANCE=%s", s->instance);
         if (!s->attach_lib)
@@ -306,6 +309,8 @@ static int spawn_qemu(struct vmm *v, const struct vmm_start *s, const struct qem
                 .fds = list.fds,
                 .cgroup_fd = s->cgroup_fd,
                 .new_session = true,
+                /* QEMU asks for them for its translated code, of which an idle clone uses a part of each: 2.5 MiB. */
+                .no_huge_pages = true,
                 .no_new_privs = true,
                 .step = step,
         };

@@ -15,9 +15,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/sockios.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -27,7 +29,8 @@
 #include "forkd/vmm/qemu_launch.h"
 #include "pager/attach/wait.h"
 
-#define TAKE_TIMEOUT_MS 15000 /* the pager's answer, for which the library waits 10 s, is in it */
+#define READ_TIMEOUT_MS 3000  /* on an idle host 0.1 ms */
+#define TAKE_TIMEOUT_MS 12000 /* the pager's answer, for which the library waits 10 s, is in it */
 
 _Static_assert(3 + VMM_MAX_DISKS <= ATTACH_WAIT_MAX && ATTACH_WAIT_MAX <= IO_MAX_FDS, "session, log, console, disks");
 
@@ -193,8 +196,11 @@ static int give(const struct vmm *v, const struct vmm_start *s, const struct qem
 static int await_done(const struct qemu_shell *sh, struct err *e) {
         char answer = 0;
         ssize_t n;
-        int r = co_wait_fd(sh->sock, EV_READ, TAKE_TIMEOUT_MS);
+        int r = co_wait_fd(sh->sock, EV_READ, READ_TIMEOUT_MS), unread = 0;
 
+        /* One that has not even read what it was given is not just slow. */
+        if (r == -ETIMEDOUT && ioctl(sh->sock, SIOCOUTQ, &unread) == 0 && unread == 0)
+                r = co_wait_fd(sh->sock, EV_READ, TAKE_TIMEOUT_MS);
         if (r < 0)
                 return err_set(e, ERR_TIMEOUT, r, "it does not take its memory");
         n = recv(sh->sock, &answer, 1, MSG_DONTWAIT);
