@@ -367,13 +367,17 @@ void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, co
         answer_clear(&a);
 }
 
-static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
+enum probe { PROBE_IMAGE, PROBE_FRESH, PROBE_SHELL };
+
+static void spawn(struct vmm *v, const char *const *argv, enum probe kind, int wait_fd) {
         static const char *env_image[] = { "LD_PRELOAD=" ATTACH_LIB,  "FORKD_ATTACH_RAM_FD=10",      "FORKD_ATTACH_LAYOUT_FD=13",
                                            "FORKD_ATTACH_SOCK_FD=12", "FORKD_ATTACH_UFFD_DEV_FD=14", NULL };
         static const char *env_no_dev[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
                                             "FORKD_ATTACH_SOCK_FD=12", NULL };
         static const char *env_fresh[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
                                            NULL };
+        static const char *env_shell[] = { "LD_PRELOAD=" ATTACH_LIB, "FORKD_ATTACH_RAM_FD=10", "FORKD_ATTACH_LAYOUT_FD=13",
+                                           "FORKD_ATTACH_WAIT_FD=12", NULL };
         int in[2], out[2], err[2];
 
         v->ram_fd = memfd_create("test-ram", MFD_CLOEXEC);
@@ -387,18 +391,19 @@ static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
                 { err[1], 2 },
                 { v->ram_fd, PROBE_RAM_FD },
                 { v->layout_fd, PROBE_LAYOUT_FD },
-                { v->sock, PROBE_SOCK_FD },
+                { kind == PROBE_SHELL ? wait_fd : v->sock, PROBE_SOCK_FD },
                 { v->uffd_dev, PROBE_UFFD_DEV_FD },
         };
         struct spawn_params sp = {
                 .argv = argv,
-                .env = fresh              ? env_fresh
-                       : v->uffd_dev >= 0 ? env_image
-                                          : env_no_dev,
+                .env = kind == PROBE_FRESH   ? env_fresh
+                       : kind == PROBE_SHELL ? env_shell
+                       : v->uffd_dev >= 0    ? env_image
+                                             : env_no_dev,
                 .fds = fds,
-                .n_fds = fresh              ? 5
-                         : v->uffd_dev >= 0 ? ARRAY_LEN(fds)
-                                            : ARRAY_LEN(fds) - 1,
+                .n_fds = kind == PROBE_FRESH                       ? 5
+                         : kind == PROBE_IMAGE && v->uffd_dev >= 0 ? ARRAY_LEN(fds)
+                                                                   : ARRAY_LEN(fds) - 1,
                 .cgroup_fd = -1,
                 .death_signal = SIGKILL, /* a test that fails leaves none behind */
         };
@@ -410,15 +415,20 @@ static void spawn(struct vmm *v, const char *const *argv, bool fresh) {
         v->out = fdopen(out[0], "r");
         v->err_fd = err[0];
         v->memfd = close_fd(v->memfd);
-        v->sock = close_fd(v->sock);
+        if (kind != PROBE_SHELL)
+                v->sock = close_fd(v->sock);
+}
+
+void vmm_spawn_shell(struct vmm *v, int wait_fd) {
+        spawn(v, (const char *[]){ VMM_PROBE, "10", NULL }, PROBE_SHELL, wait_fd);
 }
 
 void vmm_spawn_program(struct vmm *v, const char *const *argv) {
-        spawn(v, argv, false);
+        spawn(v, argv, PROBE_IMAGE, -1);
 }
 
 void vmm_spawn(struct vmm *v) {
-        spawn(v, (const char *[]){ VMM_PROBE, "10", NULL }, false);
+        spawn(v, (const char *[]){ VMM_PROBE, "10", NULL }, PROBE_IMAGE, -1);
 }
 
 void vmm_spawn_fresh(struct vmm *v, uint64_t ram_bytes) {
@@ -430,7 +440,7 @@ void vmm_spawn_fresh(struct vmm *v, uint64_t ram_bytes) {
                            .ram_fd = -1,
                            .uffd_dev = -1,
                            .ram_bytes = ram_bytes };
-        spawn(v, (const char *[]){ VMM_PROBE, "10", "fresh", NULL }, true);
+        spawn(v, (const char *[]){ VMM_PROBE, "10", "fresh", NULL }, PROBE_FRESH, -1);
 }
 
 static attr_printf(2, 0) void send_va(struct vmm *v, const char *fmt, va_list ap) {

@@ -127,6 +127,8 @@ void vmm_open_with(struct harness *h, struct vmm *v, const struct image *img, co
 void vmm_run(struct harness *h, struct vmm *v, const struct image *img);
 /** Starts the probe. */
 void vmm_spawn(struct vmm *v);
+/** The probe as a shell, which waits on @wait_fd; v->sock stays the test's. */
+void vmm_spawn_shell(struct vmm *v, int wait_fd);
 /** Starts @argv (which may name the numbers of PROBE_…_FD) in its place; stdin and stdout as for the probe. */
 void vmm_spawn_program(struct vmm *v, const char *const *argv);
 #define PROBE_RAM_FD 10

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 
 #include "common/io.h"
+#include "pager/attach/wait.h"
 
 #define PAGES 1024ull
 
@@ -214,6 +215,107 @@ static void test_no_pager(void **state) {
         assert_dies(&v, "pager");
 }
 
+/* ---- shells ---- */
+
+/** A shell that has mapped its memory; the socket that it waits on. */
+static int shell_start(struct vmm *v) {
+        int pair[2];
+
+        vmm_open(&h, v, &img);
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+        vmm_spawn_shell(v, pair[1]);
+        (void) close_fd(pair[1]);
+        assert_string_equal(vmm_cmd(v, "map"), "ok 1024");
+        return pair[0];
+}
+
+/** What the probe has as descriptor @number. */
+static void assert_fd(const struct vmm *v, int number, const char *what) {
+        char link[64], target[256];
+        ssize_t n;
+
+        (void) snprintf(link, sizeof(link), "/proc/%d/fd/%d", (int) v->pid, number);
+        n = readlink(link, target, sizeof(target) - 1);
+        assert_true(n > 0);
+        target[n] = '\0';
+        if (!strstr(target, what))
+                fail_msg("%s is %s, not %s", link, target, what);
+}
+
+/** Memory comes later, at the address that was told at once; files are replaced wherever they are. */
+static void test_shell(void **state) {
+        cleanup_fd int file = memfd_create("the-real-one", MFD_CLOEXEC);
+        struct attach_wait_msg msg = { .magic = ATTACH_WAIT_MAGIC, .n = 2 };
+        const struct note *n;
+        uint64_t addr, again;
+        struct stat st;
+        struct vmm v;
+        char done = 0;
+        int sock;
+
+        sock = shell_start(&v);
+        assert_layout(&v, &addr);
+        assert_fd(&v, PROBE_RAM_FD, "test-ram");
+        assert_int_equal(fstat(v.ram_fd, &st), 0);
+        msg.entries[0] = (struct attach_wait_entry){ .kind = ATTACH_WAIT_FILE, .dev = st.st_dev, .ino = st.st_ino };
+        msg.entries[1] = (struct attach_wait_entry){ .kind = ATTACH_WAIT_SESSION };
+        assert_int_equal(io_send_fds(sock, &msg, sizeof(msg), (const int[]){ file, v.sock }, 2), sizeof(msg));
+        v.sock = close_fd(v.sock);
+        n = harness_note(&h, "session.attached", v.session);
+        assert_int_equal(n->regions[0][0], addr);
+        assert_int_equal(recv(sock, &done, 1, 0), 1);
+        assert_int_equal(done, ATTACH_WAIT_DONE);
+        assert_int_equal(recv(sock, &done, 1, 0), 0); /* that was all */
+        assert_layout(&v, &again);
+        assert_int_equal(again, addr);
+        assert_fd(&v, PROBE_RAM_FD, "the-real-one");
+        assert_string_equal(vmm_cmd(&v, "verify 11 2"), "ok");
+        (void) close_fd(sock);
+        vmm_end(&h, &v);
+}
+
+/** forkd goes, and so does the shell: in silence. */
+static void test_shell_alone(void **state) {
+        char err[64];
+        struct vmm v;
+        int sock, status;
+
+        sock = shell_start(&v);
+        (void) close_fd(sock);
+        status = vmm_wait(&v, err, sizeof(err));
+        assert_true(WIFEXITED(status));
+        assert_int_equal(WEXITSTATUS(status), 0);
+        assert_string_equal(err, "");
+        v.sock = close_fd(v.sock);
+        (void) harness_note(&h, "session.gone", v.session);
+}
+
+static void shell_is_told(const struct attach_wait_msg *msg, size_t len, bool with_session, const char *why) {
+        struct vmm v;
+        int sock = shell_start(&v);
+
+        assert_int_equal(io_send_fds(sock, msg, len, &v.sock, with_session), len);
+        assert_dies(&v, why);
+        (void) close_fd(sock);
+        v.sock = close_fd(v.sock);
+        (void) harness_note(&h, "session.gone", v.session);
+}
+
+static void test_shell_is_told_nonsense(void **state) {
+        struct attach_wait_msg msg = { .magic = ATTACH_WAIT_MAGIC, .n = 1, .entries[0].kind = ATTACH_WAIT_SESSION };
+
+        shell_is_told(&msg, sizeof(msg) - 1, true, "does not understand");
+        shell_is_told(&msg, sizeof(msg), false, "does not understand");
+        msg.entries[0].kind = 99;
+        shell_is_told(&msg, sizeof(msg), true, "of an unknown kind");
+        msg.entries[0].kind = ATTACH_WAIT_FILE;
+        shell_is_told(&msg, sizeof(msg), true, "was given no memory");
+        msg.n = 0;
+        shell_is_told(&msg, sizeof(msg), false, "was given no memory");
+        msg.magic++;
+        shell_is_told(&msg, sizeof(msg), false, "does not understand");
+}
+
 static void pager_says(const char *words, const char *why) {
         struct vmm v;
         int pair[2];
@@ -273,6 +375,9 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_no_pager, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_pager_refuses, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_pager_dies, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_shell, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_shell_alone, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_shell_is_told_nonsense, setup, teardown),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
