@@ -84,7 +84,7 @@ def many_alive(lab, base, count, idle_s):
     made_s = time.monotonic() - begin
     time.sleep(idle_s)  # being idle is what is measured
     memory = [vmm_memory(lab.vm(c["name"])["pid"]) for c in clones]
-    present = sum(image["present_bytes"] for image in lab.ctl("pager", "status")["images"])
+    present = sum(i["present_bytes"] for i in lab.ctl("pager", "status")["images"] if i["sessions"] >= count)
     idle = before - available_mib()
     answers = {}
     for c in clones:

@@ -29,6 +29,8 @@ from forkdlab import MIB, Lab  # noqa: E402
 from measure import available_mib, host, markdown, warm_memory  # noqa: E402
 
 DEFAULTS = ""
+# The same, with a pager that has decoded nothing yet.
+FRESH = "# fresh\n"
 # Decoded memory goes with its last clone, so that a first clone can be had again and again.
 FORGETFUL = "[pager]\nidle_image_seconds = 0\n"
 # And nothing is fetched ahead: what a guest reads is a fault.
@@ -82,9 +84,9 @@ def plan(args):
         ("pool", DEFAULTS, lambda lab, base: pool_lines.takes_at_once(lab, base, 8 if args.quick else pool_lines.BURST)),
         ("shell", DEFAULTS, lambda lab, base: pool_lines.shell_fork_against_load(lab, base, n)),
         ("live", DEFAULTS, lambda lab, base: live_lines.live_pause(lab, base, n, *(("256M", 32) if args.quick else ()))),
-        ("generations", DEFAULTS, lambda lab, base: live_lines.live_chain(lab, base, *((3, 2) if args.quick else ()))),
         ("slope", DEFAULTS, lambda lab, base: many_lines.slope(lab, base, n, *((4,) if args.quick else ()))),
-        ("hundred", DEFAULTS, lambda lab, base: many_lines.many_alive(lab, base, 20 if args.quick else 100, 2 if args.quick else 10)),
+        ("generations", FRESH, lambda lab, base: live_lines.live_chain(lab, base, *((3, 2) if args.quick else ()))),
+        ("hundred", FRESH, lambda lab, base: many_lines.many_alive(lab, base, 20 if args.quick else 100, 2 if args.quick else 10)),
         ("agreement", SERVED, lambda lab, base: watched.agreement(lab, 1 if args.quick else 2, *(("256M", 64) if args.quick else ("1G", 420)))),
         ("first", FORGETFUL, lambda lab, base: lines.first_clone_against_rival(lab, base, n)),
     ]
