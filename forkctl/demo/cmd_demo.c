@@ -326,6 +326,8 @@ int cmd_demo(struct ctl *c, const struct args *a) {
         say(&d, "0. Guest kernel, initramfs and store are prepared, and a private forkd is started …");
         r = private_begin(&p, c);
         if (r == 0)
+                r = go_on(&d);
+        if (r == 0)
                 r = story(&d);
         if (r == 0 && !c->json)
                 tell_text(&d);

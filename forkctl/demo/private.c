@@ -73,8 +73,12 @@ static int write_config(struct private *p) {
         return r < 0 ? err_errno(&p->c->e, r, "writing %s", p->conf) : 0;
 }
 
+/* Setup blocks, for as long as a download takes: signals are looked at here. */
 static void on_progress(const char *step, const char *text, int percent, void *arg) {
-        progress_set(arg, percent, text);
+        struct progress *p = arg;
+
+        (void) event_base_loop(p->c->base, EVLOOP_NONBLOCK);
+        progress_set(p, percent, text);
 }
 
 static int prepare(struct private *p) {
