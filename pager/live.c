@@ -10,9 +10,10 @@
  *      publish   the image has a file from now on, and is as any other; the source is rebased on it (rebase.c)
  *
  * After that the source is known by what it has written since: its pages that are still protected are as in that image
- * (`since`). So the next fork notes, protects and copies only what is not, and its image has `since` for its base. Should that be
- * lost (another pager takes over, a fork fails after it had protected) everything is unprotected, and the next fork copies all that the VMM
- * has written since it was restored: more than needed, and as right.
+ * (`since`). So the next fork notes, protects and copies only what is not, and its image has `since` for its base. When a fork fails
+ * after it had protected everything is unprotected, and the next fork copies all that is anonymous in the VMM: more than needed,
+ * and as right. `since` stays the base, for the rest the VMM may map from there (rebase.c). Another pager that takes over does not know
+ * it: who maps more than its own image is not forked live there.
  *
  * What the source has not written is its own image's, or that one's ancestors', as before: it goes on with the same session.
  *
@@ -254,6 +255,10 @@ static int check_source(const struct pager_session *s, struct err *e) {
                 return err_set(e, ERR_BUSY, -EBUSY, "session %s is being handed to another pager", s->id);
         if (s->live)
                 return err_set(e, ERR_BUSY, -EBUSY, "session %s is being forked already", s->id);
+        /* Another pager had forked it, and only that one knew the last of the images that it maps. */
+        if (s->view && !s->since)
+                return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP,
+                               "what session %s has not written is as in an image that is not known here", s->id);
         if (pager_image_is_nascent(s->image))
                 return err_set(e, ERR_BUSY, -EBUSY, "the image of session %s is nascent", s->id);
         return 0;
@@ -311,7 +316,7 @@ static int start_live(struct pager_live *l, struct err *e) {
                 l->state = PREPARED;
                 mp_buf_init(&b);
                 mp_map(&b, 1);
-                mp_kv_bool(&b, "base", s->since != NULL);
+                mp_kv_bool(&b, "base", s->since && s->since_protected);
                 (void) rpc_reply(w.conn, w.msgid, &b, NULL, 0);
         }
         rpc_conn_unref(w.conn);
@@ -464,6 +469,7 @@ int pager_live_publish(struct pager_live *l, int fd, struct err *e) {
                 if (s->since)
                         pager_cache_put(s->since);
                 s->since = TAKE_PTR(l->cached);
+                s->since_protected = true;
         }
         pagemap = TAKE_FD(l->pagemap_fd);
         forget(l);
@@ -486,9 +492,9 @@ void pager_live_unprotect(struct pager_session *s) {
                 pager_live_cancel(s->live);
                 return;
         }
+        /* `since` stays: what the VMM has not written it may map from there, and has as there. */
         unprotect(s);
-        if (s->since)
-                pager_cache_put(TAKE_PTR(s->since));
+        s->since_protected = false;
 }
 
 void pager_live_source_gone(struct pager_session *s) {

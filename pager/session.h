@@ -131,7 +131,8 @@ struct pager_session {
 
         /* Of a VM that is, or has been, forked while it runs (live.c). */
         struct pager_live *live;    /* the fork under way, NULL: none */
-        struct pager_cached *since; /* the last that was published: what is protected is as it has it; in use */
+        struct pager_cached *since; /* the last that was published: what is protected, or not written, is as it has it; in use */
+        bool since_protected;       /* and what was written until then has been protected from then on */
         bool live_deferred;         /* protection waits for the end of a move */
         bool joined;                /* its missing pages are the kernel's */
         struct pager_letter live_sync;

@@ -46,6 +46,18 @@ static struct vm *first_orphan(struct pager *p) {
         return NULL;
 }
 
+/* Of a VM that joined nobody knows any more what it has discarded since it was forked, of which its parent may have something. All
+ * that it ever wrote is dirty now; below that it has nothing, and that is what base.img has. */
+static void forget_parent(struct vm *vm) {
+        struct err e;
+
+        if (!vm->hold.joined || !vm->has_parent)
+                return;
+        vm->has_parent = false;
+        if (vm_record_save(vm, &e) < 0)
+                log_warning("%s", e.message);
+}
+
 /* 0 also when the guest could not be saved; -errno: this pager is gone. */
 static int save(void *arg, struct vm *vm, struct err *e) {
         struct pager *p = arg;
@@ -66,6 +78,7 @@ static int save(void *arg, struct vm *vm, struct err *e) {
         r = pager_session_adopt(p->serving, vm, NULL, 0, e);
         if (r == 0 && vm->hold.process == p->serving) {
                 recording_end(vm);
+                forget_parent(vm);
                 p->counts.recovered++;
                 log_info("%s (%s): another pager serves it", vm->name, vm->id);
                 events_add(p->d->events, "vm.recovered", vm, "pager %d serves it", (int) p->serving->pid);

@@ -96,7 +96,7 @@ class Chain(LiveCase):
         names, r = self.fork("v", "clone", "--count", "3")
         self.assertGreater(r["source_pause_ms"], 0)
         for n in names:
-            self.assertEqual(self.lab.text(n, "sha256sum /run/more"), more)
+            self.assertEqual(self.lab.text(n, "sha256sum /run/more"), more, which)
             self.assertEqual(self.digest(n), digest)
             self.assertEqual(self.lab.text(n, "hostname"), n)
         # A standby of the source takes what was written since, and nothing of the rest.
@@ -107,7 +107,7 @@ class Chain(LiveCase):
         self.lab.ctl("snapshot", "rm", second["id"])
         self.lab.ctl("restore", "v")
         self.assertEqual(self.digest("v"), digest)
-        self.assertEqual(self.lab.text("v", "sha256sum /run/more"), more)
+        self.assertEqual(self.lab.text("v", "sha256sum /run/more"), more, which)
 
     def test_a_paused_one_stays_paused(self):
         digest, _ = self.warm("p", 4)
@@ -135,6 +135,29 @@ class Chain(LiveCase):
         self.fork("r", "r-second")
         self.assertEqual(self.digest("r-second"), self.digest("r"))
         self.assertEqual(self.digest("r-first"), digest)
+
+    def test_the_pager_is_lost_in_between(self):
+        """A VM that booted and one that was restored, both sources: the next pager knows nothing of what was protected."""
+        sums = {}
+        self.warm("booted", 8)
+        self.lab.ctl("standby", "booted", "--tag", "of-booted")
+        self.lab.ctl("fork", "of-booted", "restored", "--on-pager-loss", "recover")
+        self.lab.ctl("rm", "booted")
+        self.lab.ctl("run", "booted", "--on-pager-loss", "recover")
+        for n in ("booted", "restored"):
+            self.lab.sh(n, f"head -c {8 * MIB} /dev/urandom > /run/data")
+            sums[n] = self.digest(n)
+            self.fork(n, f"{n}-1")
+            self.lab.ctl("rm", f"{n}-1")
+            self.lab.sh(n, f"head -c {2 * MIB} /dev/urandom > /run/more")
+        os.kill(self.lab.ctl("pager", "status")["pid"], signal.SIGKILL)
+        until(lambda: self.lab.log_path.read_text().count("another pager serves it") >= 2)
+        for n in ("booted", "restored"):
+            more = self.lab.text(n, "sha256sum /run/more")
+            self.fork(n, f"{n}-2")
+            for which in (n, f"{n}-2"):
+                self.assertEqual(self.digest(which), sums[n], which)
+                self.assertEqual(self.lab.text(which, "sha256sum /run/more"), more, which)
 
     def test_z_nothing_is_left(self):
         self.lab.end()

@@ -45,7 +45,7 @@ class LiveForks(Case):
         for name in names:
             self.lab.sh(name, f"/run/instant check /run/m/data {self.SIZE_MIB} {self.passes}")
 
-    def forking(self, source, *args):
+    def forking(self, source, *args, fill=True):
         """A fork in the middle: the guest runs again, a clone is there, and the workers are stopped. Returns these and what waits for
         the outcome."""
         outcome = []
@@ -55,7 +55,10 @@ class LiveForks(Case):
                 outcome.append(self.lab.ctl("fork", source, *args))
             except Refused as e:
                 outcome.append(e)
-        self.fill(source)
+        if fill:
+            self.fill(source)
+        else:
+            self.lab.sh(source, f"head -c {40 * MIB} /run/m/data > /run/more")
         names = {v["name"] for v in self.lab.ctl("ps")}
         t = threading.Thread(target=run)
         t.start()
@@ -152,6 +155,20 @@ class LiveForks(Case):
                 return f.read()
         except OSError:
             return b""
+
+    def test_a_restored_source(self):
+        """It maps the image of its first fork when its second one fails: its third is as right."""
+        self.lab.ctl("fork", "v", "origin")
+        self.lab.ctl("standby", "origin", "--tag", "origin")
+        self.lab.ctl("restore", "origin")
+        self.fill("origin")
+        self.lab.ctl("fork", "origin", "first")
+        held, end = self.forking("origin", "second", fill=False)
+        self.go_on(held, signal.SIGKILL)
+        self.assertIsInstance(end(), Refused)
+        self.lab.ctl("fork", "origin", "third")
+        self.check("origin", "first", "third")
+        self.lab.ctl("rm", "origin", "first", "third")
 
     def test_y_the_source_dies(self):
         """The VMM is killed while its memory is being saved. What is copied is the clones': they have all, or none of them stays."""
