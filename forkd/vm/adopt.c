@@ -157,6 +157,8 @@ static void adopt_agent(struct vm *vm) {
         struct err e = { 0 };
 
         recording_adopt(vm);
+        if (vm_unprotect(vm, &e) < 0) /* a live fork was under way; the next snapshot tries again */
+                log_warning("%s", e.message);
         if (vm->state == VM_RUNNING && vm_agent_regain(vm, VM_REGAIN_TIMEOUT_MS, &e) < 0)
                 log_warning("%s (%s): taken back, but its agent does not answer: %s", vm->name, vm->id, e.message);
         if (vm_record_save(vm, &e) < 0)
