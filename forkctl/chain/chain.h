@@ -63,7 +63,7 @@ struct chain_link {
         struct samples private_bytes;      /* of guest memory, a clone */
         struct samples vmm_bytes;          /* beside it, a clone; where forkd tells */
         uint64_t dirty_bytes, stored_bytes, raw_bytes;
-        uint64_t held_bytes; /* --live: private memory of all guests, and what the pager holds for them */
+        uint64_t held_bytes; /* --live: private memory of all guests, and what the pager has decoded for them */
         bool saved, held;    /* the three; the fourth is known */
         unsigned verified;   /* clones whose memory and disk are what they should be */
         json_t *faults;      /* {kind: n} that the pager has served meanwhile; NULL: not known */

@@ -95,15 +95,28 @@ json_t *run_faults_between(const json_t *before, const json_t *after) {
 
 /* ---- memory ---- */
 
+/* Decoded memory that a living guest has a use for. What belongs to clones that are gone is only a cache: the pager gives it back when
+ * it has been idle for some minutes, or memory is short. */
+static double decoded_in_use(const json_t *status) {
+        json_t *images = json_list(status, "images"), *image;
+        double sum = 0;
+        size_t i;
+
+        json_array_foreach (images, i, image)
+                if (json_num(image, "idle_s", 0) == 0)
+                        sum += json_num(image, "present_bytes", 0);
+        return images ? sum : -1;
+}
+
 bool run_held(struct run *x, uint64_t *ret) {
-        cleanup_json json_t *list = NULL, *doc = NULL;
+        cleanup_json json_t *list = NULL, *status = NULL;
         double sum;
         json_t *vm;
         size_t i;
 
-        if (run_over(x) || ctl_call(x->c, "vm.list", NULL, &list) < 0 || ctl_call(x->c, "stats", NULL, &doc) < 0)
+        if (run_over(x) || ctl_call(x->c, "vm.list", NULL, &list) < 0 || ctl_call(x->c, "pager.status", NULL, &status) < 0)
                 return false;
-        sum = json_num(json_object_get(doc, "pager"), "present_bytes", -1);
+        sum = decoded_in_use(status);
         json_array_foreach (json_list(list, "vms"), i, vm) {
                 const char *name = json_str(vm, "name", "");
                 double private, vmm;

@@ -78,7 +78,7 @@ json_t *run_host(struct run *x);
 json_t *run_faults(struct run *x);
 /** @after less @before; the caller's, or NULL. */
 json_t *run_faults_between(const json_t *before, const json_t *after);
-/** Private memory of all guests of the run and what the pager has decoded. False: not known. */
+/** Private memory of all guests of the run, and what the pager has decoded for living guests. False: not known. */
 bool run_held(struct run *x, uint64_t *ret);
 
 /* ---- undo.c ---- */
