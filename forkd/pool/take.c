@@ -2,9 +2,9 @@
 /* Hands a VM out.
  *
  * In its order: the member gets its name, here only → its wake-up is queued in the agent's channel, with fresh entropy, the time
- * and the name → the vCPUs run → the agent has acknowledged → the mark that makes it a member goes (record.c). Until that
+ * and the name → the vCPUs run → the agent has acknowledged → the mark that makes it a member becomes its name (record.c). Until that
  * it is one on disk, and a forkd that finds such a member running ends it. The acknowledgement is the echo: a take has one
- * command for the VMM, one message to the guest and one back; its record is written while the guest wakes up.
+ * command for the VMM, one message to the guest and one back; its record is written after the answer.
  *
  * A member that does not wake up, or not within PATIENCE_MS, is ended, and the next one is taken: waking up and letting run are
  * coroutines of their own, so that the taker can go on when a VMM hangs. If there is none left, or never was, a clone is made as
@@ -108,22 +108,10 @@ static void wake(void *arg) {
 
 /* ---- handing it out ---- */
 
-/* Its record, as it will be, is written while the guest wakes up: as long as the mark of the pool is beside it, it means nothing. */
-static int prepare(struct vm *vm, struct err *e) {
-        struct vm as = *vm;
-        struct timespec now;
-
-        (void) clock_gettime(CLOCK_REALTIME, &now);
-        vm->created_ns = as.created_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
-        as.state = VM_RUNNING;
-        as.needs_wake = false;
-        as.busy = NULL;
-        return vm_record_save(&as, e);
-}
-
 /* From here on it is the caller's, whatever happens to this forkd. */
 static int hand_out(struct vm *vm, struct err *e) {
         char pool[sizeof(vm->pool)];
+        struct timespec now;
         int r;
 
         memcpy(pool, vm->pool, sizeof(pool));
@@ -132,9 +120,41 @@ static int hand_out(struct vm *vm, struct err *e) {
                 r = vm_pool_unmark(vm, e);
         if (r < 0)
                 return r;
+        (void) clock_gettime(CLOCK_REALTIME, &now);
+        vm->created_ns = (int64_t) now.tv_sec * 1000000000 + now.tv_nsec;
         monitor_vm_renamed(vm->d->monitor, vm);
         events_add(vm->d->events, "pool.taken", vm, "from %s", pool);
         return 0;
+}
+
+/* ---- when it is answered ---- */
+
+/* A full disk does no harm: what the mark says holds. */
+static void note(void *arg) {
+        struct attempt *a = arg;
+        struct err e;
+
+        if (vm_record_save(a->vm, &e) < 0)
+                log_warning("%s", e.message);
+        else
+                vm_pool_settle(a->vm);
+        leave(a);
+}
+
+static void on_answered(evutil_socket_t fd, short what, void *arg) {
+        struct attempt *a = arg;
+
+        if (co_start(a->vm->d->base, note, a) < 0)
+                leave(a); /* then the next record tells */
+}
+
+/* Its record is written when the answer is on its way; whoever asks for the VM until then waits a moment. */
+static void note_later(struct attempt *a) {
+        static const struct timeval next = { 0 };
+
+        a->vm->chore = true;
+        if (event_base_once(a->vm->d->base, -1, EV_TIMEOUT, on_answered, a, &next) < 0)
+                note(a);
 }
 
 /* Its name is free again at once: the next member gets it. */
@@ -156,16 +176,12 @@ static void give_up(struct pool *p, struct attempt *a) {
 
 /* 0, or -EAGAIN: not this one. */
 static int wake_and_hand_out(struct pool *p, struct attempt *a) {
-        struct err e;
-        int r, prepared;
+        int r;
 
         stages_begin(&a->stages);
         a->refs++;
         if (co_start(p->d->base, wake, a) < 0)
                 wake(a); /* with more patience then */
-        prepared = prepare(a->vm, &e);
-        if (prepared < 0)
-                tell(a, prepared, &e);
         r = co_wait(&a->done, PATIENCE_MS);
         if (r == 0)
                 r = hand_out(a->vm, &a->e);
@@ -197,9 +213,10 @@ static int take_member(struct pool *p, struct vm *vm, const char *name, struct p
                 memcpy(ret->id, vm->id, sizeof(ret->id));
                 ret->pid = vm->pid;
                 ret->warm = true;
-                vm->chore = a->refs > 1; /* who asks for it meanwhile waits until the VMM has answered, too */
+                note_later(a);
+        } else {
+                leave(a);
         }
-        leave(a);
         return r;
 }
 

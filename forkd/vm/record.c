@@ -4,8 +4,9 @@
  * A record of a VM that lives is not synced: a crash of the host ends its VMM too. Only VM_STANDBY is worth an
  * fsync, and only when its snapshot is durable: before that, a crash may take the snapshot as well.
  *
- * That a VM waits in a pool is not in its record but in a file beside it, <state>/vms/<id>/pool, which holds the pool's name: to
- * leave the pool is to lose that file, which costs a hundredth of what it costs to replace a record.
+ * That a VM waits in a pool is not in its record but in a file beside it, <state>/vms/<id>/pool, which holds the pool's name. To
+ * leave the pool is to rename that file to name.<the VM's new name>, which costs a hundredth of what it costs to replace a
+ * record; that is done afterwards, and then the file goes.
  *
  * A process is named by pid, start time and boot: after a crash of the host the first two may be another's. */
 #include <dirent.h>
@@ -100,15 +101,57 @@ int vm_pool_mark(struct vm *vm, const char *pool, struct err *e) {
         return 0;
 }
 
-int vm_pool_unmark(struct vm *vm, struct err *e) {
-        char path[PATH_MAX];
-        int r = pool_mark_path(vm, path, sizeof(path));
+#define NAME_MARK "name."
 
-        if (r == 0 && unlink(path) < 0)
+static int name_mark_path(const struct vm *vm, char *buf, size_t size) {
+        char file[sizeof(NAME_MARK) + NAME_MAX_LEN];
+
+        (void) snprintf(file, sizeof(file), NAME_MARK "%s", vm->name);
+        return vm_state_path(vm, file, buf, size);
+}
+
+int vm_pool_unmark(struct vm *vm, struct err *e) {
+        char from[PATH_MAX], to[PATH_MAX];
+        int r = pool_mark_path(vm, from, sizeof(from));
+
+        if (r == 0)
+                r = name_mark_path(vm, to, sizeof(to));
+        if (r == 0 && rename(from, to) < 0)
                 r = -errno;
         if (r < 0)
                 return err_errno(e, r, "noting that '%s' waits in the pool '%s' no longer", vm->name, vm->pool);
         vm->pool[0] = '\0';
+        return 0;
+}
+
+void vm_pool_settle(const struct vm *vm) {
+        char path[PATH_MAX];
+
+        if (name_mark_path(vm, path, sizeof(path)) == 0)
+                (void) unlink(path);
+}
+
+/* What it left its pool as. A record of that name is newer than the mark. */
+static int read_name_mark(struct vm *vm) {
+        char path[PATH_MAX], name[NAME_MAX_LEN + 1] = "";
+        struct dirent *de;
+        DIR *dir;
+        int r = vm_state_path(vm, NULL, path, sizeof(path));
+
+        if (r < 0)
+                return r;
+        dir = opendir(path);
+        if (!dir)
+                return -errno;
+        while ((de = readdir(dir)))
+                if (strncmp(de->d_name, NAME_MARK, strlen(NAME_MARK)) == 0 && name_valid(de->d_name + strlen(NAME_MARK)))
+                        (void) snprintf(name, sizeof(name), "%s", de->d_name + strlen(NAME_MARK));
+        (void) closedir(dir);
+        if (!name[0] || strcmp(name, vm->name) == 0)
+                return 0;
+        memcpy(vm->name, name, sizeof(name));
+        vm->state = VM_RUNNING;
+        vm->needs_wake = false;
         return 0;
 }
 
@@ -233,6 +276,19 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
         return 0;
 }
 
+/* One that left its pool without a record of that: from now on its record says so. */
+static void settle_name(struct vm *vm) {
+        char path[PATH_MAX];
+        struct err e;
+
+        if (vm->d->offline || name_mark_path(vm, path, sizeof(path)) < 0 || access(path, F_OK) < 0)
+                return;
+        if (vm_record_save(vm, &e) < 0)
+                log_error("%s", e.message);
+        else
+                vm_pool_settle(vm);
+}
+
 static int record_load(struct daemon *d, const char *id) {
         cleanup_free char *data = NULL;
         cleanup_mp_doc struct mp_doc doc = { 0 };
@@ -257,12 +313,16 @@ static int record_load(struct daemon *d, const char *id) {
                 r = -EBADMSG;
         if (r == 0)
                 r = read_pool_mark(vm);
+        if (r == 0 && !vm->pool[0])
+                r = read_name_mark(vm);
         if (r == 0 && !(vm->ops = vmm_driver(vm->driver)))
                 r = -EOPNOTSUPP;
         if (r == 0)
                 r = vm_enter(vm, &e);
-        if (r == 0)
+        if (r == 0) {
                 vm_keep_user(vm);
+                settle_name(vm);
+        }
         if (r < 0)
                 vm_free(vm);
         return r;

@@ -164,9 +164,12 @@ void vm_fail(struct vm *vm, const char *fmt, ...) attr_printf(2, 3);
 
 /* ---- records (record.c) ---- */
 int vm_record_save(struct vm *vm, struct err *e);
-/** It waits in @pool from now on, until it leaves it: one file comes, and goes. Neither is synced. */
+/** It waits in @pool from now on, until it leaves it as vm->name: one file comes, and gets another name. Neither is synced. Whoever
+ *  finds that it has left before its record was written takes it for one that runs, under that name. */
 int vm_pool_mark(struct vm *vm, const char *pool, struct err *e) attr_warn_unused;
 int vm_pool_unmark(struct vm *vm, struct err *e) attr_warn_unused;
+/** Its record has been written since. */
+void vm_pool_settle(const struct vm *vm);
 /** Reads every record of the state directory into the table; what cannot be read is logged and left alone. */
 int vm_records_load(struct daemon *d, struct err *e) attr_warn_unused;
 

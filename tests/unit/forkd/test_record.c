@@ -128,12 +128,22 @@ static void test_a_mark_comes_and_goes(void **state) {
 
         assert_ok(vm_record_save(vm, &e));
         assert_ok(vm_pool_mark(vm, "p", &e));
+        (void) strcpy(vm->name, "taken"); /* and its record not written any more */
         assert_ok(vm_pool_unmark(vm, &e));
         assert_string_equal(vm->pool, "");
         assert_int_equal(vm_pool_unmark(vm, &e), -ENOENT);
         reload();
-        vm = find_vm("member");
-        assert_string_equal(vm->pool, "");
+        assert_null(find_vm("member"));
+        vm = find_vm("taken");
+        assert_non_null(vm);
+        assert_true(vm->state == VM_RUNNING && !vm->needs_wake && !vm->pool[0]);
+        /* What it has become since is not undone. */
+        vm->state = VM_PAUSED;
+        assert_ok(vm_record_save(vm, &e));
+        reload();
+        vm = find_vm("taken");
+        assert_non_null(vm);
+        assert_int_equal(vm->state, VM_PAUSED);
         assert_ok(vm_pool_mark(vm, "p", &e));
         assert_ok(vm_state_path(vm, "pool", path, sizeof(path)));
         for (const char *const *bad = (const char *const[]){ "", "../p", "a b", "\n", NULL }; *bad; bad++) {
