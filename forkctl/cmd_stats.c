@@ -207,7 +207,8 @@ static int print_vm(const json_t *doc, const json_t *vm) {
 /* ---- all ---- */
 
 static void print_host(const json_t *doc) {
-        const json_t *probes = json_object_get(doc, "probes"), *host = json_object_get(doc, "host");
+        const json_t *probes = json_object_get(doc, "probes"), *host = json_object_get(doc, "host"),
+                     *shells = json_object_get(doc, "shells");
         char version[64], age[32], text[512], a[32], b[32];
 
         printf("forkd     %s, up %s; ", safe(doc, "version", "?", version, sizeof(version)),
@@ -236,6 +237,9 @@ static void print_host(const json_t *doc) {
         printf("host      %.0f CPUs; memory: %s of %s available; store: %s free\n", json_num(host, "cpus", 0),
                text_size(host, "mem_available_bytes", a, sizeof(a)), text_size(host, "mem_total_bytes", b, sizeof(b)),
                text_size(json_object_get(doc, "store"), "free", text, sizeof(text)));
+        printf("shells    %.0f ready, %.0f starting; used by %.0f VMs, missed by %.0f, %.0f failed\n",
+               json_num(shells, "ready", 0), json_num(shells, "starting", 0), json_num(shells, "used", 0),
+               json_num(shells, "missed", 0), json_num(shells, "failed", 0));
 }
 
 static void print_pager(const json_t *pager) {

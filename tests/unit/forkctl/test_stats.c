@@ -51,6 +51,7 @@ static void test_all(void **state) {
         has(r.out, "fentry: not here?[31m\n");
         has(r.out, "not seen: 1 VMs, 2 threads, 5 events\n");
         has(r.out, "it does not answer: no answer for 900 ms\n");
+        has(r.out, "shells    2 ready, 1 starting; used by 7 VMs, missed by 3, 0 failed\n");
         has(r.out, "ever: 1 died, 2 hung, 5 upgrades; guests: 3 recovered, 4 killed\n");
         has(r.out, "fault-0         fault  50%       10%  5.0%   20%\n");
         has(r.out, "boot          2       1  1.2 s  1.4 s  1.4 s    1.4 s\n");
