@@ -198,11 +198,20 @@ int pager_mapping_get(const msgpack_object *params, uint64_t n_pages, struct pag
         return 0;
 }
 
+/** Nobody looks yet at what the image has from others: those who map it themselves do not. */
+static bool is_first(const struct pager *p, const struct pager_cached *c) {
+        for (const struct pager_session *s = p->sessions; s; s = s->next)
+                if (s->cached == c)
+                        return false;
+        return pager_image_n_owners(c->image) == 1;
+}
+
 /** Of the image itself: which pages its ancestors own. */
-static int apply_extents(struct pager_cached *c, struct pager_image *const *image, const struct pager_mapping *m, struct err *e) {
+static int apply_extents(struct pager *p, struct pager_cached *c, struct pager_image *const *image, const struct pager_mapping *m,
+                         struct err *e) {
         struct pager_image *img = c->image;
 
-        if (m->n_extents > 1 && pager_image_n_owners(img) == 1 && c->n_sessions == 1) { /* this one's */
+        if (m->n_extents > 1 && is_first(p, c)) {
                 int r = pager_image_set_extents(img, image, m->n_owners, m->extent, m->n_extents);
 
                 if (r < 0)
@@ -255,6 +264,6 @@ int pager_mapping_apply(struct pager *p, struct pager_session *s, const struct p
                         return err_set(e, ERR_CORRUPT, -EUCLEAN, "the content of an image's memory is in doubt");
                 image[i] = c->image;
         }
-        r = apply_extents(s->cached, image, m, e);
+        r = apply_extents(p, s->cached, image, m, e);
         return r < 0 ? r : apply_view(p, s, image, m, e);
 }
