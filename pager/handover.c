@@ -266,6 +266,7 @@ int pager_adopt_session(struct pager *p, const struct pager_adoption *a, struct 
 put:
         if (s) {
                 pager_peer_free(s->peer);
+                pager_live_source_gone(s);
                 pager_session_unpin_view(s);
         }
         pager_session_free(s);

@@ -12,8 +12,8 @@
  * After that the source is known by what it has written since: its pages that are still protected are as in that image
  * (`since`). So the next fork notes, protects and copies only what is not, and its image has `since` for its base. When a fork fails
  * after it had protected everything is unprotected, and the next fork copies all that is anonymous in the VMM: more than needed,
- * and as right. `since` stays the base, for the rest the VMM may map from there (rebase.c). Another pager that takes over does not know
- * it: who maps more than its own image is not forked live there.
+ * and as right. `since` stays the base, for the rest the VMM may map from there (rebase.c). Another pager that takes over is told of
+ * it where the VMM maps more than its own image.
  *
  * What the source has not written is its own image's, or that one's ancestors', as before: it goes on with the same session.
  *
@@ -255,7 +255,7 @@ static int check_source(const struct pager_session *s, struct err *e) {
                 return err_set(e, ERR_BUSY, -EBUSY, "session %s is being handed to another pager", s->id);
         if (s->live)
                 return err_set(e, ERR_BUSY, -EBUSY, "session %s is being forked already", s->id);
-        /* Another pager had forked it, and only that one knew the last of the images that it maps. */
+        /* A pager had forked it that could not tell us the last of the images that it maps. */
         if (s->view && !s->since)
                 return err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP,
                                "what session %s has not written is as in an image that is not known here", s->id);

@@ -21,7 +21,7 @@ bool pager_mapping_any(const struct pager_session *s, bool (*fn)(struct pager_im
         for (size_t i = 0; v && i < v->n; i++)
                 if ((i == 0 || v->run[i].img != v->run[i - 1].img) && fn(v->run[i].img, arg))
                         return true;
-        return false;
+        return v && s->since && fn(s->since->image, arg);
 }
 
 static bool is_image(struct pager_image *img, void *arg) {
@@ -112,6 +112,10 @@ void pager_mapping_put(struct mp_buf *b, const struct pager_session *s) {
                 mp_u64(b, s->view->run[i].n);
                 mp_u64(b, number_of(&l, s->view->run[i].img));
         }
+        mp_key(b, "since");
+        mp_array(b, s->view && s->since && !many);
+        if (s->view && s->since && !many)
+                mp_u64(b, number_of(&l, s->since->image));
 }
 
 /* ---- being told ---- */
@@ -176,6 +180,19 @@ static int get_runs(const msgpack_object *a, uint64_t n_pages, struct pager_mapp
         return 0;
 }
 
+static int get_since(const msgpack_object *a, struct pager_mapping *m) {
+        uint64_t v;
+
+        if (!a || a->via.array.size > 1)
+                return -EINVAL;
+        if (a->via.array.size == 0)
+                return 0;
+        if (get_numbers(a, &v, 1) < 0 || v == 0 || v >= m->n_images)
+                return -EINVAL;
+        m->since = v;
+        return 0;
+}
+
 int pager_mapping_get(const msgpack_object *params, uint64_t n_pages, struct pager_mapping **ret, struct err *e) {
         const msgpack_object *images = mp_get_array(params, "images");
         cleanup_free struct pager_mapping *m = calloc(1, sizeof(*m));
@@ -189,11 +206,13 @@ int pager_mapping_get(const msgpack_object *params, uint64_t n_pages, struct pag
                         r = get_extents(mp_get_array(params, "extents"), n_pages, m);
                 if (r == 0)
                         r = get_runs(mp_get_array(params, "view"), n_pages, m);
+                if (r == 0)
+                        r = get_since(mp_get_array(params, "since"), m);
         } else if (mp_get(params, "images")) {
                 r = -EINVAL;
         }
         if (r < 0)
-                return err_set(e, ERR_INVALID, r, "images, extents and view do not tell what a VMM maps");
+                return err_set(e, ERR_INVALID, r, "images, extents, view and since do not tell what a VMM maps");
         *ret = TAKE_PTR(m);
         return 0;
 }
@@ -242,6 +261,10 @@ static int apply_view(struct pager *p, struct pager_session *s, struct pager_ima
                 pager_view_add(v, m->run[i].first, m->run[i].n, image[m->run[i].image]);
         pager_session_set_view(s, v);
         pager_session_pin_view(p, s);
+        if (m->since > 0) {
+                s->since = pager_cache_of_image(p->cache, image[m->since]);
+                pager_cache_use(s->since);
+        }
         return 0;
 }
 

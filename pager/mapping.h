@@ -24,10 +24,11 @@ struct pager_mapping {
         struct pager_mapped_run {
                 uint64_t first, n, image;
         } run[PAGER_MAX_REMAPPED];
+        uint64_t since; /* which image the session's next live fork is based on; 0: its own */
 };
 
-/** Adds the keys images, extents and view. */
-#define PAGER_MAPPING_KEYS 3u
+/** Adds the keys images, extents, view and since. */
+#define PAGER_MAPPING_KEYS 4u
 void pager_mapping_put(struct mp_buf *b, const struct pager_session *s);
 /** Reads them; without `images` there is but the session's own image. The caller frees *ret. */
 int pager_mapping_get(const msgpack_object *params, uint64_t n_pages, struct pager_mapping **ret, struct err *e) attr_warn_unused;

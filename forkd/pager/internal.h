@@ -134,7 +134,7 @@ int pager_removed_of(struct pager_process *o, struct vm *vm, struct mp_buf *ret,
 
 /* ---- memories.c ---- */
 
-#define PAGER_HOLD_LISTS 3u /* pairs in hold->mapping */
+#define PAGER_HOLD_LISTS 4u /* pairs in hold->mapping */
 /** Reads what a VMM maps out of an answer of @o, which has it open, and gets hold of it. A coroutine call. */
 int pager_hold_read_mapping(struct pager_process *o, struct pager_hold *h, const msgpack_object *params,
                             struct err *e) attr_warn_unused;

@@ -31,7 +31,7 @@ struct pager_hold {
         bool joined;                   /* its VMM has booted: what is not written is its own all the same, and sock a pidfd */
         bool remaps;                   /* it maps its memory anew, or it is being asked what it maps */
         bool mapped;                   /* it is known what the VMM maps: */
-        struct mp_buf mapping;         /* the lists images, extents and view, as the pager tells and takes them */
+        struct mp_buf mapping;         /* the lists images, extents, view and since, as the pager tells and takes them */
         struct pager_memory **memory;  /* the images in them but its own (memories.c) */
         unsigned n_memories;
         uint64_t image_dev, image_ino; /* the file that is its memory's image; 0: there is none yet (a nascent one) */

@@ -102,7 +102,7 @@ void pager_hold_drop_memories(struct pager_hold *h) {
 
 /* Copies the lists as they came. */
 static int keep_lists(struct pager_hold *h, const msgpack_object *params, struct err *e) {
-        static const char *const keys[PAGER_HOLD_LISTS] = { "images", "extents", "view" };
+        static const char *const keys[PAGER_HOLD_LISTS] = { "images", "extents", "view", "since" };
 
         mp_buf_init(&h->mapping);
         for (unsigned i = 0; i < PAGER_HOLD_LISTS; i++) {

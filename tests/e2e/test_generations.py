@@ -94,11 +94,9 @@ class Generations(Case):
         print("pause p50", up["pause_p50_ms"], "max", up["pause_max_ms"], flush=True)
         self.check(*self.names)
         self.lab.ctl("snapshot", "create", f"v{DEPTH}", "--tag", "last")
-        present = self.pager()["totals"]["present_bytes"]
-        self.lab.ctl("fork", "last", "late", "--on-pager-loss", "recover")  # takes part in what was handed over
-        self.assertEqual(self.digests_of("late", DEPTH), self.known)
-        self.assertLess(self.pager()["totals"]["present_bytes"] - present, BASE_MIB * MIB)
+        self.lab.ctl("fork", "last", "late", "--on-pager-loss", "recover")
         self.names.append("late")
+        self.check("late")
         self.lab.ctl("standby", "v4")
         self.lab.ctl("restore", "v4")
         self.check("v4")
