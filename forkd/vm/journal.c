@@ -336,7 +336,7 @@ void journal_settle(struct daemon *d) {
                 struct err e;
 
                 /* Whose source has ended knows of it nobody but the pager. */
-                for (size_t k = 0; j->op != JOURNAL_RM && j->op != JOURNAL_SNAPSHOT_RM && k < j->snapshots.n; k++)
+                for (size_t k = 0; d->pager && j->op != JOURNAL_RM && j->op != JOURNAL_SNAPSHOT_RM && k < j->snapshots.n; k++)
                         pager_live_cancel(d->pager, j->snapshots.ids[k]);
                 if (settle_one(d, j) && journal_end(d, j, &e) < 0)
                         log_warning("%s", e.message);
