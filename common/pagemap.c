@@ -7,6 +7,7 @@
 #include "common/io.h"
 
 #define SCAN_RUNS 512u
+#define SMALL_GAP 32u /* pages */
 
 /* Debian 12's headers are older than PAGEMAP_SCAN: from include/uapi/linux/fs.h of Linux 6.7. */
 #ifndef PAGEMAP_SCAN
@@ -34,26 +35,20 @@ struct walk {
         void *arg;
 };
 
-/* PAGE_IS_WRITTEN is what is not write-protected, whoever did it. */
-static int by_scan(const struct walk *w) {
-        const uint64_t mask = PAGE_IS_FILE | PAGE_IS_PFNZERO | (w->written ? PAGE_IS_WRITTEN : 0);
-        uint64_t pos = w->start;
+/* @a says what is looked for. */
+static int scan(const struct walk *w, struct pm_scan_arg a) {
         struct page_region runs[SCAN_RUNS];
+        uint64_t pos = w->start;
 
         while (pos < w->end) {
-                struct pm_scan_arg a = {
-                        .size = sizeof(a),
-                        .start = pos,
-                        .end = w->end,
-                        .vec = (uintptr_t) runs,
-                        .vec_len = SCAN_RUNS,
-                        .category_inverted = PAGE_IS_FILE | PAGE_IS_PFNZERO,
-                        .category_mask = mask,
-                        .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                        .return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                };
-                int n = ioctl(w->fd, PAGEMAP_SCAN, &a);
+                int n;
 
+                a.size = sizeof(a);
+                a.start = pos;
+                a.end = w->end;
+                a.vec = (uintptr_t) runs;
+                a.vec_len = SCAN_RUNS;
+                n = ioctl(w->fd, PAGEMAP_SCAN, &a);
                 if (n < 0)
                         return -errno;
                 for (int i = 0; i < n; i++) {
@@ -67,6 +62,43 @@ static int by_scan(const struct walk *w) {
                 pos = a.walk_end;
         }
         return 0;
+}
+
+/* PAGE_IS_WRITTEN is what is not write-protected, whoever did it. */
+static int by_scan(const struct walk *w) {
+        return scan(w, (struct pm_scan_arg){
+                               .category_inverted = PAGE_IS_FILE | PAGE_IS_PFNZERO,
+                               .category_mask = PAGE_IS_FILE | PAGE_IS_PFNZERO | (w->written ? PAGE_IS_WRITTEN : 0),
+                               .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                               .return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                       });
+}
+
+/* What is not protected, whatever it is, to be looked at next. */
+struct unprotected {
+        const struct walk *w;
+        uint64_t from, to;
+};
+
+static int look_at_unprotected(struct unprotected *u) {
+        const struct walk *w = u->w;
+        uint64_t from = u->from, to = u->to;
+
+        u->from = u->to = 0;
+        return from < to ? by_scan(&(struct walk){ w->fd, true, from, to, w->fn, w->arg }) : 0;
+}
+
+/* A call for what lies between two runs costs less than one more call. */
+static int on_unprotected(uint64_t addr, uint64_t n, void *arg) {
+        struct unprotected *u = arg;
+        int r = 0;
+
+        if (u->to == 0 || addr - u->to > SMALL_GAP * PAGEMAP_PAGE) {
+                r = look_at_unprotected(u);
+                u->from = addr;
+        }
+        u->to = addr + n * PAGEMAP_PAGE;
+        return r;
 }
 
 /* A word of /proc/<pid>/pagemap: bit 63 present, 62 swapped, 61 file-backed or shared, 57 write-protected. */
@@ -116,4 +148,20 @@ int pagemap_written(int fd, enum pagemap_method method, uint64_t start, uint64_t
 
 int pagemap_anonymous(int fd, enum pagemap_method method, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) {
         return walk(&(struct walk){ fd, false, start, end, fn, arg }, method);
+}
+
+int pagemap_written_of_few(int fd, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) {
+        struct walk w = { fd, true, start, end, fn, arg };
+        struct unprotected u = { .w = &w };
+        int r;
+
+        if (start % PAGEMAP_PAGE || end % PAGEMAP_PAGE || start > end)
+                return -EFAULT;
+        /* With these masks alone the kernel looks at the entries of the page table, and not at the pages (pagemap_scan_pmd_entry in
+         * fs/proc/task_mmu.c). */
+        r = scan(&(struct walk){ fd, true, start, end, on_unprotected, &u },
+                 (struct pm_scan_arg){ .category_mask = PAGE_IS_WRITTEN, .return_mask = PAGE_IS_WRITTEN });
+        if (r == 0)
+                r = look_at_unprotected(&u);
+        return r == -ENOTTY ? by_words(&w) : r;
 }

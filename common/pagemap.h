@@ -20,6 +20,10 @@ typedef int pagemap_fn(uint64_t addr, uint64_t n, void *arg);
  *  none is, of all. Ascending; the walk is no snapshot of a process that runs. -ENOTTY: the kernel does not know that
  *  @method; -EFAULT: the range is misaligned; errors of reading. A process that has ended has none. */
 int pagemap_written(int fd, enum pagemap_method method, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) attr_warn_unused;
+/** The same, sooner where most pages are write-protected: those are passed over without a look at what they are. */
+int pagemap_written_of_few(int fd, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) attr_warn_unused;
+/** The same by any method, sooner where most pages are write-protected: they are passed over without a look at what they are. */
+int pagemap_written_of_few(int fd, uint64_t start, uint64_t end, pagemap_fn *fn, void *arg) attr_warn_unused;
 /** The same of all anonymous pages, write-protected or not. */
 int pagemap_anonymous(int fd, enum pagemap_method method, uint64_t start, uint64_t end, pagemap_fn *fn,
                       void *arg) attr_warn_unused;

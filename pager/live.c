@@ -5,7 +5,8 @@
  *                written is found in its page table, noted and protected; it may write, and takes the protection off
  *      protect   (the VMM stands still) the same of what it has written since: so the pause is as long as that takes, and not
  *                as there is to be copied
- *      copying   clones may live on the image already; the fill thread copies, faults of either side hasten it
+ *      copying   clones may live on the image already; the fill thread copies from when somebody waits for it (live.wait), faults
+ *                of either side hasten it
  *      copied    nothing is read from the VMM any more; forkd has the image written to the store
  *      publish   the image has a file from now on, and is as any other; the source is rebased on it (rebase.c)
  *
@@ -141,7 +142,7 @@ static int arm_discarded(struct arming *a, int pagemap_fd, uint64_t first, uint6
 }
 
 /** Notes and protects what is written, as far as it is not protected already. */
-static int arm_written(struct pager_live *l) {
+static int arm_written(struct pager_live *l, bool few) {
         struct pager_session *s = l->source;
         struct arming a = { .s = s, .img = l->cached->image };
         int r = 0;
@@ -150,7 +151,8 @@ static int arm_written(struct pager_live *l) {
                 a.g = &s->layout->region[i];
                 if (a.g->offset == PAGER_READS_ZERO)
                         continue;
-                r = pagemap_written(l->pagemap_fd, PAGEMAP_ANY, a.g->base, a.g->base + a.g->size, on_written, &a);
+                r = few ? pagemap_written_of_few(l->pagemap_fd, a.g->base, a.g->base + a.g->size, on_written, &a)
+                        : pagemap_written(l->pagemap_fd, PAGEMAP_ANY, a.g->base, a.g->base + a.g->size, on_written, &a);
                 if (r == 0)
                         r = protect_run(&a);
         }
@@ -163,7 +165,7 @@ static int arm(struct pager_live *l) {
         struct arming a = { .s = s, .img = l->cached->image };
         struct pager_image *base = s->since ? s->since->image : s->image;
         uint64_t page = 0, first, n;
-        int r = arm_written(l);
+        int r = arm_written(l, true);
 
         while (r == 0 && pager_session_next_removed(s, page, &first, &n)) {
                 r = arm_discarded(&a, l->pagemap_fd, first, n);
@@ -304,7 +306,7 @@ static int start_live(struct pager_live *l, struct err *e) {
         int r = watch_writes(s);
 
         if (r == 0)
-                r = arm_written(l);
+                r = arm_written(l, false);
         l->prepare_waiter = (struct pager_waiter){ 0 };
         if (r < 0) {
                 (void) (r == -EOPNOTSUPP ? err_set(e, ERR_UNSUPPORTED, r,
@@ -395,12 +397,13 @@ void pager_live_synced(struct pager_session *s) {
         }
         pager_cache_link(l->cached);
         l->state = COPYING;
-        l->copy_ns = now_ns();
-        pager_filler_start(l->pager->filler, pager_nascent_job(l->cached->image));
         mp_buf_init(&b);
-        mp_map(&b, 2);
+        mp_map(&b, 3);
+        mp_kv_u64(&b, "removed_pages", atomic_load_explicit(&s->removed_pages, memory_order_relaxed));
         mp_kv_u64(&b, "dirty_pages", pager_nascent_pages(l->cached->image));
         mp_kv_double(&b, "ms", ms_since(start));
+        log_debug("live fork %s: %llu pages are protected, %.1f ms", l->id,
+                  (unsigned long long) pager_nascent_pages(l->cached->image), ms_since(start));
         (void) rpc_reply(l->protect_waiter.conn, l->protect_waiter.msgid, &b, NULL, 0);
         rpc_conn_unref(TAKE_PTR(l->protect_waiter.conn));
 }
@@ -446,8 +449,13 @@ int pager_live_wait(struct pager_live *l, struct rpc_conn *conn, uint32_t msgid,
         if (l->wait_waiter.conn)
                 return err_set(e, ERR_BUSY, -EBUSY, "live fork %s is waited for already", l->id);
         l->wait_waiter = (struct pager_waiter){ rpc_conn_ref(conn), msgid };
-        if (l->state == COPIED)
+        if (l->state == COPIED) {
                 answer_wait(l);
+        } else if (l->copy_ns == 0) {
+                /* Not sooner: the VMM runs by now, and until then had better things to do with the CPUs. */
+                l->copy_ns = now_ns();
+                pager_filler_start(l->pager->filler, pager_nascent_job(l->cached->image));
+        }
         return 0;
 }
 

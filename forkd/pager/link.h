@@ -98,8 +98,9 @@ int pager_session_join(struct pager *p, struct vm *vm, const struct pager_join *
 struct pager_live;
 /** What needs no pause. -EOPNOTSUPP: this host cannot. */
 int pager_live_begin(struct pager *p, struct vm *vm, const char *id, struct pager_live **ret, struct err *e) attr_warn_unused;
-/** The guest stands still. When this has succeeded it may go on, and VMs may come to life on @id (struct pager_open). */
-int pager_live_protect(struct pager_live *l, struct err *e) attr_warn_unused;
+/** The guest stands still. When this has succeeded it may go on, and VMs may come to life on @id (struct pager_open).
+ *  *ret_removed: how many pages it has discarded (pager_session_removed). */
+int pager_live_protect(struct pager_live *l, uint64_t *ret_removed, struct err *e) attr_warn_unused;
 /** All pages are in *ret_memfd, which is for reading and the caller's. */
 int pager_live_wait(struct pager_live *l, int *ret_memfd, struct err *e) attr_warn_unused;
 /** The snapshot's memory is in @image_fd: @id is an image like any other now. */

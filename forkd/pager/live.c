@@ -141,8 +141,16 @@ int pager_live_begin(struct pager *p, struct vm *vm, const char *id, struct page
         return 0;
 }
 
-int pager_live_protect(struct pager_live *l, struct err *e) {
-        return call(l, PROTECT_TIMEOUT_MS, "live.protect", NULL, NULL, e);
+int pager_live_protect(struct pager_live *l, uint64_t *ret_removed, struct err *e) {
+        cleanup_rpc_answer struct rpc_answer a = { 0 };
+        uint64_t removed = 1; /* one that does not tell: ask */
+        int r = call(l, PROTECT_TIMEOUT_MS, "live.protect", NULL, &a, e);
+
+        if (r < 0)
+                return r;
+        (void) mp_get_u64(&a.doc.root, "removed_pages", &removed);
+        *ret_removed = removed;
+        return 0;
 }
 
 int pager_live_wait(struct pager_live *l, int *ret_memfd, struct err *e) {

@@ -134,11 +134,13 @@ int op_live_prepare(struct taking *t, struct err *e) {
 
 int op_live_protect(struct taking *t, struct err *e) {
         cleanup_mp_buf struct mp_buf b = { 0 };
+        uint64_t removed = 1;
         int r;
 
         mp_buf_init(&b);
         /* The pager has heard of all that was discarded when it answers; only then it is asked for it. */
-        r = pager_live_protect(t->live, e);
+        r = pager_live_protect(t->live, &removed, e);
+        t->none_removed = removed == 0;
         if (r == 0)
                 r = taking_put_source(t, &b, e);
         if (r == 0)

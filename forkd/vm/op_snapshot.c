@@ -177,7 +177,7 @@ int taking_put_source(struct taking *t, struct mp_buf *b, struct err *e) {
         int r = 0;
 
         mp_buf_init(&removed);
-        if (vm->session)
+        if (vm->session && !t->none_removed)
                 r = pager_session_removed(vm->d->pager, vm, &removed, &n_removed, e);
         if (r < 0)
                 return r;

@@ -26,6 +26,7 @@ struct taking {
         size_t n_regions;
         struct recorded recorded; /* of the restore that the guest came from */
         bool paused_by_us;
+        bool none_removed; /* the guest has discarded nothing: nobody needs to be asked */
         uint64_t t0, t_pause;
         struct stages stages;
         struct pager_live *live; /* NULL: the guest stands still until its memory is read */
