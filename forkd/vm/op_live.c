@@ -76,53 +76,65 @@ static int make_empty_base(struct vm *vm) {
         return r;
 }
 
-static int join(struct taking *t, struct err *e) {
-        cleanup_fd int uffd = -1, image = -1;
+static int join(struct taking *t, int uffd, struct err *e) {
+        cleanup_fd int image = -1;
         struct vm *vm = t->vm;
         struct pager_join j;
-        int r;
+        int r = vm_open_base(vm, VM_BASE_FILE, &image);
 
-        r = vm->ops->idle_uffd ? vm->ops->idle_uffd(vm->vmm, &uffd, e)
-                               : err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "its VMM has no userfaultfd");
         if (r < 0)
-                return r;
-        r = vm->has_base ? 0 : make_empty_base(vm);
-        if (r == 0) {
-                vm->has_base = true;
-                r = vm_open_base(vm, VM_BASE_FILE, &image);
-        }
-        if (r < 0)
-                return err_errno(e, r, "making an empty image for '%s'", vm->name);
+                return err_errno(e, r, "opening the empty image of '%s'", vm->name);
         j = (struct pager_join){ image, uffd, vm->ops->pidfd(vm->vmm), t->regions, t->n_regions };
         return pager_session_join(vm->d->pager, vm, &j, e);
 }
 
 /* ---- before the pause ---- */
 
-static int begin(struct taking *t, struct err *e) {
-        struct vm *vm = t->vm;
-        int r = vm->session ? 0 : join(t, e);
+/* Before the pager does anything: that it may have the VM's memory, and that some of it may be protected. */
+static int note(struct vm *vm, struct err *e) {
+        int r = vm->has_base ? 0 : make_empty_base(vm);
 
+        if (r < 0)
+                return err_errno(e, r, "making an empty image for '%s'", vm->name);
+        vm->has_base = vm->live = true;
+        return vm_record_save(vm, e);
+}
+
+/* Of a failure: @ret_refused, nothing has happened to the VM's memory. An answer that did not come tells nothing of that. */
+static int begin(struct taking *t, bool *ret_refused, struct err *e) {
+        cleanup_fd int uffd = -1;
+        struct vm *vm = t->vm;
+        int r = 0;
+
+        *ret_refused = true;
+        if (!vm->session)
+                r = vm->ops->idle_uffd ? vm->ops->idle_uffd(vm->vmm, &uffd, e)
+                                       : err_set(e, ERR_UNSUPPORTED, -EOPNOTSUPP, "its VMM has no userfaultfd");
         if (r == 0)
-                r = pager_live_begin(vm->d->pager, vm, t->m->id, &t->live, e);
+                r = note(vm, e);
+        if (r == 0 && !vm->session)
+                r = join(t, uffd, e);
         if (r < 0)
                 return r;
-        vm->live = true;
-        return vm_record_save(vm, e);
+        r = pager_live_begin(vm->d->pager, vm, t->m->id, &t->live, e);
+        *ret_refused = r == -EREMOTEIO || r == -EOPNOTSUPP; /* said the pager */
+        return r;
 }
 
 int op_live_prepare(struct taking *t, struct err *e) {
         struct vm *vm = t->vm;
+        bool refused;
         int r;
 
         if (!vm->d->cfg.live_forks)
                 return 0;
-        r = begin(t, e);
+        r = begin(t, &refused, e);
         if (r == 0)
                 return 0;
-        if (t->live || vm->lost[0] || vm->vmm_exited)
+        if (!refused || vm->lost[0] || vm->vmm_exited)
                 return r;
-        /* Nothing has happened to it: then it waits until its memory is read. */
+        /* Nothing has happened to it: then it waits until its memory is read. That its record says otherwise does no harm. */
+        vm->live = false;
         if (r == -EOPNOTSUPP)
                 log_debug("%s is saved while it stands still: %s", vm->name, e->message);
         else

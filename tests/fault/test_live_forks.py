@@ -7,6 +7,7 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
 from case import Case, MIB, Refused, main, until  # noqa: E402
@@ -133,6 +134,35 @@ class LiveForks(Case):
         self.lab.forkd.wait()
         end()
         self.lab.start()
+        self.as_before()
+
+    def test_forkd_dies_as_a_booted_one_joins(self):
+        """What it asked of the pager last is done when it is gone. The next forkd knows of it, and the VM can be forked while it runs."""
+        self.lab.ctl("fork", "v", "other")  # so there is a pager
+        self.lab.ctl("run", "fresh", "--mem", "128M")
+        self.lab.sh("fresh", f"head -c {8 * MIB} /dev/urandom > /run/data")
+        digest = self.digest("fresh")
+        base = self.lab.state / "store" / "vms" / self.lab.vm("fresh")["id"] / "base.img"
+        pager = self.lab.ctl("pager", "status")["pid"]
+        os.kill(pager, signal.SIGSTOP)
+        try:
+            t = threading.Thread(target=lambda: self.assertRaises(Refused, self.lab.ctl, "fork", "fresh", "early"))
+            t.start()
+            until(base.exists)
+            time.sleep(0.1)  # it waits for an answer that does not come
+            self.lab.forkd.kill()
+            self.lab.forkd.wait()
+        finally:
+            os.kill(pager, signal.SIGCONT)
+        t.join()
+        self.lab.start()
+        said = len(self.lab.log_path.read_text())
+        self.lab.ctl("fork", "fresh", "late")
+        self.assertNotIn("stands still", self.lab.log_path.read_text()[said:])
+        self.assertEqual([self.digest("fresh"), self.digest("late")], [digest] * 2)
+        self.lab.ctl("rm", "fresh", "late", "other")
+        made = {s["id"] for s in self.lab.ctl("snapshot", "ls")} - {f.split("/")[-1] for f in self.before}
+        self.lab.ctl("snapshot", "rm", *made)
         self.as_before()
 
     def test_the_client_goes(self):
