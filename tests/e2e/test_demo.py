@@ -16,6 +16,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "lib"))
 from forkdlab import bin_dir  # noqa: E402
 
 
+def pending(pid, sig):
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("ShdPnd:"):
+            return bool(int(line.split()[1], 16) >> (sig - 1) & 1)
+    return False
+
+
 class Demo(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -70,7 +77,20 @@ class Demo(unittest.TestCase):
         self.assertNotIn(b"memory identical", out)
         self.nothing_left(directory)
 
-    def test_3_forkd_dies(self):
+    def test_3_cut_off_while_it_forks(self):
+        """The second signal does not wait for the call under way, whose VMs are busy then."""
+        p = self.start()
+        until(lambda: p.poll() is not None or any("-> standby" in f.read_text() for d in self.new() for f in pathlib.Path(d).glob("forkd.log")), 100)
+        directory = next(iter(self.new()))
+        until(lambda: glob.glob(f"{directory}/state/journal/*"))
+        p.send_signal(signal.SIGINT)
+        until(lambda: not pending(p.pid, signal.SIGINT))  # or the two are one
+        p.send_signal(signal.SIGINT)
+        out, _ = p.communicate(timeout=100)
+        self.assertEqual(p.returncode, -signal.SIGINT, out)
+        self.nothing_left(directory)
+
+    def test_4_forkd_dies(self):
         p = self.start()
         until(lambda: p.poll() is not None or any("clone-2" in f.read_text() for d in self.new() for f in pathlib.Path(d).glob("forkd.log")), 100)
         directory = next(iter(self.new()))
