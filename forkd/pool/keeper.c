@@ -66,11 +66,11 @@ static uint64_t spare_memory(const struct daemon *d) {
         return there > d->cfg.pool_memory_reserve ? there - d->cfg.pool_memory_reserve : 0;
 }
 
+/* Without the figure of the moment, which would be another problem each second. */
 static void short_of_memory(struct pool *p) {
-        char there[32], reserve[32], what[160];
+        char reserve[32], what[160];
 
-        (void) snprintf(what, sizeof(what), "memory is short: %s available, of which %s stay free of pools",
-                        size_format(host_memory(p->d->host), there, sizeof(there)),
+        (void) snprintf(what, sizeof(what), "memory is short: of what is available %s stay free of pools",
                         size_format(p->d->cfg.pool_memory_reserve, reserve, sizeof(reserve)));
         have_problem(p, what);
 }

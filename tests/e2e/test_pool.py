@@ -260,6 +260,7 @@ class Pools(Case):
         self.lab.terminate()
         config = self.lab.conf.read_text()
         self.lab.conf.write_text(config.replace("[pool]\n", "[pool]\nmemory_reserve = 1T\n"))
+        said = len(self.lab.log_path.read_text())
         self.lab.start()
         until(lambda: self.pool()["warm"] == 0)
         self.assertIn("memory is short", self.pool()["problem"])
@@ -267,6 +268,8 @@ class Pools(Case):
         self.assertEqual([p["name"] for p in self.lab.ctl("pool", "ls")], ["p"])
         self.assertFalse(self.lab.ctl("pool", "take", "p")["warm"])
         self.lab.terminate()
+        # told once, and not each second with another figure
+        self.assertEqual(self.lab.log_path.read_text()[said:].count("pool 'p': memory is short"), 1)
         self.lab.conf.write_text(config)
         self.lab.start()
         self.filled(2)
