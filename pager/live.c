@@ -352,11 +352,27 @@ void pager_live_go_on(struct pager_session *s) {
 }
 
 void pager_live_sync(struct pager_session *s) {
-        s->live_deferred = false;
-        if (s->worker)
-                pager_worker_live_sync(s->worker, s);
-        else
+        s->live_deferred = s->moving;
+        if (s->moving)
+                return;
+        if (!s->worker || s->ending) { /* what is posted behind PAGER_DROP would come back behind the end of the session */
                 pager_live_synced(s);
+        } else if (s->live_syncing) { /* for a fork that was cancelled meanwhile */
+                s->live_sync_again = true;
+        } else {
+                s->live_syncing = true;
+                pager_worker_live_sync(s->worker, s);
+        }
+}
+
+void pager_live_letter(struct pager_session *s) {
+        s->live_syncing = false;
+        if (!s->live_sync_again) {
+                pager_live_synced(s);
+                return;
+        }
+        s->live_sync_again = false;
+        pager_live_sync(s);
 }
 
 int pager_live_protect(struct pager_live *l, struct rpc_conn *conn, uint32_t msgid, struct err *e) {
@@ -370,10 +386,7 @@ int pager_live_protect(struct pager_live *l, struct rpc_conn *conn, uint32_t msg
         l->protect_waiter = (struct pager_waiter){ rpc_conn_ref(conn), msgid };
         pager_session_set_nascent(s, pager_image_ref(l->cached->image));
         /* Through the worker: what the VMM has discarded is known then. */
-        if (s->moving)
-                s->live_deferred = true;
-        else
-                pager_live_sync(s);
+        pager_live_sync(s);
         return 0;
 }
 

@@ -38,8 +38,10 @@ void pager_live_cancel(struct pager_live *l);
 /** The same of whatever there is of @s. */
 void pager_live_unprotect(struct pager_session *s);
 
-/** To be asked for once a session that moves has got its new worker. */
+/** Asks the source's worker to catch up; once it has its new one, if it moves. pager_live_synced follows, at once if there is none. */
 void pager_live_sync(struct pager_session *s);
+/** The letter is back from the worker. */
+void pager_live_letter(struct pager_session *s);
 /** The source's worker has caught up. */
 void pager_live_synced(struct pager_session *s);
 /** All of it is copied, or that has failed. */

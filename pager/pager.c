@@ -91,7 +91,7 @@ static void read_inbox(struct pager *p) {
                         on_surveyed(l->object);
                         break;
                 case PAGER_LIVE_SYNC:
-                        pager_live_synced(s);
+                        pager_live_letter(s);
                         break;
                 case PAGER_COPIED:
                         on_copied(p, l->object);

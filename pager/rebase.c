@@ -110,14 +110,6 @@ static void on_deadline(evutil_socket_t fd, short what, void *arg) {
                 (void) event_add(s->rebase->deadline, &again);
 }
 
-/** Whatever the worker has in hand is done when pager_rebase_synced comes. */
-static void catch_up(struct pager_session *s) {
-        if (s->worker) /* it stays with this one: balance.c */
-                pager_worker_live_sync(s->worker, s);
-        else
-                pager_rebase_synced(s);
-}
-
 int pager_rebase_begin(struct pager_session *s, struct pager_image *img, int pagemap_fd) {
         static const struct timeval soon = { .tv_sec = 1 };
         cleanup_fd int pagemap = pagemap_fd;
@@ -141,7 +133,7 @@ int pager_rebase_begin(struct pager_session *s, struct pager_image *img, int pag
         pager_image_pin(img);
         s->rebase = o;
         atomic_store_explicit(&s->holds_writes, true, memory_order_release);
-        catch_up(s);
+        pager_live_sync(s); /* whatever the worker has in hand is done then; it stays with this one: balance.c */
         return 0;
 }
 
@@ -328,7 +320,7 @@ void pager_rebase_answered(struct pager_session *s) {
                 return;
         }
         s->rebase->answered = true;
-        catch_up(s);
+        pager_live_sync(s);
 }
 
 void pager_rebase_forget(struct pager_session *s) {

@@ -134,6 +134,8 @@ struct pager_session {
         struct pager_cached *since; /* the last that was published: what is protected, or not written, is as it has it; in use */
         bool since_protected;       /* and what was written until then has been protected from then on */
         bool live_deferred;         /* protection waits for the end of a move */
+        bool live_syncing;          /* the letter is under way; and */
+        bool live_sync_again;       /* has to go once more when it is back */
         bool joined;                /* its missing pages are the kernel's */
         struct pager_letter live_sync;
         struct pager_rebase *rebase;       /* one that is under way (rebase.c), NULL: none */

@@ -107,23 +107,29 @@ static struct answer call_live(const struct live *l, const char *method) {
         return harness_call(&h, method, &b, NULL, 0);
 }
 
-static struct answer try_prepare(struct live *l, struct vmm *source) {
-        cleanup_mp_buf struct mp_buf b = { 0 };
-        cleanup_fd int mem = -1, pagemap = -1;
+/** The parameters and descriptors of live.prepare. */
+static void live_named(struct live *l, struct vmm *source, struct mp_buf *b, int *mem, int *pagemap) {
         char path[64];
 
         *l = (struct live){ .source = source, .img.fd = -1 };
         id_new(l->id);
         (void) snprintf(path, sizeof(path), "/proc/%d/mem", (int) source->pid);
-        mem = open(path, O_RDONLY | O_CLOEXEC);
+        *mem = open(path, O_RDONLY | O_CLOEXEC);
         (void) snprintf(path, sizeof(path), "/proc/%d/pagemap", (int) source->pid);
-        pagemap = open(path, O_RDONLY | O_CLOEXEC);
-        assert_true(mem >= 0 && pagemap >= 0);
-        mp_buf_init(&b);
-        mp_map(&b, 3);
-        mp_kv_str(&b, "live", l->id);
-        mp_kv_str(&b, "session", source->session);
-        mp_kv_u64(&b, "fds", 2);
+        *pagemap = open(path, O_RDONLY | O_CLOEXEC);
+        assert_true(*mem >= 0 && *pagemap >= 0);
+        mp_buf_init(b);
+        mp_map(b, 3);
+        mp_kv_str(b, "live", l->id);
+        mp_kv_str(b, "session", source->session);
+        mp_kv_u64(b, "fds", 2);
+}
+
+static struct answer try_prepare(struct live *l, struct vmm *source) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        cleanup_fd int mem = -1, pagemap = -1;
+
+        live_named(l, source, &b, &mem, &pagemap);
         return harness_call(&h, "live.prepare", &b, (int[]){ mem, pagemap }, 2);
 }
 
@@ -628,6 +634,91 @@ static void test_discarded_meanwhile(void **state) {
         image_clear(&img);
 }
 
+static void begin_live(const struct live *l, struct call *c, const char *method) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+
+        mp_buf_init(&b);
+        mp_map(&b, 1);
+        mp_kv_str(&b, "live", l->id);
+        harness_begin(&h, c, method, &b, NULL, 0);
+}
+
+static void begin_prepare(struct live *l, struct vmm *source, struct call *c) {
+        cleanup_mp_buf struct mp_buf b = { 0 };
+        cleanup_fd int mem = -1, pagemap = -1;
+
+        live_named(l, source, &b, &mem, &pagemap);
+        harness_begin(&h, c, "live.prepare", &b, (int[]){ mem, pagemap }, 2);
+}
+
+/** A fork that is cancelled while the worker is asked to catch up, and the next one, which asks it, too. */
+static void test_cancelled_at_once(void **state) {
+        struct vmm v;
+        struct image img;
+
+        image_make(&img, PAGES, 8, SNAP_CODEC_LZ4);
+        vmm_start(&h, &v, &img);
+        assert_string_equal(vmm_cmd(&v, "churn 0 4096"), "ok");
+        for (unsigned tries = 0; tries < 50; tries++) {
+                struct call c[6];
+                struct answer a;
+                struct live l[2];
+
+                begin_prepare(&l[0], &v, &c[0]);
+                begin_live(&l[0], &c[1], "live.protect");
+                begin_live(&l[0], &c[2], "live.cancel");
+                begin_prepare(&l[1], &v, &c[3]);
+                begin_live(&l[1], &c[4], "live.protect");
+                begin_live(&l[1], &c[5], "live.wait");
+                for (unsigned i = 0; i < 6; i++) {
+                        a = harness_wait(&h, &c[i]);
+                        if (a.r < 0 && i != 1) /* that may have been too late */
+                                fail_msg("%u: %s", i, a.e.message);
+                        answer_clear(&a);
+                }
+                a = call_live(&l[1], "live.cancel");
+                assert_int_equal(a.r, 0);
+                answer_clear(&a);
+        }
+        vmm_end(&h, &v);
+        image_clear(&img);
+}
+
+/** The session ends as it is about to be protected: the worker is not asked behind that. */
+static void test_closed_at_once(void **state) {
+        struct image img;
+
+        image_make(&img, PAGES, 8, SNAP_CODEC_LZ4);
+        for (unsigned tries = 0; tries < 20; tries++) {
+                cleanup_mp_buf struct mp_buf b = { 0 };
+                struct call closed, protected;
+                struct answer a;
+                struct live l;
+                struct vmm v;
+
+                vmm_start(&h, &v, &img);
+                a = try_prepare(&l, &v);
+                assert_int_equal(a.r, 0);
+                answer_clear(&a);
+                mp_buf_init(&b);
+                mp_map(&b, 1);
+                mp_kv_str(&b, "session", v.session);
+                harness_begin(&h, &closed, "session.close", &b, NULL, 0);
+                begin_live(&l, &protected, "live.protect");
+                a = harness_wait(&h, &protected);
+                assert_string_equal(a.e.code, ERR_STATE);
+                answer_clear(&a);
+                a = harness_wait(&h, &closed);
+                assert_int_equal(a.r, 0);
+                answer_clear(&a);
+                a = call_live(&l, "live.cancel");
+                assert_int_equal(a.r, 0);
+                answer_clear(&a);
+                vmm_kill(&v);
+        }
+        image_clear(&img);
+}
+
 static void test_refused(void **state) {
         cleanup_fd int null = open("/dev/null", O_RDWR | O_CLOEXEC);
         struct image empty, other;
@@ -689,6 +780,8 @@ int main(void) {
                 cmocka_unit_test(test_source_dies),
                 cmocka_unit_test(test_cancel),
                 cmocka_unit_test(test_discarded_meanwhile),
+                cmocka_unit_test(test_cancelled_at_once),
+                cmocka_unit_test(test_closed_at_once),
                 cmocka_unit_test(test_refused),
         };
 
