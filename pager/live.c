@@ -24,6 +24,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/io.h"
 #include "common/log.h"
@@ -52,7 +53,18 @@ struct pager_live {
 
 /* ---- protection ---- */
 
-/** Nothing is protected any more, and writes are none of ours. Whatever cannot be undone is not there. */
+/** While the VMM changes its layout the kernel refuses, until the worker has read of it. */
+static int protect(struct pager_session *s, uint64_t from, uint64_t len, bool on) {
+        int r = uffd_protect(s->uffd, from, len, on);
+
+        for (unsigned tries = 0; r == -EAGAIN && tries < PAGER_RETRY_ROUNDS; tries++) {
+                (void) nanosleep(&(struct timespec){ .tv_nsec = PAGER_RETRY_MIN_US * 1000l }, NULL);
+                r = uffd_protect(s->uffd, from, len, on);
+        }
+        return r;
+}
+
+/** Nothing is protected any more, and writes are none of ours; as far as the kernel does it at once. */
 static void unprotect(struct pager_session *s) {
         if (!s->attached || !atomic_load_explicit(&s->protects, memory_order_relaxed))
                 return;
@@ -75,6 +87,28 @@ static int watch_writes(struct pager_session *s) {
         return r;
 }
 
+/** All of it is watched, and what is protected is as in `since`: where that is not known, nothing is. Unprotecting stops at memory
+ *  that came since it was registered (a discard), and does nothing while events are unread; a page that stayed protected would be
+ *  taken for unchanged. */
+static int begin_watching(struct pager_session *s) {
+        bool before = atomic_load_explicit(&s->protects, memory_order_relaxed);
+        int r = watch_writes(s);
+
+        if (!before || (s->since && s->since_protected))
+                return r;
+        for (size_t i = 0; r == 0 && i < s->layout->n; i++) {
+                const struct pager_region *g = &s->layout->region[i];
+
+                r = protect(s, g->base, g->size, false);
+                for (unsigned tries = 0; r == -ENOENT && tries < PAGER_RETRY_ROUNDS; tries++) {
+                        r = watch_writes(s);
+                        if (r == 0)
+                                r = protect(s, g->base, g->size, false);
+                }
+        }
+        return r;
+}
+
 /** The source's pages are noted as they are found, and protected run by run. */
 struct arming {
         struct pager_session *s;
@@ -84,13 +118,8 @@ struct arming {
 };
 
 static int protect_run(struct arming *a) {
-        int r = 0;
+        int r = a->from < a->to ? protect(a->s, a->from, a->to - a->from, true) : 0;
 
-        for (unsigned tries = 0; a->from < a->to; tries++) {
-                r = uffd_protect(a->s->uffd, a->from, a->to - a->from, true);
-                if (r != -EAGAIN || tries == PAGER_RETRY_ROUNDS)
-                        break;
-        }
         a->from = a->to = 0;
         return r;
 }
@@ -141,8 +170,7 @@ static int arm_discarded(struct arming *a, int pagemap_fd, uint64_t first, uint6
         return r;
 }
 
-/** Notes and protects what is written, as far as it is not protected already. */
-static int arm_written(struct pager_live *l, bool few) {
+static int arm_regions(struct pager_live *l, bool few) {
         struct pager_session *s = l->source;
         struct arming a = { .s = s, .img = l->cached->image };
         int r = 0;
@@ -157,6 +185,17 @@ static int arm_written(struct pager_live *l, bool few) {
                         r = protect_run(&a);
         }
         return r;
+}
+
+/** Notes and protects what is written, as far as it is not protected already. */
+static int arm_written(struct pager_live *l, bool few) {
+        int r = arm_regions(l, few);
+
+        if (r != -ENOENT)
+                return r;
+        /* What the VMM has discarded is other memory since, and not registered yet. */
+        r = watch_writes(l->source);
+        return r < 0 ? r : arm_regions(l, few);
 }
 
 /** The VMM stands still. */
@@ -303,10 +342,13 @@ static int start_live(struct pager_live *l, struct err *e) {
         struct pager_waiter w = l->prepare_waiter;
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct pager_session *s = l->source;
-        int r = watch_writes(s);
+        int r = begin_watching(s);
 
-        if (r == 0)
+        if (r == 0) {
                 r = arm_written(l, false);
+                if (r == -EAGAIN || r == -ENOENT) /* it changes its layout as it runs: the rest when it stands still */
+                        r = 0;
+        }
         l->prepare_waiter = (struct pager_waiter){ 0 };
         if (r < 0) {
                 (void) (r == -EOPNOTSUPP ? err_set(e, ERR_UNSUPPORTED, r,

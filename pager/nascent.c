@@ -137,7 +137,12 @@ void pager_nascent_add(struct pager_image *img, uint64_t first, uint64_t n) {
 }
 
 void pager_nascent_add_zero(struct pager_image *img, uint64_t first, uint64_t n) {
-        set_bits(img->nascent->zero, first, n);
+        struct pager_nascent *o = img->nascent;
+
+        set_bits(o->zero, first, n);
+        /* Written when it was noted, and discarded since: it is not protected, so a copy would show what is written later. */
+        for (uint64_t p = first, end = first + n; p < end; p = (p | 63) + 1)
+                o->noted[p / 64] &= ~pager_word_mask(p, end);
 }
 
 int pager_nascent_begin(struct pager_image *img, struct pager_image *base) {
@@ -148,7 +153,6 @@ int pager_nascent_begin(struct pager_image *img, struct pager_image *base) {
         if (!own)
                 return -ENOMEM;
         for (size_t i = 0; i < words_of(img->n_pages); i++) {
-                n->zero[i] &= ~n->noted[i];
                 own[i] = n->noted[i] | n->zero[i];
                 n->n_pages += (uint64_t) __builtin_popcountll(n->noted[i]);
                 atomic_store_explicit(&n->todo[i], n->noted[i], memory_order_relaxed);

@@ -29,7 +29,8 @@ enum pager_nascent_state pager_nascent_state(const struct pager_image *img);
 /** That it is copied: for the filler. */
 struct pager_fill_job *pager_nascent_job(struct pager_image *img);
 
-/** While it is arming: @n pages from @first on are to be copied (may be told twice); have nothing, and read zero. */
+/** While it is arming: @n pages from @first on are to be copied (may be told twice); have nothing, and read zero. These are
+ *  told last. */
 void pager_nascent_add(struct pager_image *img, uint64_t first, uint64_t n);
 void pager_nascent_add_zero(struct pager_image *img, uint64_t first, uint64_t n);
 /** All of them have been told and are protected. What was not told is as @base (a reference is taken) has it. -ENOMEM. */
