@@ -51,6 +51,7 @@
 /* A session whose process changes its layout is asked again after this long, doubling. */
 #define PAGER_RETRY_MIN_US 200u
 #define PAGER_RETRY_MAX_US 20000u
+#define PAGER_SETTLE_TRIES 10000u /* at least two seconds, in which a VMM does not come to the end of a discard */
 
 #define PAGER_CHUNK_PAGES 16u            /* what is punched out of a memfd at a time; divides a region */
 #define PAGER_MIN_BUDGET (4ull << 20)    /* bytes of decoded pages: less would be given back before it is used */

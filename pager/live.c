@@ -7,6 +7,7 @@
  *                as there is to be copied
  *      copying   clones may live on the image already; the fill thread copies from when somebody waits for it (live.wait), faults
  *                of either side hasten it
+ *      settling  all is copied; but what the VMM had discarded before it was copied may be on its way to us, and breaks the fork
  *      copied    nothing is read from the VMM any more; forkd has the image written to the store
  *      publish   the image has a file from now on, and is as any other; the source is rebased on it (rebase.c)
  *
@@ -37,7 +38,7 @@
  * when it is written, and what is not there stays so. In a mapping of a file the kernel would leave a mark where no page is. */
 #define MAX_GAP_PAGES 8u
 
-enum live_state { WAITING, PREPARED, SYNCING, COPYING, COPIED, BROKEN };
+enum live_state { WAITING, PREPARED, SYNCING, COPYING, SETTLING, COPIED, BROKEN };
 
 struct pager_live {
         struct pager_live *next;
@@ -48,6 +49,8 @@ struct pager_live {
         struct pager_cached *cached;  /* the image, in use */
         int pagemap_fd;
         uint64_t copy_ns; /* since when it is copied, then how long it took */
+        struct event *settle;
+        unsigned settle_tries;
         struct pager_waiter prepare_waiter, protect_waiter, wait_waiter;
 };
 
@@ -272,8 +275,12 @@ static void forget(struct pager_live *l) {
         (void) close_fd(l->pagemap_fd);
         if (l->cached)
                 pager_cache_put(l->cached);
+        if (l->settle)
+                event_free(l->settle);
         free(l);
 }
+
+static void on_settle(evutil_socket_t fd, short what, void *arg);
 
 /* ---- its steps ---- */
 
@@ -323,9 +330,14 @@ static int make_live(struct pager *p, const struct pager_live_params *lp, struct
         r = pager_nascent_new(pager_image_pages(s->image) * PAGER_PAGE, s->layout, TAKE_FD(mem), p->reclaim, &img);
         if (r < 0)
                 return err_errno(e, r, "making an image");
+        l->settle = evtimer_new(p->base, on_settle, l);
+        if (!l->settle)
+                return err_errno(e, -ENOMEM, "preparing a live fork");
         r = pager_cache_add(p->cache, img, &l->cached, e);
-        if (r < 0)
+        if (r < 0) {
+                event_free(l->settle);
                 return r;
+        }
         (void) snprintf(l->id, sizeof(l->id), "%s", lp->id);
         l->pager = p;
         l->source = s;
@@ -432,6 +444,43 @@ int pager_live_protect(struct pager_live *l, struct rpc_conn *conn, uint32_t msg
         return 0;
 }
 
+/** When somebody waits for it, not sooner: the VMM runs by then, and until then had better things to do with the CPUs. */
+static void start_copying(struct pager_live *l) {
+        if (l->copy_ns != 0)
+                return;
+        l->copy_ns = now_ns();
+        pager_filler_start(l->pager->filler, pager_nascent_job(l->cached->image));
+}
+
+/** The worker has read all that the VMM discarded while it was copied. */
+static void settled(struct pager_live *l) {
+        if (!pager_nascent_settle(l->cached->image)) {
+                break_off(l);
+                return;
+        }
+        l->state = COPIED;
+        l->copy_ns = now_ns() - l->copy_ns;
+        answer_wait(l);
+}
+
+/** While the kernel has a discard under way of which nobody has read, later. When it has none, all that there were have been
+ *  read, and the worker is done with them when it is asked. */
+static void settle(struct pager_live *l) {
+        static const struct timeval soon = { .tv_usec = PAGER_RETRY_MIN_US };
+
+        if (!uffd_changing(l->source->uffd))
+                pager_live_sync(l->source);
+        else if (l->settle_tries++ == PAGER_SETTLE_TRIES || event_add(l->settle, &soon) < 0)
+                break_off(l);
+}
+
+static void on_settle(evutil_socket_t fd, short what, void *arg) {
+        struct pager_live *l = arg;
+
+        if (l->state == SETTLING)
+                settle(l);
+}
+
 void pager_live_synced(struct pager_session *s) {
         cleanup_mp_buf struct mp_buf b = { 0 };
         struct pager_live *l = s->live;
@@ -442,6 +491,8 @@ void pager_live_synced(struct pager_session *s) {
                 pager_rebase_synced(s);
                 return;
         }
+        if (l && l->state == SETTLING)
+                settled(l);
         if (!l || l->state != SYNCING) /* cancelled meanwhile */
                 return;
         r = s->failed || s->ending ? -EPIPE : arm(l);
@@ -461,6 +512,8 @@ void pager_live_synced(struct pager_session *s) {
                   (unsigned long long) pager_nascent_pages(l->cached->image), ms_since(start));
         (void) rpc_reply(l->protect_waiter.conn, l->protect_waiter.msgid, &b, NULL, 0);
         rpc_conn_unref(TAKE_PTR(l->protect_waiter.conn));
+        if (l->wait_waiter.conn)
+                start_copying(l);
 }
 
 int pager_live_open(struct pager *p, const char *id, struct pager_cached **ret, struct err *e) {
@@ -470,7 +523,7 @@ int pager_live_open(struct pager *p, const char *id, struct pager_cached **ret, 
                 return err_set(e, ERR_NOT_FOUND, -ENOENT, "there is no live fork %s", id);
         if (l->state == BROKEN)
                 return err_set(e, ERR_STATE, -EPIPE, "live fork %s has failed", l->id);
-        if (l->state != COPYING && l->state != COPIED)
+        if (l->state != COPYING && l->state != SETTLING && l->state != COPIED)
                 return err_set(e, ERR_STATE, -EAGAIN, "live fork %s is not protected yet", l->id);
         pager_cache_use(l->cached);
         *ret = l->cached;
@@ -489,9 +542,8 @@ void pager_live_copied(struct pager *p, struct pager_image *img) {
         struct pager_live *l = live_of(p, img);
 
         if (l && l->state == COPYING && pager_nascent_state(img) == PAGER_NASCENT_COMPLETE) {
-                l->state = COPIED;
-                l->copy_ns = now_ns() - l->copy_ns;
-                answer_wait(l);
+                l->state = SETTLING;
+                settle(l);
         } else if (l) {
                 break_off(l);
         }
@@ -506,10 +558,8 @@ int pager_live_wait(struct pager_live *l, struct rpc_conn *conn, uint32_t msgid,
         l->wait_waiter = (struct pager_waiter){ rpc_conn_ref(conn), msgid };
         if (l->state == COPIED) {
                 answer_wait(l);
-        } else if (l->copy_ns == 0) {
-                /* Not sooner: the VMM runs by now, and until then had better things to do with the CPUs. */
-                l->copy_ns = now_ns();
-                pager_filler_start(l->pager->filler, pager_nascent_job(l->cached->image));
+        } else if (l->state == COPYING) {
+                start_copying(l);
         }
         return 0;
 }

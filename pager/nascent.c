@@ -19,7 +19,8 @@
  * sake of fewer mappings, lineage.h) it is taken from there.
  *
  * What the VMM discards while it is copied is gone. Discards of any noted page break the image, also when it seems to have been copied:
- * of some the pager hears after the fact. */
+ * of some the pager hears after the fact. So it is not known to be good before it has settled: all that was discarded until the last page was
+ * copied has been heard of. */
 #include "pager/nascent.h"
 
 #include <errno.h>
@@ -43,6 +44,7 @@ struct pager_nascent {
         struct pager_image *base; /* a reference */
         struct pager_layout *layout;
         _Atomic int state;
+        _Atomic bool settled;
         struct pager_fill_job job;
         uint64_t n_pages; /* noted to be copied */
         _Atomic uint64_t copied;
@@ -364,10 +366,17 @@ int pager_nascent_secure(struct pager_image *img, struct pager_scratch *s, uint6
         return 0;
 }
 
+bool pager_nascent_settle(struct pager_image *img) {
+        if (pager_nascent_state(img) != PAGER_NASCENT_COMPLETE)
+                return false;
+        atomic_store_explicit(&img->nascent->settled, true, memory_order_release);
+        return pager_nascent_state(img) == PAGER_NASCENT_COMPLETE;
+}
+
 void pager_nascent_discarded(struct pager_image *img, uint64_t first, uint64_t n) {
         struct pager_nascent *o = img->nascent;
 
-        if (pager_nascent_state(img) != PAGER_NASCENT_COPYING)
+        if (pager_nascent_state(img) < PAGER_NASCENT_COPYING || atomic_load_explicit(&o->settled, memory_order_acquire))
                 return;
         for (uint64_t p = first, end = MIN_OF(first + n, img->n_pages); p < end; p = (p | 63) + 1)
                 if (o->noted[p / 64] & pager_word_mask(p, end)) {

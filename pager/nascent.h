@@ -43,6 +43,9 @@ void pager_nascent_break(struct pager_image *img);
 /** It has been written to @fd (stays the caller's): from now on it is as any other image. -EINVAL: it is not complete; -EUCLEAN: the
  *  file has other pages, as far as a few of them tell; the errors of snap_image_open. */
 int pager_nascent_publish(struct pager_image *img, int fd) attr_warn_unused;
+/** All that the VMM had discarded when the last page was copied has been told: what it discards from now on harms nothing. False: the image
+ *  is broken. */
+bool pager_nascent_settle(struct pager_image *img);
 /** A bit a page: it was copied out of the VMM. Constant. */
 const uint64_t *pager_nascent_noted(const struct pager_image *img);
 /** Of a published one: gives back what is large and not in @keep (or NULL), for the VMM has it, too. Whoever needs it finds it in the file. */

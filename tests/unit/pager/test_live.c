@@ -16,6 +16,7 @@
 #include "pager/limits.h"
 
 #define PAGES 4096ull
+#define TRIES 100u /* of something that happens at the wrong moment */
 
 static struct harness h;
 
@@ -703,6 +704,46 @@ static void test_discarded_before(void **state) {
         image_clear(&img);
 }
 
+/** Discarded just as the last page is copied: a copy of what came in its place counts for nothing. */
+static void test_discarded_at_the_end(void **state) {
+        struct image img;
+        struct vmm v;
+
+        image_make(&img, 64, 9, SNAP_CODEC_LZ4);
+        vmm_start(&h, &v, &img);
+        for (unsigned tries = 0; tries < TRIES; tries++) {
+                struct answer a;
+                struct live l;
+                struct vmm c;
+
+                for (unsigned i = 8; i < 40; i++)
+                        assert_string_equal(vmm_cmd(&v, "write %u 7", i), "ok");
+                a = try_prepare(&l, &v);
+                assert_int_equal(a.r, 0);
+                answer_clear(&a);
+                vmm_stop(&v);
+                vmm_send(&v, "advise 8 32 4"); /* the first that it does */
+                a = call_live(&l, "live.protect");
+                vmm_go(&v);
+                assert_int_equal(a.r, 0);
+                answer_clear(&a);
+                assert_string_equal(vmm_answer(&v), "ok");
+                a = call_live(&l, "live.wait");
+                if (a.r == 0) {
+                        answer_clear(&a);
+                        clone_start(&l, &c, true);
+                        for (unsigned i = 8; i < 40; i++)
+                                assert_string_equal(vmm_cmd(&c, "filled %u 7", i), "ok");
+                        vmm_end(&h, &c);
+                }
+                answer_clear(&a);
+                a = call_live(&l, "live.cancel");
+                answer_clear(&a);
+        }
+        vmm_end(&h, &v);
+        image_clear(&img);
+}
+
 static void begin_live(const struct live *l, struct call *c, const char *method) {
         cleanup_mp_buf struct mp_buf b = { 0 };
 
@@ -851,6 +892,7 @@ int main(void) {
                 cmocka_unit_test(test_discarded_meanwhile),
                 cmocka_unit_test(test_unprotected_behind_discard),
                 cmocka_unit_test(test_discarded_before),
+                cmocka_unit_test(test_discarded_at_the_end),
                 cmocka_unit_test(test_cancelled_at_once),
                 cmocka_unit_test(test_closed_at_once),
                 cmocka_unit_test(test_refused),
