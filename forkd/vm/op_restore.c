@@ -80,8 +80,8 @@ static int launch(struct vm *vm, const struct vm_origin *o, bool no_shell, struc
         return r;
 }
 
-/* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. */
-static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages, struct err *e) {
+/* VMM with its memory attached and its device state loaded; the guest's vCPUs do not run. -ERESTART as above. */
+static int load(struct vm *vm, const struct vm_origin *o, bool no_shell, struct stages *stages, struct err *e) {
         cleanup_fd int vmstate = -1;
         int r;
 
@@ -91,9 +91,7 @@ static int load(struct vm *vm, const struct vm_origin *o, struct stages *stages,
         stage_done(stages, "files");
         if (r < 0)
                 return r;
-        r = launch(vm, o, vm->pool[0], stages, e); /* shells are for those who wait */
-        if (r == -ERESTART)
-                r = launch(vm, o, true, stages, e);
+        r = launch(vm, o, no_shell, stages, e);
         if (r < 0)
                 return r;
         r = vm->ops->load_state(vm->vmm, vmstate, e);
@@ -115,18 +113,24 @@ static int come_alive(struct vm *vm, struct stages *stages, struct err *e) {
 }
 
 /* A nascent one may have been published while we waited; then it is as any other, and there is no nascent one any more. */
-static int load_origin(struct vm *vm, const struct vm_origin *o, struct stages *stages, struct err *e) {
+static int load_once(struct vm *vm, const struct vm_origin *o, bool no_shell, struct stages *stages, struct err *e) {
         struct snap_entry *s = o->entry ? NULL : catalog_by_id(vm->d->catalog, o->m->id);
         struct vm_origin published;
         int r;
 
         if (!s)
-                return load(vm, o, stages, e);
+                return load(vm, o, no_shell, stages, e);
         origin_published(s, &published);
         s->users++;
-        r = load(vm, &published, stages, e);
+        r = load(vm, &published, no_shell, stages, e);
         s->users--;
         return r;
+}
+
+static int load_origin(struct vm *vm, const struct vm_origin *o, struct stages *stages, struct err *e) {
+        int r = load_once(vm, o, vm->pool[0], stages, e); /* shells are for those who wait */
+
+        return r == -ERESTART ? load_once(vm, o, true, stages, e) : r;
 }
 
 static int restore(struct vm *vm, const struct vm_origin *o, bool paused, struct vm_clone_result *ret, struct err *e) {

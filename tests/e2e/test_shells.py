@@ -171,6 +171,26 @@ class Shells(Case):
                 if alive(pid):
                     os.kill(pid, signal.SIGKILL)
 
+    def test_a_shell_that_does_not_answer_a_live_fork(self):
+        """Until it is given up the snapshot has been published, and there is no nascent image any more."""
+        self.lab.ctl("fork", "warm", "source")
+        self.lab.wait_shells()
+        pids = self.shell_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            self.lab.ctl("fork", "source", "s")
+            self.assertNotIn(self.lab.vm("s")["pid"], pids)
+            self.assertEqual(self.lab.text("s", "sha256sum /run/data"), self.sum)
+        finally:
+            for pid in pids:
+                if alive(pid):
+                    os.kill(pid, signal.SIGKILL)
+        # what it lives on is what its own snapshot is a child of
+        self.lab.ctl("standby", "s")
+        self.lab.ctl("restore", "s")
+        self.assertEqual(self.lab.text("s", "sha256sum /run/data"), self.sum)
+
     def test_forkd_is_told_to_end(self):
         pids = self.shell_pids()
         self.lab.ctl("fork", "warm", "stays")
