@@ -138,6 +138,7 @@ class LiveForks(Case):
 
     def test_forkd_dies_as_a_booted_one_joins(self):
         """What it asked of the pager last is done when it is gone. The next forkd knows of it, and the VM can be forked while it runs."""
+        self.fill("v")
         self.lab.ctl("fork", "v", "other")  # so there is a pager
         self.lab.ctl("run", "fresh", "--mem", "128M")
         self.lab.sh("fresh", f"head -c {8 * MIB} /dev/urandom > /run/data")
