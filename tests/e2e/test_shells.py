@@ -144,7 +144,7 @@ class Shells(Case):
             except AssertionError:
                 raise
             except Exception as e: # one that had its memory already is that VM's VMM
-                self.assertEqual(e.error["code"], "vmm-failed", e)
+                self.assertIn(e.error["code"], ("vmm-failed", "agent-failed"), e)
             t.join()
             names = [v["name"] for v in self.lab.ctl("ps")]
             if "t" in names:
@@ -163,7 +163,7 @@ class Shells(Case):
         try:
             start = time.monotonic()
             self.lab.ctl("fork", "warm", "s")
-            self.assertLess(time.monotonic() - start, 12)
+            self.assertLess(time.monotonic() - start, 30)
             self.assertNotIn(self.lab.vm("s")["pid"], pids)
             self.assertEqual(self.lab.text("s", "sha256sum /run/data"), self.sum)
         finally:
