@@ -233,7 +233,9 @@ static int take_warm(struct pool *p, const char *name, struct pool_taken *ret, s
 static int take_cold(struct pool *p, const char *name, struct pool_taken *ret, struct err *e) {
         cleanup_free struct fork_result *res = calloc(1, sizeof(*res));
         id_str from;
-        struct fork_params fp = { .source = from, .name = name, .count = 1, .on_pager_loss = p->on_pager_loss };
+        struct fork_params fp = {
+                .source = from, .snapshot_only = true, .name = name, .count = 1, .on_pager_loss = p->on_pager_loss
+        };
         int r;
 
         if (!res)

@@ -49,14 +49,20 @@ struct forking {
 
 /* ---- the source ---- */
 
+/* -ENOENT: the source is no VM. */
+static int source_vm(struct daemon *d, const struct fork_params *p, struct vm **ret) {
+        struct err ignored;
+
+        return p->snapshot_only ? -ENOENT : vm_find(d, p->source, ret, &ignored);
+}
+
 /* @base gets what clones without a name of their own are called after. */
 static int find_source(struct forking *f, char *base, size_t size, struct err *e) {
         struct snap_entry *s;
-        struct err ignored;
         struct vm *vm;
         int r;
 
-        if (vm_find(f->d, f->p->source, &vm, &ignored) < 0) {
+        if (source_vm(f->d, f->p, &vm) < 0) {
                 r = catalog_find(f->d->catalog, f->p->source, &s, e);
                 if (r < 0) {
                         (void) err_set(e, ERR_NOT_FOUND, -ENOENT, "there is neither a VM nor a snapshot named '%.80s'",
@@ -89,7 +95,7 @@ static int reserve(struct daemon *d, const struct fork_params *p, struct admissi
         struct vm *vm;
         char who[80];
 
-        if (vm_find(d, p->source, &vm, &ignored) == 0)
+        if (source_vm(d, p, &vm) == 0)
                 need = admission_vm_need(vm->machine.mem_bytes, vm->machine.vcpus, false);
         else if (catalog_find(d->catalog, p->source, &s, &ignored) == 0)
                 need = admission_vm_need(s->m.mem_bytes, s->m.vcpus, false);
@@ -184,11 +190,10 @@ static int name_clones(struct forking *f, struct err *e) {
 /* As it is asked for, as the source has it, or the default. */
 static int set_policy(struct daemon *d, const struct fork_params *p, struct clone *clones, struct err *e) {
         const char *policy = p->on_pager_loss;
-        struct err ignored;
         struct vm *source;
 
         if (!policy[0])
-                policy = vm_find(d, p->source, &source, &ignored) == 0 ? source->on_pager_loss : "kill";
+                policy = source_vm(d, p, &source) == 0 ? source->on_pager_loss : "kill";
         for (unsigned i = 0; i < p->count; i++)
                 (void) snprintf(clones[i].vm->on_pager_loss, sizeof(clones[i].vm->on_pager_loss), "%s", policy);
         return vm_check_policy(policy, e);

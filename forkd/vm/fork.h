@@ -8,6 +8,7 @@
 
 struct fork_params {
         const char *source; /* a VM's name or id, a snapshot's id or tag */
+        bool snapshot_only; /* a VM that is called so is not meant */
         const char *name;   /* "": derived from the source */
         unsigned count;
         bool paused, force;

@@ -275,6 +275,17 @@ class Pools(Case):
         self.filled(2)
         self.assertIsNone(self.pool()["problem"])
 
+    def test_12_a_vm_that_is_called_as_the_snapshot(self):
+        """It is not what an empty pool makes a clone of."""
+        self.lab.ctl("pool", "create", "p", "--from", "warm", "--size", "1")
+        other = self.pool()["from"]
+        self.lab.ctl("fork", "warm", other)
+        self.lab.sh(other, "echo secret > /run/mine")
+        taken = [self.lab.ctl("pool", "take", "p") for _ in range(2)]
+        self.assertIn(False, [t["warm"] for t in taken])
+        for t in taken:
+            self.lab.sh(t["name"], "! test -e /run/mine")
+
     def test_13_what_is_told(self):
         self.lab.ctl("pool", "create", "p", "--from", "warm", "--size", "2")
         self.lab.ctl("pool", "take", "p", "told")
