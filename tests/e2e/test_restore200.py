@@ -24,6 +24,7 @@ class Restore200(Case):
             answered += self.lab.text("clone", "cat /run/first; hostname") == f"{first}\nclone"
             self.lab.ctl("rm", "clone")
             if i in (9, RESTORES - 1):
+                self.lab.wait_shells()  # each that is being started, or was just taken, would count
                 counts.append((self.descriptors(self.lab.forkd.pid), self.descriptors(self.lab.ctl("pager", "status")["pid"])))
         print(f"answered: {answered}/{RESTORES}; descriptors of forkd and pager after 10 and after all: {counts}")
         self.assertEqual(answered, RESTORES)
