@@ -86,6 +86,19 @@ int snap_store_learn_workingset(struct snap_store *s, const char *id, const stru
         return r;
 }
 
+/** Leaves the first @keep pages. */
+static void cut(struct snap_workingset *w, uint64_t keep) {
+        uint64_t n = 0;
+        size_t i = 0;
+
+        for (; i < w->n_runs && n < keep; i++) {
+                w->run[i].n = MIN_OF(w->run[i].n, keep - n);
+                n += w->run[i].n;
+        }
+        w->n_runs = i;
+        w->n_pages = n;
+}
+
 int snap_workingset_succeed(struct snap_store *s, const char *from, const struct snap_run *run, size_t n_runs, uint64_t ram_pages,
                             struct snap_workingset *ret) {
         cleanup_snap_workingset struct snap_workingset old = {};
@@ -99,7 +112,10 @@ int snap_workingset_succeed(struct snap_store *s, const char *from, const struct
                 r = snap_store_read_workingset(s, m, &old);
         if (r == -ENOMEM)
                 return r;
-        /* @old is empty if there was none of use. */
+        /* @old is empty if there was none of use. Nobody can tell which of its pages were needed again, for they were mapped ahead; so each
+         * generation forgets a part, or a chain would drag along what any of its links once needed: at depth 32 twice as
+         * much as at depth 1, mapped at each restore, and looked at by each standby. */
+        cut(&old, old.n_pages - old.n_pages / SNAP_WORKINGSET_FORGET_PART);
         r = snap_workingset_merge(&old, run, n_runs, ram_pages, snap_workingset_max_pages(ram_pages), ret, NULL);
         if (r == 0)
                 ret->restores = 0;

@@ -15,6 +15,7 @@
 #define SNAP_WORKINGSET_MAX_RUNS 65536u
 #define SNAP_WORKINGSET_MIN_BYTES (16ull << 20) /* a working set may have this much of any RAM, and of large RAM */
 #define SNAP_WORKINGSET_RAM_PART 4u             /* this part: see snap_workingset_max_pages() */
+#define SNAP_WORKINGSET_FORGET_PART 16u         /* a child does not inherit this part of it, of what was needed last */
 #define SNAP_WORKINGSET_NEWS_PART 64u           /* news are worth a new file when they add at least this part to it */
 
 /* @n (at least 1) pages from page @first on. */
