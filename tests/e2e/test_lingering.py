@@ -95,8 +95,7 @@ class Ends(Case):
         for fix in ([], ["--fix"]):
             self.assertEqual(self.lab.ctl("doctor", "--orphans", "--state-dir", str(self.lab.state), *fix)["orphans"], [])
         held.let_go()
-        until(lambda: self.lab.vm("stopped")["pid"] is None)
-        self.assertFalse(self.lab.vm("stopped")["reason"])
+        until(lambda: self.lab.vm("stopped")["pid"] is None and not self.lab.vm("stopped")["reason"])
         self.lab.ctl("rm", "stopped")
 
     def test_a_conflict_names_who_lingers(self):
