@@ -258,7 +258,7 @@ void catalog_sync_later(struct catalog *c, const struct snap_entry *s) {
 void catalog_vm_stands_by(struct vm *vm, const struct snap_manifest *m) {
         catalog_vm_descends(vm, m);
         vm->pending_snapshot[0] = '\0';
-        vm->has_base = vm->has_parent = vm->live = false;
+        vm->has_base = vm->has_parent = vm->has_origin = vm->live = false;
 }
 
 void catalog_vm_descends(struct vm *vm, const struct snap_manifest *m) {

@@ -327,14 +327,14 @@ int api_vm_restore(struct request *rq, struct mp_buf *out, struct err *e) {
                 r = vm_op_begin(vm, "restore", e);
         if (r < 0)
                 return r;
-        if (vm->vmm || !vm->snapshot[0]) {
+        if (vm->vmm || !vm_comes_back_from(vm)[0]) {
                 (void) err_set(e, ERR_STATE, -EINVAL, "'%s' is %s, not on standby", vm->name, vm_state_name(vm->state));
                 r = err_hint(e, vm->vmm ? "to make a copy of a running VM use: forkctl fork %s" : "'%s' was never saved",
                              vm->name);
         } else {
                 id_str snapshot;
 
-                memcpy(snapshot, vm->snapshot, sizeof(snapshot));
+                (void) snprintf(snapshot, sizeof(snapshot), "%s", vm_comes_back_from(vm));
                 r = vm_op_restore(vm, snapshot, false, force, &c, e);
         }
         if (r == 0)

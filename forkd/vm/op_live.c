@@ -238,6 +238,9 @@ static int descend(struct taking *t, const struct snap_entry *s, struct err *e) 
         /* Its session goes on, and what it tells from now on is no restore's of either snapshot. */
         recording_learn(vm, vm->snapshot, &t->recorded);
         recording_end(vm);
+        if (!vm->has_origin)
+                memcpy(vm->origin, vm->snapshot, sizeof(vm->origin));
+        vm->has_origin = true;
         catalog_vm_descends(vm, &s->m);
         vm->has_parent = true;
         return vm_record_save(vm, e);

@@ -28,7 +28,7 @@
 #define RECORD_MAX_BYTES 16384
 
 static void record_encode(const struct vm *vm, struct mp_buf *b) {
-        mp_map(b, 30);
+        mp_map(b, 32);
         mp_kv_u64(b, "version", RECORD_VERSION);
         mp_kv_str(b, "id", vm->id);
         mp_kv_str(b, "name", vm->name);
@@ -46,6 +46,8 @@ static void record_encode(const struct vm *vm, struct mp_buf *b) {
         mp_kv_str(b, "parent", vm->parent);
         mp_kv_u64(b, "generation", vm->generation);
         mp_kv_bool(b, "has_base", vm->has_base);
+        mp_kv_str(b, "origin", vm->origin);
+        mp_kv_bool(b, "has_origin", vm->has_origin);
         mp_kv_bool(b, "has_parent", vm->has_parent);
         mp_kv_bool(b, "live", vm->live);
         mp_kv_str(b, "pending_snapshot", vm->pending_snapshot);
@@ -253,6 +255,9 @@ static int record_decode(const msgpack_object *m, struct vm *vm) {
                 return r == -ENOENT ? -EBADMSG : r; /* a field is missing, which must not look like no record */
         if (get_id(m, "group", vm->group) == -EBADMSG)
                 return -EBADMSG;
+        if (get_id(m, "origin", vm->origin) == -EBADMSG)
+                return -EBADMSG;
+        (void) mp_get_bool(m, "has_origin", &vm->has_origin);
         (void) mp_get_str(m, "reason", vm->reason, sizeof(vm->reason));
         (void) mp_get_str(m, "vmm_version", vm->vmm_version, sizeof(vm->vmm_version));
         (void) mp_get_str(m, "net", vm->net, sizeof(vm->net));

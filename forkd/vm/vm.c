@@ -23,6 +23,10 @@ static const char *const state_names[] = {
         [VM_STANDBY] = "standby",   [VM_STOPPING] = "stopping", [VM_STOPPED] = "stopped", [VM_FAILED] = "failed",
 };
 
+const char *vm_comes_back_from(const struct vm *vm) {
+        return vm->has_origin && vm->state != VM_STANDBY ? vm->origin : vm->snapshot;
+}
+
 const char *vm_state_name(enum vm_state s) {
         return (size_t) s < ARRAY_LEN(state_names) ? state_names[s] : "unknown";
 }

@@ -61,8 +61,10 @@ struct vm {
         id_str parent;       /* that snapshot's parent */
         uint32_t generation; /* snapshots in its chain */
         bool has_base;       /* store/vms/<id>/base.img: what its memory is mapped from */
-        bool has_parent;     /* parent.img beside it: the image of @snapshot, made since; its next snapshot is a child of that */
-        bool live;           /* a live fork of it is under way, or was cut off: some of its memory may be write-protected, and
+        id_str origin;       /* what a restore brings back, if has_origin: @snapshot before it was forked live; "": nothing */
+        bool has_origin;
+        bool has_parent; /* parent.img beside it: the image of @snapshot, made since; its next snapshot is a child of that */
+        bool live;       /* a live fork of it is under way, or was cut off: some of its memory may be write-protected, and
                                   * what is not need not be all that has changed (op_live.c) */
         id_str pending_snapshot; /* a standby under way: completed if this one is published, else undone */
         bool needs_wake;         /* restored, but its agent has not yet been told who it is */
@@ -161,6 +163,10 @@ int vm_set_state(struct vm *vm, enum vm_state state, struct err *e);
 int vm_enter_state(struct vm *vm, enum vm_state state, struct err *e) attr_warn_unused;
 /** To VM_FAILED with a reason; the record is written as far as the disk allows. */
 void vm_fail(struct vm *vm, const char *fmt, ...) attr_printf(2, 3);
+
+/** What it comes back from when it is restored: "" if from nothing. A live fork makes it a child of a snapshot that nobody has put
+ *  it on standby in; it comes back from where it came from before. */
+const char *vm_comes_back_from(const struct vm *vm);
 
 /* ---- records (record.c) ---- */
 int vm_record_save(struct vm *vm, struct err *e);
