@@ -75,6 +75,20 @@ class Instant(LiveCase):
 class Chain(LiveCase):
     """What the source is, and costs, afterwards."""
 
+    def test_it_comes_back_from_where_it_came(self):
+        """Not from a snapshot that was made of it while it ran, which may be gone."""
+        self.lab.ctl("run", "b", "--mem", "128M")
+        self.lab.sh("b", "echo one > /run/value")
+        self.lab.ctl("standby", "b")
+        self.lab.ctl("restore", "b")
+        self.lab.sh("b", "echo two > /run/value")
+        made = self.lab.ctl("snapshot", "create", "b")["snapshot"]
+        self.lab.ctl("snapshot", "rm", made)
+        self.lab.ctl("stop", "b")
+        self.lab.ctl("restore", "b")
+        self.assertEqual(self.lab.text("b", "cat /run/value"), "one")
+        self.lab.ctl("rm", "b")
+
     def test_the_next_costs_what_was_written(self):
         digest, _ = self.warm("v", 24)
         first = self.snap(self.lab.ctl("snapshot", "create", "v")["snapshot"])
