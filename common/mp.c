@@ -424,3 +424,14 @@ void mp_kv_bool(struct mp_buf *b, const char *key, bool v) {
         mp_str(b, key);
         mp_bool(b, v);
 }
+
+int mp_as_u64s(const msgpack_object *o, uint64_t *ret, unsigned n) {
+        if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size != n)
+                return -EBADMSG;
+        for (unsigned i = 0; i < n; i++) {
+                if (o->via.array.ptr[i].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
+                        return -EBADMSG;
+                ret[i] = o->via.array.ptr[i].via.u64;
+        }
+        return 0;
+}

@@ -95,3 +95,6 @@ void mp_kv_bool(struct mp_buf *b, const char *key, bool v);
 /** An array of the @n elements that are encoded in @elements already; if that has failed, so has @b. */
 void mp_kv_list(struct mp_buf *b, const char *key, const struct mp_buf *elements, uint64_t n);
 void mp_key(struct mp_buf *b, const char *key);
+
+/** Reads the @n numbers of the array @o. -EBADMSG: it is not that. */
+int mp_as_u64s(const msgpack_object *o, uint64_t *ret, unsigned n) attr_warn_unused;

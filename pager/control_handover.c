@@ -12,18 +12,6 @@
 
 /* ---- reading ---- */
 
-/** Reads @n numbers out of @o. */
-static int get_numbers(const msgpack_object *o, uint64_t *ret, unsigned n) {
-        if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size != n)
-                return -EBADMSG;
-        for (unsigned i = 0; i < n; i++) {
-                if (o->via.array.ptr[i].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
-                        return -EBADMSG;
-                ret[i] = o->via.array.ptr[i].via.u64;
-        }
-        return 0;
-}
-
 /** The page ranges in @key, all inside of @n_pages. The caller frees *ret. */
 static int get_ranges(const msgpack_object *params, const char *key, uint64_t n_pages, struct pager_removed_range **ret,
                       size_t *ret_n, struct err *e) {
@@ -38,7 +26,7 @@ static int get_ranges(const msgpack_object *params, const char *key, uint64_t n_
         for (uint32_t i = 0; i < a->via.array.size; i++) {
                 uint64_t v[2];
 
-                if (get_numbers(&a->via.array.ptr[i], v, 2) < 0 || v[1] == 0 || v[0] >= n_pages || v[1] > n_pages - v[0])
+                if (mp_as_u64s(&a->via.array.ptr[i], v, 2) < 0 || v[1] == 0 || v[0] >= n_pages || v[1] > n_pages - v[0])
                         return err_set(e, ERR_INVALID, -EINVAL, "range %u of %s is no range of guest pages", i, key);
                 list[i] = (struct pager_removed_range){ v[0], v[1] };
         }
@@ -64,7 +52,7 @@ static int get_layout(const msgpack_object *params, uint64_t ram_bytes, struct p
                 const char *wrong;
                 uint64_t v[3];
 
-                if (get_numbers(&a->via.array.ptr[l->n], v, 3) < 0)
+                if (mp_as_u64s(&a->via.array.ptr[l->n], v, 3) < 0)
                         return err_set(e, ERR_INVALID, -EINVAL, "region %zu is not [base, size, offset]", l->n);
                 *g = (struct pager_region){ .base = v[0], .size = v[1], .offset = v[2] };
                 wrong = pager_region_check(g, PAGER_PAGE, ram_bytes);

@@ -173,21 +173,9 @@ int pager_handover_resume(struct pager *p, struct pager_session *s, struct err *
         return 0;
 }
 
-static struct pager_layout *copy_layout(const struct pager_layout *l) {
-        struct pager_layout *copy = pager_layout_new(l->n);
-
-        if (!copy)
-                return NULL;
-        copy->mode = l->mode;
-        copy->page_size = l->page_size;
-        copy->n = l->n;
-        memcpy(copy->region, l->region, l->n * sizeof(l->region[0]));
-        return copy;
-}
-
 /** Gives the session its descriptors: duplicates, so that a failure later leaves the caller's as they are. */
 static int attach(struct pager *p, struct pager_session *s, const struct pager_adoption *a, struct err *e) {
-        cleanup_free struct pager_layout *layout = copy_layout(a->layout);
+        cleanup_free struct pager_layout *layout = pager_layout_copy(a->layout);
         cleanup_fd int uffd = fcntl(a->uffd, F_DUPFD_CLOEXEC, 3), sock = fcntl(a->vmm_sock, F_DUPFD_CLOEXEC, 3);
         int r;
 

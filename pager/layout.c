@@ -66,6 +66,28 @@ int pager_layout_finish(struct pager_layout *l, char *why, size_t why_size) {
         return 0;
 }
 
+struct pager_layout *pager_layout_copy(const struct pager_layout *l) {
+        struct pager_layout *copy = pager_layout_new(l->n);
+
+        if (!copy)
+                return NULL;
+        copy->mode = l->mode;
+        copy->page_size = l->page_size;
+        copy->n = l->n;
+        memcpy(copy->region, l->region, l->n * sizeof(l->region[0]));
+        return copy;
+}
+
+const struct pager_region *pager_layout_find_offset(const struct pager_layout *l, uint64_t offset) {
+        for (size_t i = 0; i < l->n; i++) {
+                const struct pager_region *g = &l->region[i];
+
+                if (g->offset != PAGER_READS_ZERO && offset >= g->offset && offset - g->offset < g->size)
+                        return g;
+        }
+        return NULL;
+}
+
 const struct pager_region *pager_layout_find(const struct pager_layout *l, uint64_t addr) {
         size_t lo = 0, hi = l->n;
 

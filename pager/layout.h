@@ -37,6 +37,9 @@ struct pager_layout {
 /** An empty layout with room for @cap regions; to be freed with free(). NULL: out of memory. */
 struct pager_layout *pager_layout_new(size_t cap);
 
+/** To be freed with free(). NULL: out of memory. */
+struct pager_layout *pager_layout_copy(const struct pager_layout *l);
+
 /** Above every user address of 64-bit Linux, and far from overflow. */
 #define PAGER_MAX_ADDRESS (1ull << 57)
 
@@ -49,6 +52,9 @@ int pager_layout_finish(struct pager_layout *l, char *why, size_t why_size) attr
 
 /** The region that holds @addr, or NULL. */
 const struct pager_region *pager_layout_find(const struct pager_layout *l, uint64_t addr);
+
+/** The region that holds the guest page at @offset in RAM, or NULL. */
+const struct pager_region *pager_layout_find_offset(const struct pager_layout *l, uint64_t offset);
 
 /** mremap moved [@from, @from + @len) to @to: guest memory is found at its new address from now on, the old one
  *  reads zero, and what was known of the new one is forgotten. A part of the old range that the layout does not

@@ -120,17 +120,6 @@ void pager_mapping_put(struct mp_buf *b, const struct pager_session *s) {
 
 /* ---- being told ---- */
 
-static int get_numbers(const msgpack_object *o, uint64_t *ret, unsigned n) {
-        if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size != n)
-                return -EBADMSG;
-        for (unsigned i = 0; i < n; i++) {
-                if (o->via.array.ptr[i].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
-                        return -EBADMSG;
-                ret[i] = o->via.array.ptr[i].via.u64;
-        }
-        return 0;
-}
-
 static int get_images(const msgpack_object *a, struct pager_mapping *m) {
         if (a->via.array.size == 0 || a->via.array.size > PAGER_MAX_MAPPED)
                 return -EINVAL;
@@ -154,7 +143,7 @@ static int get_extents(const msgpack_object *a, uint64_t n_pages, struct pager_m
                 struct pager_extent *x = &m->extent[m->n_extents];
                 uint64_t v[2];
 
-                if (get_numbers(&a->via.array.ptr[m->n_extents], v, 2) < 0 || v[0] >= n_pages || v[1] >= m->n_images ||
+                if (mp_as_u64s(&a->via.array.ptr[m->n_extents], v, 2) < 0 || v[0] >= n_pages || v[1] >= m->n_images ||
                     v[1] >= PAGER_MAX_OWNERS || (m->n_extents == 0 ? v[0] != 0 : v[0] <= x[-1].first))
                         return -EINVAL;
                 *x = (struct pager_extent){ v[0], (uint32_t) v[1] };
@@ -171,7 +160,7 @@ static int get_runs(const msgpack_object *a, uint64_t n_pages, struct pager_mapp
         for (; m->n_runs < a->via.array.size; m->n_runs++) {
                 uint64_t v[3];
 
-                if (get_numbers(&a->via.array.ptr[m->n_runs], v, 3) < 0 || v[0] < at || v[0] >= n_pages || v[1] == 0 ||
+                if (mp_as_u64s(&a->via.array.ptr[m->n_runs], v, 3) < 0 || v[0] < at || v[0] >= n_pages || v[1] == 0 ||
                     v[1] > n_pages - v[0] || v[2] >= m->n_images)
                         return -EINVAL;
                 m->run[m->n_runs] = (struct pager_mapped_run){ v[0], v[1], v[2] };
@@ -187,7 +176,7 @@ static int get_since(const msgpack_object *a, struct pager_mapping *m) {
                 return -EINVAL;
         if (a->via.array.size == 0)
                 return 0;
-        if (get_numbers(a, &v, 1) < 0 || v == 0 || v >= m->n_images)
+        if (mp_as_u64s(a, &v, 1) < 0 || v == 0 || v >= m->n_images)
                 return -EINVAL;
         m->since = v;
         return 0;

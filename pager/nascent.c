@@ -57,18 +57,6 @@ static size_t words_of(uint64_t n_pages) {
         return (size_t) ((n_pages + 63) / 64);
 }
 
-static struct pager_layout *copy_layout(const struct pager_layout *l) {
-        struct pager_layout *copy = pager_layout_new(l->n);
-
-        if (!copy)
-                return NULL;
-        copy->mode = l->mode;
-        copy->page_size = l->page_size;
-        copy->n = l->n;
-        memcpy(copy->region, l->region, l->n * sizeof(l->region[0]));
-        return copy;
-}
-
 int pager_nascent_new(uint64_t ram_bytes, const struct pager_layout *l, int mem_fd, struct pager_reclaim *reclaim,
                       struct pager_image **ret) {
         cleanup_pager_image struct pager_image *img = NULL;
@@ -84,7 +72,7 @@ int pager_nascent_new(uint64_t ram_bytes, const struct pager_layout *l, int mem_
         img->nascent = n;
         n->job = (struct pager_fill_job){ .image = img, .copy = true };
         n->mem_fd = TAKE_FD(mem);
-        n->layout = copy_layout(l);
+        n->layout = pager_layout_copy(l);
         n->noted = calloc(words_of(img->n_pages), sizeof(*n->noted));
         n->zero = calloc(words_of(img->n_pages), sizeof(*n->zero));
         if (!n->layout || !n->noted || !n->zero)
@@ -243,14 +231,10 @@ void pager_nascent_shed(struct pager_image *img, const struct pager_view *keep) 
 /** Reads @n pages from guest page @first on out of the VMM. */
 static int read_source(const struct pager_nascent *n, uint64_t first, uint64_t count, uint8_t *buf) {
         for (uint64_t at = 0; at < count;) {
-                const struct pager_region *g = NULL;
                 uint64_t offset = (first + at) * PAGER_PAGE, len;
+                const struct pager_region *g = pager_layout_find_offset(n->layout, offset);
                 int r;
 
-                for (size_t i = 0; i < n->layout->n && !g; i++)
-                        if (n->layout->region[i].offset <= offset &&
-                            offset - n->layout->region[i].offset < n->layout->region[i].size)
-                                g = &n->layout->region[i];
                 if (!g)
                         return -EPIPE; /* noted pages lie in a region */
                 len = MIN_OF((count - at) * PAGER_PAGE, g->offset + g->size - offset);

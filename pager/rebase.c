@@ -190,16 +190,13 @@ static int find_pages(struct pager_session *s, uint64_t **ret) {
 /** The run of pages at or after @page that is in one region: its length, 0 at the end; *ret_first. */
 static uint64_t next_run(const struct pager_session *s, const uint64_t *bits, uint64_t page, uint64_t *ret_first) {
         uint64_t n_pages = pager_image_pages(s->image), n = 0;
-        const struct pager_region *g = NULL;
+        const struct pager_region *g;
 
         while (page < n_pages && !bit(bits, page))
                 page = bits[page / 64] >> (page % 64) ? page + 1 : (page | 63) + 1;
         if (page >= n_pages)
                 return 0;
-        for (size_t i = 0; i < s->layout->n && !g; i++)
-                if (s->layout->region[i].offset != PAGER_READS_ZERO && page * PAGER_PAGE >= s->layout->region[i].offset &&
-                    page * PAGER_PAGE - s->layout->region[i].offset < s->layout->region[i].size)
-                        g = &s->layout->region[i];
+        g = pager_layout_find_offset(s->layout, page * PAGER_PAGE);
         if (!g)
                 return 0; /* noted pages lie in a region */
         while (page + n < n_pages && bit(bits, page + n) && (page + n) * PAGER_PAGE < g->offset + g->size)
@@ -300,14 +297,13 @@ void pager_rebase_synced(struct pager_session *s) {
 static int watch(const struct pager_session *s, const struct pager_view *v) {
         int r = 0;
 
-        for (size_t i = 0; r == 0 && i < v->n; i++)
-                for (size_t k = 0; r == 0 && k < s->layout->n; k++) {
-                        const struct pager_region *g = &s->layout->region[k];
-                        uint64_t at = v->run[i].first * PAGER_PAGE;
+        for (size_t i = 0; r == 0 && i < v->n; i++) {
+                uint64_t at = v->run[i].first * PAGER_PAGE;
+                const struct pager_region *g = pager_layout_find_offset(s->layout, at);
 
-                        if (g->offset != PAGER_READS_ZERO && at >= g->offset && at - g->offset < g->size)
-                                r = uffd_register_as(s->uffd, g->base + (at - g->offset), v->run[i].n * PAGER_PAGE, true, true);
-                }
+                if (g)
+                        r = uffd_register_as(s->uffd, g->base + (at - g->offset), v->run[i].n * PAGER_PAGE, true, true);
+        }
         return r;
 }
 
